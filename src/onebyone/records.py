@@ -1,0 +1,771 @@
+"""The frozen records that pass between the stages: each prints, compares, saves and loads again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+
+from onebyone.errors import OutputError, RecordError
+from onebyone.tables import Table
+from onebyone.units import (
+    format_bytes,
+    format_count,
+    format_ms,
+    format_percent,
+    format_points,
+    format_ratio,
+)
+
+FORMAT = 1  # raised when a saved record of an older version could no longer be read
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file or nothing: aside first, then renamed into place."""
+    target = Path(path)
+    try:
+        descriptor, aside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror}.") from error
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        Path(aside).chmod(0o644)
+        Path(aside).replace(target)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+class Record:
+    """What every record can do: become JSON, be saved, and be loaded again."""
+
+    def to_json(self) -> str:
+        """Return the record as indented JSON text."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the record to a JSON file, whole or not at all.
+
+        Raises:
+            OutputError: If the file cannot be written.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read a record from JSON text.
+
+        Raises:
+            RecordError: If the text is not JSON, or not this record; says where.
+        """
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RecordError(f"This is not a saved {cls.__name__}: {error}.") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a record from a JSON file.
+
+        Raises:
+            RecordError: If the file is missing or is not this record; says where.
+        """
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise RecordError(
+                f"Cannot read the {cls.__name__} at {path}: {error.strerror}."
+            ) from error
+        try:
+            return cls.from_json(text)
+        except RecordError as error:
+            raise RecordError(f"{path}: {error}") from error
+
+
+# ---------------------------------------------------------------- machine and time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Record):
+    """Where numbers were obtained."""
+
+    processor: str
+    cores: int
+    threads: int
+    device: str
+    system: str
+    versions: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.processor}, {self.threads} of {self.cores} cores, {self.device}, "
+            f"torch {self.versions.get('torch', '?')}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Record):
+    """Milliseconds of one call, over repeated calls after a warm-up.
+
+    Attributes:
+        disturbed: Whether the spread was too wide for a verdict.
+    """
+
+    runtime: str
+    device: str
+    threads: int
+    batch: int
+    repeats: int
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    disturbed: bool = False
+
+    def __str__(self) -> str:
+        return f"{format_ms(self.median_ms)} [{format_ms(self.q1_ms)}–{format_ms(self.q3_ms)}]"
+
+    @property
+    def conditions(self) -> str:
+        """How the figure was obtained, in words."""
+        return (
+            f"{self.runtime}, {self.device}, {_plural(self.threads, 'thread')}, "
+            f"batch {self.batch}, median of {self.repeats}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio(Record):
+    """How many times faster: paired, interleaved rounds, with a bootstrap interval.
+
+    Attributes:
+        value: Median over rounds of time before / time after.
+        low: Lower end of the 95 % interval of that median.
+        high: Upper end.
+        rounds: Number of interleaved rounds.
+    """
+
+    value: float
+    low: float
+    high: float
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"{format_ratio(self.value)} [{self.low:.2f}–{self.high:.2f}]"
+
+    @property
+    def verdict(self) -> str:
+        """``faster``, ``slower``, or ``no difference shown``."""
+        if self.low > 1:
+            return "faster"
+        return "slower" if self.high < 1 else "no difference shown"
+
+
+# ---------------------------------------------------------------- profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Record):
+    """What a part of a network costs for one input (batch size 1)."""
+
+    params: int
+    macs: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(params=self.params + other.params, macs=self.macs + other.macs)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(params=self.params - other.params, macs=self.macs - other.macs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost(Record):
+    """One layer: its shapes (without the batch), and what it costs for one input.
+
+    Attributes:
+        kind: What the layer is, such as ``Conv2d 3×3``.
+        calls: How many times one forward pass runs it.
+        macs: Multiply-accumulates of all its calls.
+        timing: Time of all its calls inside the whole network, or ``None`` if not timed.
+    """
+
+    name: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    params: int
+    macs: int
+    calls: int = 1
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Record):
+    """A network's cost, whole and layer by layer.
+
+    Attributes:
+        input_shape: Shape of the input, with the batch.
+        params: All parameters, shared ones once.
+        macs: Multiply-accumulates for one input: convolutions, linear layers, matrix products.
+        layers: Layers that have parameters or multiply, in the order of execution.
+        uncounted: Operations that multiply but have no counting rule, with their number.
+        latency: Time of the whole network by runtime.
+    """
+
+    network: str
+    input_shape: tuple[int, ...]
+    params: int
+    macs: int
+    layers: tuple[LayerCost, ...]
+    latency: Mapping[str, Timing]
+    uncounted: Mapping[str, int]
+    machine: Machine
+    format: int = FORMAT
+
+    def table(self) -> Table:
+        """Return the layers as a table, largest share visible at a glance."""
+        total_ms = sum(layer.timing.median_ms for layer in self.layers if layer.timing) or None
+        rows = [_layer_row(layer, self.macs, total_ms) for layer in self.layers]
+        timed = total_ms is not None
+        rows.append(
+            ["all", "", "", format_count(self.params), format_count(self.macs), "100"]
+            + ([f"{total_ms:.3f}"] if timed else [])
+        )
+        notes = [
+            f"{name}: {timing} ({timing.conditions})" for name, timing in self.latency.items()
+        ]
+        if timed:
+            notes.append("Layer times: inside the whole network, eager, median over the passes.")
+        notes += [f"Not counted: {count} × {name}." for name, count in self.uncounted.items()]
+        columns = ("layer", "kind", "output", ">params", ">MACs", ">% MACs")
+        shape = "×".join(map(str, self.input_shape))
+        return Table(
+            columns=(*columns, ">ms") if timed else columns,
+            rows=rows,
+            title=f"{self.network} on {shape}",
+            notes=notes,
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def _layer_row(layer: LayerCost, macs: int, total_ms: float | None) -> list[str]:
+    row = [
+        layer.name or "(root)",
+        layer.kind + (f", {layer.calls} calls" if layer.calls > 1 else ""),
+        "×".join(map(str, layer.output_shape)),
+        format_count(layer.params),
+        format_count(layer.macs),
+        f"{100 * layer.macs / macs:.1f}" if macs else "–",
+    ]
+    if total_ms is not None:
+        row.append(f"{layer.timing.median_ms:.3f}" if layer.timing else "–")
+    return row
+
+
+# ---------------------------------------------------------------- options and plan
+
+Settings = dict[str, int | str | list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option(Record):
+    """One rewrite of one site with its settings, its cost and its predicted harm.
+
+    Attributes:
+        occupies: Names of all the modules that the rewrite replaces.
+        error: Relative squared error of the site's outputs on the calibration data.
+        harm: Predicted divergence of the network's outputs from the original's, in nats an
+            example for a classifier (KL), else the relative squared error.
+        measured: Whether ``harm`` was measured by running the option, not interpolated.
+    """
+
+    site: str
+    rewrite: str
+    settings: Settings
+    before: Cost
+    after: Cost
+    occupies: tuple[str, ...] = ()
+    error: float | None = None
+    harm: float | None = None
+    measured: bool = False
+
+    @property
+    def saved(self) -> Cost:
+        """What the option saves."""
+        return self.before - self.after
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftAlone(Record):
+    """A site that the plan does not change, and why, in words."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Record):
+    """An upper bound on one cost of the network.
+
+    Attributes:
+        limit: The bound in the quantity's own unit: parameters, or MACs for one input.
+        asked: The text that it was read from, such as ``"macs=50%"``.
+    """
+
+    quantity: Literal["params", "macs"]
+    limit: int
+    asked: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationInfo(Record):
+    """What the harm was measured on."""
+
+    data: str
+    examples: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
+    """The chosen option for each site, the budgets it meets, and why the rest was left alone.
+
+    A small file that can be edited by hand: :func:`onebyone.apply` reads ``site``, ``rewrite``
+    and ``settings`` of each choice; costs and harms are there to be read.
+    """
+
+    network: str
+    input_shape: tuple[int, ...]
+    budgets: tuple[Budget, ...]
+    before: Cost
+    after: Cost
+    choices: tuple[Option, ...]
+    left_alone: tuple[LeftAlone, ...]
+    calibration: CalibrationInfo | None = None
+    harm: float | None = None
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format > FORMAT:
+            raise ValueError(
+                f"the plan's format is {self.format}; this onebyone reads up to {FORMAT}: update it"
+            )
+
+    def table(self) -> Table:
+        """Return the choices, then what was left alone."""
+        rows = [
+            [
+                option.site or "(root)",
+                f"{option.rewrite} {format_settings(option.settings)}",
+                f"{format_count(option.before.macs)} → {format_count(option.after.macs)}",
+                f"{format_count(option.before.params)} → {format_count(option.after.params)}",
+                "–" if option.harm is None else f"{option.harm:.2g}",
+            ]
+            for option in self.choices
+        ]
+        rows += [[item.site or "(root)", f"– {item.reason}", "", "", ""] for item in self.left_alone]
+        notes = [
+            f"MACs {format_count(self.before.macs)} → {format_count(self.after.macs)} "
+            f"({format_percent(self.after.macs / max(self.before.macs, 1))}), "
+            f"params {format_count(self.before.params)} → {format_count(self.after.params)} "
+            f"({format_percent(self.after.params / max(self.before.params, 1))})."
+        ]
+        if self.calibration is not None:
+            notes.append(
+                f"Harm: predicted divergence from the original's outputs, on "
+                f"{self.calibration.examples} calibration examples of {self.calibration.data}."
+            )
+        return Table(
+            columns=("site", "rewrite", ">MACs", ">params", ">harm"),
+            rows=rows,
+            title=f"Plan for {self.network}: " + ", ".join(b.asked for b in self.budgets),
+            notes=notes,
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def format_settings(settings: Settings) -> str:
+    """Return settings as short text: ``tucker2 8, 12``."""
+    return " ".join(
+        ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for value in settings.values()
+    )
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Record):
+    """One pass over the training data."""
+
+    epoch: int
+    loss: float
+    validation: float | None
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLog(Record):
+    """What a training did.
+
+    Attributes:
+        objective: What was minimized, in words.
+        examples: Training examples an epoch.
+        chosen_epoch: The epoch whose weights were kept, counted from 1.
+        metric: Name of the metric in ``validation``.
+    """
+
+    objective: str
+    metric: str
+    epochs: tuple[Epoch, ...]
+    examples: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    optimizer: str
+    schedule: str
+    precision: str
+    augmentation: str
+    seed: int
+    seconds: float
+    chosen_epoch: int
+    device: str
+    threads: int
+
+    def table(self) -> Table:
+        """Return an epoch a line."""
+        rows = [
+            [
+                str(epoch.epoch),
+                f"{epoch.loss:.4f}",
+                "–" if epoch.validation is None else f"{epoch.validation:.4f}",
+                f"{epoch.learning_rate:.2g}",
+                f"{epoch.seconds:.1f}",
+            ]
+            for epoch in self.epochs
+        ]
+        return Table(
+            columns=(">epoch", ">loss", f">validation {self.metric}", ">rate", ">s"),
+            rows=rows,
+            title=self.objective,
+            notes=[
+                f"{self.optimizer}, {self.schedule}, batch {self.batch_size}, "
+                f"{self.examples:,} examples, {self.precision}, augmentation: "
+                f"{self.augmentation}, seed {self.seed}, {self.device}, "
+                f"{_plural(self.threads, 'thread')}."
+            ],
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Record):
+    """A mean over examples with its 95 % interval."""
+
+    name: str
+    value: float
+    n: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if self.is_fraction:
+            return (
+                f"{format_percent(self.value, 2)} "
+                f"[{100 * self.low:.2f}–{100 * self.high:.2f}], n = {self.n:,}"
+            )
+        return f"{self.value:.4g} [{self.low:.4g}–{self.high:.4g}], n = {self.n:,}"
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether the value is a share of the examples, shown as a percentage."""
+        return self.name in {"accuracy", "agreement"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Record):
+    """Everything measured of one network.
+
+    Attributes:
+        macs: For one input.
+        file_bytes: Size of its weights as safetensors.
+        latency: Time of the whole network by runtime.
+        metric: On test data; ``None`` where there is none.
+        train_metric: On a sample of the training data.
+        calibration_error: Expected calibration error of the confidence (15 equal bins), test data.
+    """
+
+    params: int
+    macs: int
+    file_bytes: int
+    latency: Mapping[str, Timing]
+    metric: Metric | None = None
+    train_metric: Metric | None = None
+    calibration_error: float | None = None
+
+    @property
+    def generalization_gap(self) -> float | None:
+        """Training metric less test metric."""
+        if self.metric is None or self.train_metric is None:
+            return None
+        return self.train_metric.value - self.metric.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Record):
+    """The metric after less the metric before, on the same examples.
+
+    Attributes:
+        low: Lower end of the 95 % interval of the difference.
+        high: Upper end.
+        p_value: Of no difference.
+        test: Name of the paired test and of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    p_value: float
+    test: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Record):
+    """Two networks on the same test examples and on the same machine, interleaved.
+
+    Attributes:
+        agreement: Share of examples with the same prediction; ``None`` unless classifiers.
+        divergence: Mean divergence of the outputs: KL in nats, or relative squared error.
+        latency_ratio: By runtime, time before / time after: above 1 is faster.
+        input_shape: Shape of the timed input, with the batch.
+    """
+
+    before: Measured
+    after: Measured
+    input_shape: tuple[int, ...]
+    latency_ratio: Mapping[str, Ratio]
+    difference: Difference | None = None
+    agreement: Metric | None = None
+    divergence: float | None = None
+    machine: Machine | None = None
+    names: tuple[str, str] = ("before", "after")
+    format: int = FORMAT
+
+    def table(self) -> Table:
+        """Return before, after and how they compare, a quantity a line."""
+        rows = [
+            _count_row("params", self.before.params, self.after.params, format_count),
+            _count_row("MACs", self.before.macs, self.after.macs, format_count),
+            _count_row("weights", self.before.file_bytes, self.after.file_bytes, format_bytes),
+        ]
+        for runtime, ratio in self.latency_ratio.items():
+            first, second = self.before.latency[runtime], self.after.latency[runtime]
+            rows.append(
+                [
+                    f"latency, {runtime}",
+                    format_ms(first.median_ms),
+                    format_ms(second.median_ms),
+                    f"{ratio} {ratio.verdict}",
+                ]
+            )
+        rows += self._metric_rows()
+        timing = next(iter(self.before.latency.values()), None)
+        notes = [f"Ratios of latency: {_latency_note(timing, self.latency_ratio)}"] if timing else []
+        if self.difference is not None:
+            notes.append(
+                f"{self.difference.test}: p = {self.difference.p_value:.2g} "
+                f"({self.difference.n:,} test examples)."
+            )
+        if self.machine is not None:
+            notes.append(f"{self.machine}.")
+        return Table(
+            columns=("", f">{self.names[0]}", f">{self.names[1]}", "change"),
+            rows=rows,
+            title="Measured",
+            notes=notes,
+        )
+
+    def _metric_rows(self) -> list[list[str]]:
+        rows = []
+        first, second = self.before.metric, self.after.metric
+        if first is not None and second is not None:
+            rows.append(
+                [f"test {first.name}", _value(first), _value(second), self._difference_text(first)]
+            )
+        train_first, train_second = self.before.train_metric, self.after.train_metric
+        if train_first is not None and train_second is not None:
+            rows.append([f"train {train_first.name}", _value(train_first), _value(train_second), ""])
+        gaps = self.before.generalization_gap, self.after.generalization_gap
+        if gaps[0] is not None and gaps[1] is not None and first is not None and first.is_fraction:
+            rows.append(["gap, points", format_points(gaps[0]), format_points(gaps[1]), ""])
+        errors = self.before.calibration_error, self.after.calibration_error
+        if errors[0] is not None and errors[1] is not None:
+            rows.append(["calibration error", f"{errors[0]:.4f}", f"{errors[1]:.4f}", ""])
+        if self.agreement is not None:
+            rows.append(["agreement", "", _value(self.agreement), ""])
+        if self.divergence is not None:
+            rows.append(["divergence", "", f"{self.divergence:.4g}", ""])
+        return rows
+
+    def _difference_text(self, metric: Metric) -> str:
+        if self.difference is None:
+            return ""
+        if metric.is_fraction:
+            low, high = format_points(self.difference.low), format_points(self.difference.high)
+            return f"{format_points(self.difference.value)} points [{low} … {high}]"
+        difference = self.difference
+        return f"{difference.value:+.4g} [{difference.low:+.4g} … {difference.high:+.4g}]"
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def _count_row(name: str, before: int, after: int, form: Any) -> list[str]:
+    change = "the same"
+    if after < before and after:
+        change = f"{format_ratio(before / after)} smaller"
+    elif after > before and before:
+        change = f"{format_ratio(after / before)} larger"
+    return [name, form(before), form(after), change]
+
+
+def _latency_note(timing: Timing, ratios: Mapping[str, Ratio]) -> str:
+    rounds = next(iter(ratios.values())).rounds if ratios else timing.repeats
+    return (
+        f"{rounds} interleaved rounds after a warm-up, {timing.device}, "
+        f"{_plural(timing.threads, 'thread')}, batch {timing.batch}, bootstrap 95 % interval."
+    )
+
+
+def _value(metric: Metric) -> str:
+    return format_percent(metric.value, 2) if metric.is_fraction else f"{metric.value:.4g}"
+
+
+# ---------------------------------------------------------------- a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource(Record):
+    """Where a network came from: enough to build it again, its weights apart.
+
+    Attributes:
+        spec: What :func:`onebyone.load_model` was given; ``None`` for a module made in memory.
+        options: Keyword arguments of the factory.
+        weights: The weights' file name, ``pretrained``, or ``None``.
+    """
+
+    name: str
+    spec: str | None
+    options: Mapping[str, int | float | str | bool] = field(default_factory=dict)
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo(Record):
+    """What a data set is: sizes of its parts, classes, and the shape of one input."""
+
+    name: str
+    train: int
+    validation: int
+    test: int
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    seed: int
+
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(Record):
+    """How far a run came.
+
+    Attributes:
+        stage: The stage that it is in, or where it stopped.
+        detail: Where in that stage, or the error.
+    """
+
+    state: State
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement(Record):
+    """A test example that the two networks see differently.
+
+    Attributes:
+        index: Position in the test data.
+        image: A PNG as a ``data:`` address, or empty where the input is no picture.
+        maps: Class activation maps of the two predictions, as ``data:`` addresses; may be empty.
+    """
+
+    index: int
+    label: int
+    before: int
+    after: int
+    image: str = ""
+    maps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """All that a run measured: what its report is made from.
+
+    Attributes:
+        one_shot: The rewritten network before any fine-tuning.
+        seconds: Wall time by stage.
+    """
+
+    onebyone: str
+    created: str
+    status: Status
+    source: ModelSource
+    machine: Machine
+    data: DataInfo | None = None
+    command: tuple[str, ...] = ()
+    seed: int = 0
+    plan: Plan | None = None
+    before: Measured | None = None
+    one_shot: Measured | None = None
+    one_shot_difference: Difference | None = None
+    one_shot_agreement: Metric | None = None
+    one_shot_divergence: float | None = None
+    after: Measured | None = None
+    comparison: Comparison | None = None
+    training: TrainLog | None = None
+    profile_before: Profile | None = None
+    profile_after: Profile | None = None
+    disagreements: tuple[Disagreement, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def with_(self, **changes: Any) -> RunRecord:
+        """Return a copy with some fields changed."""
+        return replace(self, **changes)
+
+    def __str__(self) -> str:
+        if self.comparison is None:
+            return f"{self.status.state} at {self.status.stage}: {self.status.detail}"
+        return str(self.comparison)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,69 @@
+"""Plain tables of aligned columns, at most 80 columns wide unless asked otherwise."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, headed columns and rows of ready-made text.
+
+    Attributes:
+        columns: Headings. One that starts with ``>`` heads a right-aligned column.
+        rows: As many cells a row as there are columns.
+        title: A line above, or nothing.
+        notes: Lines below: how the figures were obtained.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    notes: Sequence[str] = field(default=())
+
+    def to_rich(self) -> RichTable:
+        """Return the table for a rich console."""
+        table = RichTable(
+            title=self.title or None,
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+            caption="\n".join(self.notes) or None,
+            caption_justify="left",
+            caption_style="dim",
+        )
+        for column in self.columns:
+            right = column.startswith(">")
+            table.add_column(
+                column.removeprefix(">"),
+                justify="right" if right else "left",
+                no_wrap=right,
+                overflow="fold",
+            )
+        for row in self.rows:
+            table.add_row(*(_plain(cell) for cell in row))
+        return table
+
+    def __str__(self) -> str:
+        return render(self, width=80)
+
+
+def render(table: Table, *, width: int = 80) -> str:
+    """Return the table as text without colors, at most ``width`` columns wide."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None, legacy_windows=False)
+    console.print(table.to_rich())
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+
+
+def _plain(cell: str) -> str:
+    # Names of layers and classes are the user's: brackets in them are not markup.
+    return cell.replace("[", r"\[")

@@ -1,0 +1,88 @@
+"""Numbers with their units: 1_234_567 <-> "1.23 M"; "60%", "20M" -> budgets' amounts."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kKMGT]?)\s*\Z")
+
+
+def format_count(count: float) -> str:
+    """Format a count with three significant digits and a decimal prefix.
+
+    Examples:
+        >>> format_count(1_234_567), format_count(316_532), format_count(999)
+        ('1.23 M', '317 k', '999')
+    """
+    if abs(count) < 1000:
+        return f"{count:.0f}"
+    for prefix, scale in (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)):
+        scaled = count / scale
+        if abs(scaled) < 999.5 or prefix == "T":
+            digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
+            return f"{scaled:.{digits}f} {prefix}"
+    raise AssertionError("unreachable")
+
+
+def format_ms(ms: float) -> str:
+    """Format milliseconds with three significant digits and the unit that reads best.
+
+    Examples:
+        >>> format_ms(0.0123), format_ms(1.5), format_ms(33.14), format_ms(12_000)
+        ('12.3 µs', '1.50 ms', '33.1 ms', '12.0 s')
+    """
+    value, unit = (ms * 1e3, "µs") if ms < 1 else (ms, "ms") if ms < 1e4 else (ms / 1e3, "s")
+    digits = max(0, 2 - math.floor(math.log10(value))) if value >= 0.01 else 2
+    return f"{value:.{min(digits, 2)}f} {unit}"
+
+
+def format_bytes(count: float) -> str:
+    """Format bytes with a decimal prefix: ``1_270_000`` is ``1.27 MB``."""
+    return f"{format_count(count)}B" if count >= 1000 else f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration for people: ``75`` is ``1 min 15 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def format_percent(fraction: float, digits: int = 1) -> str:
+    """Format a fraction as a percentage: ``0.915`` is ``91.5 %``."""
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def format_points(difference: float, digits: int = 2) -> str:
+    """Format a difference of two fractions in percentage points, with its sign."""
+    return f"{100 * difference:+.{digits}f}".replace("-", "−")
+
+
+def format_ratio(ratio: float) -> str:
+    """Format how many times something is more or less: ``2.3×``."""
+    digits = 0 if abs(ratio) >= 99.5 else 1 if abs(ratio) >= 9.95 else 2
+    return f"{ratio:.{digits}f}×"
+
+
+def parse_count(text: str) -> int | None:
+    """Read ``"20M"``, ``"1.5k"`` or ``"4232"``; ``None`` where the text is no count."""
+    match = _NUMBER.match(text)
+    if match is None:
+        return None
+    return round(float(match[1]) * _SCALES[match[2]])
+
+
+def parse_percent(text: str) -> float | None:
+    """Read ``"60%"`` as 0.6; ``None`` where the text is no percentage."""
+    body = text.strip()
+    if not body.endswith("%"):
+        return None
+    try:
+        value = float(body[:-1])
+    except ValueError:
+        return None
+    return value / 100 if math.isfinite(value) else None
