@@ -236,9 +236,7 @@ class Profile(Record):
             ["all", "", "", format_count(self.params), format_count(self.macs), "100"]
             + ([f"{total_ms:.3f}"] if timed else [])
         )
-        notes = [
-            f"{name}: {timing} ({timing.conditions})" for name, timing in self.latency.items()
-        ]
+        notes = [f"{name}: {timing} ({timing.conditions})" for name, timing in self.latency.items()]
         if timed:
             notes.append("Layer times: inside the whole network, eager, median over the passes.")
         notes += [f"Not counted: {count} × {name}." for name, count in self.uncounted.items()]
@@ -370,7 +368,9 @@ class Plan(Record):
             ]
             for option in self.choices
         ]
-        rows += [[item.site or "(root)", f"– {item.reason}", "", "", ""] for item in self.left_alone]
+        rows += [
+            [item.site or "(root)", f"– {item.reason}", "", "", ""] for item in self.left_alone
+        ]
         notes = [
             f"MACs {format_count(self.before.macs)} → {format_count(self.after.macs)} "
             f"({format_percent(self.after.macs / max(self.before.macs, 1))}), "
@@ -587,7 +587,9 @@ class Comparison(Record):
             )
         rows += self._metric_rows()
         timing = next(iter(self.before.latency.values()), None)
-        notes = [f"Ratios of latency: {_latency_note(timing, self.latency_ratio)}"] if timing else []
+        notes = (
+            [f"Ratios of latency: {_latency_note(timing, self.latency_ratio)}"] if timing else []
+        )
         if self.difference is not None:
             notes.append(
                 f"{self.difference.test}: p = {self.difference.p_value:.2g} "
@@ -611,7 +613,9 @@ class Comparison(Record):
             )
         train_first, train_second = self.before.train_metric, self.after.train_metric
         if train_first is not None and train_second is not None:
-            rows.append([f"train {train_first.name}", _value(train_first), _value(train_second), ""])
+            rows.append(
+                [f"train {train_first.name}", _value(train_first), _value(train_second), ""]
+            )
         gaps = self.before.generalization_gap, self.after.generalization_gap
         if gaps[0] is not None and gaps[1] is not None and first is not None and first.is_fraction:
             rows.append(["gap, points", format_points(gaps[0]), format_points(gaps[1]), ""])

@@ -1,0 +1,82 @@
+"""What a network costs, whole and layer by layer: counted, and timed on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.errors import OptionError
+from onebyone.profile.latency import interleave, threads
+from onebyone.profile.trace import time_layers, trace_layers
+from onebyone.records import Profile
+from onebyone.runtimes import describe_machine, find_runtime
+
+__all__ = ["example_input", "profile"]
+
+
+def example_input(
+    shape: tuple[int, ...], *, device: str = "cpu", seed: int = 0, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return a standard normal input of that shape, batch included.
+
+    Raises:
+        OptionError: If a size is not positive.
+    """
+    if not shape or any(size < 1 for size in shape):
+        raise OptionError(f"`input_shape` must be positive sizes, batch included, got {shape}.")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=dtype).to(device)
+
+
+def profile(
+    model: nn.Module,
+    *,
+    input_shape: tuple[int, ...],
+    name: str | None = None,
+    runtimes: tuple[str, ...] = ("eager",),
+    device: str = "cpu",
+    num_threads: int | None = None,
+    timed: bool = True,
+    rounds: int = 20,
+) -> Profile:
+    """Count and time a network, whole and layer by layer.
+
+    Args:
+        model: Not modified: copies are run.
+        input_shape: Shape of one input with the batch in front. Times are for this batch; counts
+            are for one input.
+        name: What to call it; its class by default.
+        runtimes: Names of the runtimes that the whole network is timed in.
+        device: Where to time it.
+        num_threads: Torch's threads while timing; what is set, by default.
+        timed: Whether to time at all.
+        rounds: Timed rounds of the whole network.
+
+    Raises:
+        OptionError: If the shape is not positive sizes.
+        ModelError: If the network cannot be run on that shape.
+    """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    example = example_input(input_shape, device=device, dtype=dtype)
+    costs = trace_layers(model, example[:1].cpu() if device == "cpu" else example[:1])
+    layers, latency = costs.layers, {}
+    with threads(num_threads):
+        if timed:
+            timings = time_layers(model, example, layers)
+            layers = tuple(replace(layer, timing=timings.get(layer.name)) for layer in layers)
+            callables = {r: find_runtime(r).prepare(model, example) for r in runtimes}
+            samples = interleave(callables, rounds=rounds, device=device)
+            latency = {r: samples.timing(r, runtime=r, batch=example.shape[0]) for r in callables}
+        machine = describe_machine(device)
+    return Profile(
+        network=name or type(model).__name__,
+        input_shape=tuple(example.shape),
+        params=costs.params,
+        macs=costs.macs,
+        layers=layers,
+        latency=latency,
+        uncounted=costs.uncounted,
+        machine=machine,
+    )

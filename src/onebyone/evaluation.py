@@ -1,0 +1,331 @@
+"""Scores on data, and the paired statistics of two networks on the same examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor, nn
+
+from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
+from onebyone.records import Difference, Metric
+from onebyone.sites import in_evaluation_mode
+
+Array = NDArray[np.float64]
+
+# A metric takes outputs ``(n, …)`` and targets ``(n, …)`` and gives a score for each example,
+# shape ``(n,)``, higher is better; its value on a data set is the mean.
+MetricFunction = Callable[[Tensor, Tensor], Tensor]
+
+CALIBRATION_BINS = 15
+LEVEL_Z = 1.959963984540054  # of the 95 % interval
+
+
+class Examples(Protocol):
+    """Data as evaluation needs it: sized, in batches of inputs and targets."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, *, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs ``(batch, …)`` and targets ``(batch, …)`` in a fixed order."""
+        ...
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 where the highest score is the target's, else 0.
+
+    Args:
+        outputs: Scores ``(n, classes)``.
+        targets: Class numbers ``(n,)``.
+    """
+    return (outputs.argmax(dim=1) == targets).float()
+
+
+METRICS: dict[str, MetricFunction] = {"accuracy": accuracy}
+
+
+def find_metric(metric: str | MetricFunction) -> tuple[str, MetricFunction]:
+    """Return a metric's name and function.
+
+    Raises:
+        UnknownNameError: If there is no built-in metric of that name.
+    """
+    if isinstance(metric, str):
+        if metric not in METRICS:
+            raise UnknownNameError("metric", metric, METRICS)
+        return metric, METRICS[metric]
+    return getattr(metric, "__name__", type(metric).__name__), metric
+
+
+def is_classifier_output(outputs: Tensor) -> bool:
+    """Whether outputs are class scores, ``(batch, classes)``."""
+    return outputs.ndim == 2 and outputs.shape[1] > 1
+
+
+def divergence(reference: Tensor, outputs: Tensor) -> Tensor:
+    """Return how far outputs are from the reference's, an example each, shape ``(batch,)``.
+
+    For class scores the Kullback-Leibler divergence in nats, else the squared error relative to
+    the mean square of the reference over the batch.
+    """
+    reference, outputs = reference.float(), outputs.float()
+    if is_classifier_output(reference):
+        log_p = reference.log_softmax(dim=1)
+        return (log_p.exp() * (log_p - outputs.log_softmax(dim=1))).sum(dim=1)
+    scale = reference.square().mean().clamp_min(1e-12)
+    return (outputs - reference).square().flatten(1).mean(dim=1) / scale
+
+
+# ---------------------------------------------------------------- one network
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one network, an example each.
+
+    Attributes:
+        scores: Of the metric, shape ``(n,)``.
+        predictions: Class numbers ``(n,)``; ``None`` unless a classifier.
+        confidences: Probability of the predicted class ``(n,)``; ``None`` unless a classifier.
+    """
+
+    metric: str
+    scores: Array
+    predictions: NDArray[np.int64] | None = None
+    confidences: Array | None = None
+
+    def summary(self) -> Metric:
+        """Return the mean with its 95 % interval."""
+        return summarize(self.metric, self.scores)
+
+    def calibration_error(self) -> float | None:
+        """Return the expected calibration error, where scores are hits and misses."""
+        if self.confidences is None or self.metric != "accuracy":
+            return None
+        return expected_calibration_error(self.confidences, self.scores)
+
+
+def evaluate(
+    model: nn.Module,
+    split: Examples,
+    *,
+    metric: str | MetricFunction = "accuracy",
+    batch_size: int = 250,
+    device: str = "cpu",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Metric:
+    """Return a network's mean score on data, with its 95 % interval.
+
+    Args:
+        model: Not modified; where a module is in training mode a copy is run.
+        split: The data.
+        metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``.
+        batch_size: Examples a pass.
+        device: Where to run.
+        progress: Told of the examples done.
+
+    Raises:
+        DataError: If there are no examples.
+        OptionError: If the metric does not give a score for each example.
+        ModelError: If the network's output is not one tensor.
+    """
+    name, _ = find_metric(metric)
+    outputs = score(
+        [model], split, metric=metric, batch_size=batch_size, device=device, progress=progress
+    )
+    return summarize(name, outputs.each[0].scores)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Networks on the same examples.
+
+    Attributes:
+        each: The scores of each network, in the order given.
+        divergences: Mean divergence of each from the first.
+    """
+
+    each: tuple[Scores, ...]
+    divergences: tuple[float, ...]
+
+
+def score(
+    models: list[nn.Module],
+    split: Examples,
+    *,
+    metric: str | MetricFunction = "accuracy",
+    batch_size: int = 250,
+    device: str = "cpu",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Together:
+    """Run networks side by side on the same batches and score every example.
+
+    See :func:`evaluate` for the arguments and the errors.
+    """
+    name, function = find_metric(metric)
+    if len(split) == 0:
+        raise DataError("Data to evaluate on must have at least one example, got none.")
+    networks = [in_evaluation_mode(model).to(device) for model in models]
+    parts: list[list[dict[str, Array]]] = [[] for _ in networks]
+    apart: list[list[Array]] = [[] for _ in networks]
+    done = 0
+    with torch.inference_mode():
+        for inputs, targets in split.batches(batch_size, device=device):
+            reference: Tensor | None = None
+            for index, network in enumerate(networks):
+                outputs = one_tensor(network(inputs), network)
+                reference = outputs if reference is None else reference
+                parts[index].append(_batch_scores(outputs, targets, name, function))
+                apart[index].append(divergence(reference, outputs).double().cpu().numpy())
+            done += len(inputs)
+            if progress is not None:
+                progress(done, len(split), "evaluating")
+    return Together(
+        each=tuple(_joined(name, batches) for batches in parts),
+        divergences=tuple(float(np.concatenate(values).mean()) for values in apart),
+    )
+
+
+def one_tensor(outputs: Any, network: nn.Module) -> Tensor:
+    """Return a network's output if it is one tensor.
+
+    Raises:
+        ModelError: If it is anything else.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    raise ModelError(
+        f"The network's output must be one tensor in evaluation mode, but {type(network).__name__} "
+        f"gave {type(outputs).__name__}. Wrap it in a module that returns the tensor to compare."
+    )
+
+
+def _batch_scores(
+    outputs: Tensor, targets: Tensor, name: str, function: MetricFunction
+) -> dict[str, Array]:
+    try:
+        scores = function(outputs.float(), targets)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise OptionError(
+            f"The metric {name!r} failed on outputs {tuple(outputs.shape)} and targets "
+            f"{tuple(targets.shape)}: {error}"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.shape != (len(outputs),):
+        came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise OptionError(
+            f"The metric {name!r} must give one score an example, shape ({len(outputs)},), "
+            f"got {came}. Return per-example scores; their mean is taken here."
+        )
+    values = {"scores": scores.double().cpu().numpy()}
+    if is_classifier_output(outputs):
+        best = outputs.float().softmax(dim=1).max(dim=1)
+        values["predictions"] = best.indices.cpu().numpy()
+        values["confidences"] = best.values.double().cpu().numpy()
+    return values
+
+
+def _joined(name: str, batches: list[dict[str, Array]]) -> Scores:
+    columns = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    predictions = columns.get("predictions")
+    return Scores(
+        metric=name,
+        scores=columns["scores"],
+        predictions=None if predictions is None else predictions.astype(np.int64),
+        confidences=columns.get("confidences"),
+    )
+
+
+# ---------------------------------------------------------------- intervals and tests
+
+
+def summarize(name: str, scores: Array) -> Metric:
+    """Return a mean with its 95 % interval: Wilson's for hits and misses, else Student's."""
+    n, mean = len(scores), float(scores.mean())
+    if bool(np.isin(scores, (0.0, 1.0)).all()):
+        low, high = wilson_interval(mean, n)
+    else:
+        spread = float(scores.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+        reach = float(stats.t.ppf(0.975, n - 1)) * spread if n > 1 else 0.0
+        low, high = mean - reach, mean + reach
+    return Metric(name=name, value=mean, n=n, low=low, high=high)
+
+
+def wilson_interval(share: float, n: int, *, z: float = LEVEL_Z) -> tuple[float, float]:
+    """Return the Wilson score interval of a share of ``n`` examples (Wilson 1927).
+
+    Examples:
+        >>> low, high = wilson_interval(0.5, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.404, 0.596)
+    """
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, center - reach), min(1.0, center + reach)
+
+
+def expected_calibration_error(
+    confidences: Array, hits: Array, *, bins: int = CALIBRATION_BINS
+) -> float:
+    """Return the expected calibration error in equal bins (Guo et al. 2017, section 2)."""
+    places = np.minimum((confidences * bins).astype(int), bins - 1)
+    total = 0.0
+    for place in range(bins):
+        inside = places == place
+        if inside.any():
+            total += float(abs(confidences[inside].mean() - hits[inside].mean())) * inside.sum()
+    return total / len(hits)
+
+
+def agreement(first: Scores, second: Scores) -> Metric | None:
+    """Return the share of examples with the same prediction; ``None`` unless classifiers."""
+    if first.predictions is None or second.predictions is None:
+        return None
+    same = (first.predictions == second.predictions).astype(np.float64)
+    return summarize("agreement", same)
+
+
+def paired_difference(before: Scores, after: Scores) -> Difference:
+    """Return the mean score after less that before, tested on the same examples.
+
+    For hits and misses: the exact McNemar test, and the interval of Agresti and Min (2005),
+    which adds half an example to each cell. Else: Student's paired t.
+    """
+    n = len(before.scores)
+    value = float((after.scores - before.scores).mean())
+    if before.metric == "accuracy":
+        gained = int(((before.scores == 0) & (after.scores == 1)).sum())
+        lost = int(((before.scores == 1) & (after.scores == 0)).sum())
+        changed = gained + lost
+        p_value = float(stats.binomtest(gained, changed, 0.5).pvalue) if changed else 1.0
+        b, c, m = gained + 0.5, lost + 0.5, n + 2
+        center = (b - c) / m
+        reach = LEVEL_Z * math.sqrt(b + c - (b - c) ** 2 / m) / m
+        return Difference(
+            value=value,
+            low=center - reach,
+            high=center + reach,
+            n=n,
+            p_value=p_value,
+            test="exact McNemar test, Agresti-Min interval",
+        )
+    differences = after.scores - before.scores
+    if n < 2 or float(differences.std()) == 0.0:
+        return Difference(
+            value=value, low=value, high=value, n=n, p_value=1.0, test="paired t test"
+        )
+    result = stats.ttest_rel(after.scores, before.scores)
+    interval = result.confidence_interval(0.95)
+    return Difference(
+        value=value,
+        low=float(interval.low),
+        high=float(interval.high),
+        n=n,
+        p_value=float(result.pvalue),
+        test="paired t test",
+    )

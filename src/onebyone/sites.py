@@ -1,0 +1,150 @@
+"""Copies of networks and the one place that edits a module tree."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.errors import ModelError, OptionError, WeightsError
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+def copy_network(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a network; the network itself is only read.
+
+    Raises:
+        ModelError: If the network cannot be copied, with the cause and what to do.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(
+            f"The network must be deep-copyable, for it is never modified itself, but "
+            f"copying {type(model).__name__} failed: {error}. Detach tensors that it keeps as "
+            f"attributes, and replace old-style weight norm by torch.nn.utils.parametrizations."
+        ) from error
+
+
+def evaluation_copy(model: nn.Module, *, device: torch.device | str | None = None) -> nn.Module:
+    """Return a deep copy in evaluation mode, on ``device`` if one is given."""
+    duplicate = copy_network(model).eval()
+    return duplicate if device is None else duplicate.to(device)
+
+
+def in_evaluation_mode(model: nn.Module) -> nn.Module:
+    """Return the network itself where every module is in evaluation mode, else such a copy."""
+    if any(module.training for module in model.modules()):
+        return evaluation_copy(model)
+    return model
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Run a network on a tensor, on a tuple of arguments, or on keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """Run a network without gradients; its own exceptions become a ``ModelError``.
+
+    Raises:
+        ModelError: If the forward pass fails; says for which shapes and why.
+    """
+    try:
+        with torch.no_grad():
+            return call(model, inputs)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors_in(inputs))
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"The network {type(model).__name__} must run on an input of shape {shapes}, but it "
+            f"failed: {reason} Check the input's shape, channels and type."
+        ) from error
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def module_at(model: nn.Module, name: str) -> nn.Module:
+    """Return the module of that dotted name; the empty name is the network itself.
+
+    Raises:
+        OptionError: If the network has no such module.
+    """
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise OptionError(
+            f"The network {type(model).__name__} has no module named {name!r}: {error}."
+        ) from error
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """Put ``new`` in the place of a module, and return the network.
+
+    Args:
+        model: Modified in place, unless ``name`` is empty: pass a copy.
+        name: Dotted name; empty for the network itself, which is then ``new``.
+        new: The replacement. It takes over the mode (training or evaluation) of the old module.
+    """
+    old = module_at(model, name)
+    new.train(old.training)
+    if not name:
+        return new
+    parent_name, _, child = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    # Containers and plain modules alike keep their children here, so that order and names stay.
+    parent._modules[child] = new  # noqa: SLF001
+    return model
+
+
+def aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return for the first name of each module all the names under which it is reachable."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {group[0]: tuple(group) for group in names.values()}
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check that every floating-point weight and buffer is finite.
+
+    Raises:
+        WeightsError: Naming the first tensor that is not, and how many of its values.
+    """
+    tensors: Iterable[tuple[str, Tensor]] = model.state_dict().items()
+    for name, tensor in tensors:
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if bad:
+            raise WeightsError(
+                f"Weights must be finite, but {bad:,} of {tensor.numel():,} values of {name!r} are "
+                f"NaN or infinite. Load weights from before the training diverged."
+            )
+
+
+@contextmanager
+def hooks_removed(handles: list[Any]) -> Iterator[None]:
+    """Remove the hooks in ``handles`` on the way out, also after an exception."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
