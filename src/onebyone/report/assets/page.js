@@ -1,0 +1,77 @@
+"use strict";
+
+// Charts: each figure carries its data; the table beneath it is what is read without JavaScript.
+(() => {
+  if (typeof Plot === "undefined") return;
+  const shade = (slot) => `var(--s${slot})`;
+  const number = (value, percent) =>
+    percent ? `${(100 * value).toFixed(2)} %` : String(Number(value.toPrecision(4)));
+
+  const lines = (data, width) => {
+    const points = data.series.flatMap((series) =>
+      series.points.map(([x, y, low, high]) => ({ x, y, low, high, name: series.name, color: series.color })));
+    const bands = points.filter((point) => point.low !== undefined);
+    const many = data.series.length > 1;
+    const title = (point) =>
+      `${many ? `${point.name}\n` : ""}${data.x} ${point.x}\n${data.y}: ${number(point.y, data.percent)}`;
+    return Plot.plot({
+      width,
+      height: data.height,
+      marginLeft: 56,
+      marginRight: 16,
+      x: { label: data.x, ticks: Math.min(data.xTicks, Math.floor(width / 60)), tickFormat: "d", inset: 6 },
+      y: { label: data.y, grid: true, ticks: 5, nice: true, tickFormat: data.percent ? (y) => `${Number((100 * y).toPrecision(4))} %` : undefined },
+      marks: [
+        Plot.areaY(bands, { x: "x", y1: "low", y2: "high", z: "name", fill: (p) => shade(p.color), fillOpacity: 0.16 }),
+        Plot.ruleX(data.marks, { x: "x", stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" }),
+        Plot.text(data.marks, { x: "x", text: "label", frameAnchor: "top", dy: -8, fill: "currentColor", fontSize: 11 }),
+        Plot.line(points, { x: "x", y: "y", z: "name", stroke: (p) => shade(p.color), strokeWidth: 2 }),
+        Plot.dot(points, { x: "x", y: "y", r: points.length > 80 ? 0 : 2.5, fill: (p) => shade(p.color) }),
+        Plot.tip(points, Plot.pointerX({ x: "x", y: "y", title })),
+      ],
+    });
+  };
+
+  const intervals = (data, width) => {
+    const rows = data.rows.map(([name, value, low, high, color]) => ({ name, value, low, high, color }));
+    const longest = Math.max(...rows.map((row) => row.name.length));
+    return Plot.plot({
+      width,
+      height: 48 + 34 * rows.length,
+      marginLeft: Math.min(7.5 * longest + 20, width * 0.42),
+      marginRight: 20,
+      x: { label: data.x, grid: true, ticks: Math.floor(width / 90), tickFormat: data.percent ? (x) => `${Number((100 * x).toPrecision(4))} %` : undefined },
+      y: { label: null, domain: rows.map((row) => row.name) },
+      marks: [
+        ...(data.zero === null ? [] : [Plot.ruleX([data.zero], { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" })]),
+        Plot.ruleY(rows, { x1: "low", x2: "high", y: "name", stroke: (r) => shade(r.color), strokeWidth: 3, strokeLinecap: "round" }),
+        Plot.dot(rows, { x: "value", y: "name", r: 5, fill: (r) => shade(r.color) }),
+        Plot.tip(rows, Plot.pointerX({ x: "value", y: "name", title: (r) =>
+          `${r.name}\n${number(r.value, data.percent)} [${number(r.low, data.percent)} … ${number(r.high, data.percent)}]` })),
+      ],
+    });
+  };
+
+  const draw = (figure) => {
+    const data = JSON.parse(figure.dataset.chart);
+    const canvas = figure.querySelector(".canvas");
+    const width = Math.max(260, Math.min(canvas.clientWidth, 720));
+    if (canvas.dataset.width === String(width)) return;
+    canvas.dataset.width = String(width);
+    const svg = (data.kind === "lines" ? lines : intervals)(data, width);
+    // Plot writes its tips on the page's background; the figure's label already says it in words.
+    svg.style.setProperty("--plot-background", "var(--paper)");
+    svg.setAttribute("aria-hidden", "true");
+    svg.style.fontFamily = "inherit";
+    svg.style.fontSize = "12px";
+    canvas.replaceChildren(svg);
+  };
+
+  const figures = [...document.querySelectorAll("[data-chart]")];
+  for (const figure of figures) {
+    figure.querySelector("details")?.removeAttribute("open");
+    draw(figure);
+  }
+  const watch = new ResizeObserver((entries) => entries.forEach(({ target }) => draw(target)));
+  figures.forEach((figure) => watch.observe(figure));
+})();
