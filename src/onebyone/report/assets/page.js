@@ -19,6 +19,7 @@
       height: data.height,
       marginLeft: 56,
       marginRight: 16,
+      marginBottom: 42,
       x: { label: data.x, ticks: Math.min(data.xTicks, Math.floor(width / 60)), tickFormat: "d", inset: 6 },
       y: { label: data.y, grid: true, ticks: 5, nice: true, tickFormat: data.percent ? (y) => `${Number((100 * y).toPrecision(4))} %` : undefined },
       marks: [
@@ -37,10 +38,11 @@
     const longest = Math.max(...rows.map((row) => row.name.length));
     return Plot.plot({
       width,
-      height: 48 + 34 * rows.length,
+      height: 54 + 34 * rows.length,
+      marginBottom: 42,
       marginLeft: Math.min(7.5 * longest + 20, width * 0.42),
       marginRight: 20,
-      x: { label: data.x, grid: true, ticks: Math.floor(width / 90), tickFormat: data.percent ? (x) => `${Number((100 * x).toPrecision(4))} %` : undefined },
+      x: { label: data.x, grid: true, inset: 8, ticks: Math.floor(width / 90), tickFormat: data.percent ? (x) => `${Number((100 * x).toPrecision(4))} %` : undefined },
       y: { label: null, domain: rows.map((row) => row.name) },
       marks: [
         ...(data.zero === null ? [] : [Plot.ruleX([data.zero], { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" })]),
@@ -74,4 +76,71 @@
   }
   const watch = new ResizeObserver((entries) => entries.forEach(({ target }) => draw(target)));
   figures.forEach((figure) => watch.observe(figure));
+})();
+
+// The network: the facts of a layer, which its row holds, in a card beside the pointer or the focus.
+(() => {
+  const rows = new Map(
+    [...document.querySelectorAll("[data-layer]")].map((row) => [row.dataset.layer, row]));
+  if (rows.size === 0) return;
+  const card = document.createElement("div");
+  card.className = "card";
+  card.hidden = true;
+  card.setAttribute("aria-hidden", "true"); // the row itself says the same
+  document.body.append(card);
+
+  const place = (x, y) => {
+    const { width, height } = card.getBoundingClientRect();
+    const right = x + 16 + width > innerWidth ? Math.max(8, innerWidth - width - 8) : x + 16;
+    const below = y + 18 + height > innerHeight ? Math.max(8, y - height - 14) : y + 18;
+    card.style.left = `${right}px`;
+    card.style.top = `${below}px`;
+  };
+  const show = (row, x, y) => {
+    if (card.dataset.of !== row.dataset.layer) {
+      const name = document.createElement("strong");
+      name.textContent = row.querySelector(".name").textContent;
+      card.replaceChildren(name, row.querySelector("dl").cloneNode(true));
+      card.dataset.of = row.dataset.layer;
+    }
+    card.hidden = false;
+    place(x, y);
+  };
+  const hide = () => { card.hidden = true; };
+  const rowOf = (target) => {
+    if (!(target instanceof Element)) return null;
+    const segment = target.closest("[data-row]");
+    if (segment) return rows.get(segment.dataset.row) ?? null;
+    return target.closest("summary") ? target.closest("[data-layer]") : null;
+  };
+
+  const follow = (event) => {
+    const row = rowOf(event.target);
+    if (row && !(row.open && row.contains(event.target))) show(row, event.clientX, event.clientY);
+    else hide();
+  };
+  document.addEventListener("pointermove", follow);
+  document.addEventListener("pointerdown", (event) => {
+    // A tap on a row opens it; a tap on a strip has only the card.
+    if (event.pointerType === "mouse" || event.target.closest("summary")) hide();
+    else follow(event);
+  });
+  document.addEventListener("focusin", (event) => {
+    const row = rowOf(event.target);
+    if (!row || row.open || !event.target.matches(":focus-visible")) return hide();
+    const box = event.target.getBoundingClientRect();
+    show(row, box.left + Math.min(280, box.width / 2), box.bottom - 14);
+  });
+  document.addEventListener("focusout", hide);
+  document.addEventListener("scroll", hide, { passive: true });
+  document.addEventListener("toggle", hide, true);
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+
+  // On paper nothing opens: the groups are shown whole, and closed again afterwards.
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll(".group > details:not([open])")];
+    opened.forEach((group) => { group.open = true; });
+  });
+  addEventListener("afterprint", () => { opened.forEach((group) => { group.open = false; }); });
 })();

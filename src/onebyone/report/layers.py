@@ -1,0 +1,161 @@
+"""Which layer became which: two profiles and a plan, matched by name into rows of a picture."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from onebyone.records import LayerCost, Option, Plan, Profile, Settings
+
+GROUPED_ABOVE = 40  # rows; fewer are all shown
+_MOST_GROUPS = 24
+_BLOCK = 20  # rows of a group where the names suggest none
+
+Quantity = Literal["ms", "macs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """A place in the network before and after: layers that a rewrite joins are one row.
+
+    Attributes:
+        option: What the plan chose here, or ``None``.
+        reason: Why the plan left it alone; empty where it says nothing.
+        before: Layers of the original network.
+        after: Layers that stand in their place.
+    """
+
+    name: str
+    option: Option | None
+    reason: str
+    before: tuple[LayerCost, ...]
+    after: tuple[LayerCost, ...]
+
+    @property
+    def rewrite(self) -> str:
+        """Name of the rewrite, or ``alone``."""
+        return self.option.rewrite if self.option else "alone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGroup:
+    """Rows that follow each other and have a name in common."""
+
+    name: str
+    rows: tuple[LayerRow, ...]
+
+
+@dataclass
+class _Draft:
+    before: list[LayerCost] = field(default_factory=list)
+    after: list[LayerCost] = field(default_factory=list)
+
+
+def match_layers(before: Profile, after: Profile | None, plan: Plan | None) -> list[LayerRow]:
+    """Return the rows in the order of execution.
+
+    A layer belongs to the option whose site, or one of whose occupied modules, is the longest
+    beginning of its name; otherwise to the layer of its own name. ``site.reduce`` and
+    ``site.expand`` thus become one row with the ``site`` that they replace.
+    """
+    owners = _owners(plan)
+    drafts: dict[str, _Draft] = defaultdict(_Draft)
+    for layer in before.layers:
+        drafts[_owner(layer.name, owners)].before.append(layer)
+    order = list(drafts)
+    last = -1
+    for layer in after.layers if after else ():
+        name = _owner(layer.name, owners)
+        if name not in drafts:
+            order.insert(last + 1, name)
+        drafts[name].after.append(layer)
+        last = order.index(name)
+    options = {option.site: option for option in plan.choices} if plan else {}
+    reasons = {item.site: item.reason for item in plan.left_alone} if plan else {}
+    return [
+        LayerRow(
+            name=name or "(root)",
+            option=options.get(name),
+            reason=reasons.get(name, ""),
+            before=tuple(drafts[name].before),
+            after=tuple(drafts[name].after),
+        )
+        for name in order
+    ]
+
+
+def _owners(plan: Plan | None) -> dict[str, str]:
+    """Return module names, each with the site whose rewrite replaces it."""
+    if plan is None:
+        return {}
+    owners = {module: option.site for option in plan.choices for module in option.occupies}
+    return owners | {option.site: option.site for option in plan.choices}
+
+
+def _owner(name: str, owners: dict[str, str]) -> str:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        beginning = ".".join(parts[:length])
+        if beginning in owners:
+            return owners[beginning]
+    return owners.get("", name)
+
+
+# ---------------------------------------------------------------- what the bars measure
+
+
+def bar_quantity(rows: Sequence[LayerRow]) -> Quantity:
+    """Return what to draw: times where both networks have them, else multiply-accumulates."""
+    before = any(layer.timing for row in rows for layer in row.before)
+    after_layers = [layer for row in rows for layer in row.after]
+    after = any(layer.timing for layer in after_layers) or not after_layers
+    return "ms" if before and after else "macs"
+
+
+def amount(layers: Iterable[LayerCost], quantity: Quantity) -> float:
+    """Return the layers' milliseconds or multiply-accumulates; a layer not timed counts as 0."""
+    if quantity == "macs":
+        return float(sum(layer.macs for layer in layers))
+    return sum(layer.timing.median_ms for layer in layers if layer.timing)
+
+
+# ---------------------------------------------------------------- groups
+
+
+def group_layers(rows: Sequence[LayerRow]) -> list[LayerGroup]:
+    """Return rows in groups by the beginning of their names, so that 200 can be surveyed.
+
+    The shortest beginning that gives three groups or more, yet not too many, is taken; where the
+    names suggest none, blocks of equal length.
+    """
+    for depth in (1, 2, 3):
+        groups = _by_beginning(rows, depth)
+        if 3 <= len(groups) <= _MOST_GROUPS:
+            return groups
+    return [
+        LayerGroup(
+            name=f"{block[0].name} … {block[-1].name}",
+            rows=tuple(block),
+        )
+        for block in (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
+    ]
+
+
+def _by_beginning(rows: Sequence[LayerRow], depth: int) -> list[LayerGroup]:
+    runs = itertools.groupby(rows, lambda row: _beginning(row.name, depth))
+    return [LayerGroup(name=name, rows=tuple(members)) for name, members in runs]
+
+
+def _beginning(name: str, depth: int) -> str:
+    return ".".join(name.split(".")[:depth])
+
+
+def settings_words(settings: Settings) -> str:
+    """Return settings with their names: ``form tucker2, ranks 8, 12``."""
+    return "; ".join(
+        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in settings.items()
+    )

@@ -1,0 +1,177 @@
+"""The table of everything measured: before, one-shot, after, and the change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from markupsafe import Markup
+
+from onebyone.records import Difference, Measured, Metric, RunRecord
+from onebyone.report.parts import quantity, section, table
+from onebyone.report.verdict import (
+    disturbed,
+    interval,
+    metric_interval,
+    metric_value,
+    signed,
+    size_words,
+    speed_words,
+)
+from onebyone.tables import Table
+from onebyone.units import format_bytes, format_count, format_ms
+
+_NONE = "–"
+_COUNTS: tuple[tuple[str, str, Callable[[float], str], tuple[str, str]], ...] = (
+    ("Parameters", "params", format_count, ("fewer", "more")),
+    ("Weights file", "file_bytes", format_bytes, ("smaller", "larger")),
+    ("MACs for one input", "macs", format_count, ("fewer", "more")),
+)
+
+
+def measured_section(record: RunRecord) -> Markup:
+    """Return the table of everything measured, before, in between and after."""
+    columns = _columns(record)
+    if not columns:
+        return Markup("")
+    networks = [measured for _, measured in columns]
+    rows = [*_count_rows(networks), *_latency_rows(record, networks)]
+    rows += _quality_rows(record, columns)
+    change = ">Change" if len(columns) > 1 else ""
+    headings = ("", *(f">{name}" for name, _ in columns), *([change] if change else []))
+    if not change:
+        rows = [row[:-1] for row in rows]
+    intro = (
+        "One-shot is the rewritten network as it came out of the plan, before any fine-tuning."
+        if record.one_shot is not None
+        else ""
+    )
+    notes = ["Small figures: quartiles of times, 95 % intervals of everything else."]
+    content = table(Table(columns=headings, rows=rows, notes=notes))
+    return section("measured", "Before and after", intro, content)
+
+
+def _columns(record: RunRecord) -> list[tuple[str, Measured]]:
+    comparison = record.comparison
+    before = record.before or (comparison.before if comparison else None)
+    after = record.after or (comparison.after if comparison else None)
+    columns = (("Before", before), ("One-shot", record.one_shot), ("After", after))
+    return [(name, measured) for name, measured in columns if measured is not None]
+
+
+def _count_rows(networks: Sequence[Measured]) -> list[list[str]]:
+    rows = []
+    for name, field, form, words in _COUNTS:
+        values: list[int] = [getattr(network, field) for network in networks]
+        change = size_words(values[0], values[-1], less=words[0], more=words[1])
+        rows.append([name, *(quantity(value, form(value)) for value in values), change])
+    return rows
+
+
+def _latency_rows(record: RunRecord, networks: Sequence[Measured]) -> list[list[str]]:
+    runtimes = dict.fromkeys(name for network in networks for name in network.latency)
+    rows = []
+    for runtime in runtimes:
+        cells = []
+        for network in networks:
+            timing = network.latency.get(runtime)
+            if timing is None:
+                cells.append(_NONE)
+                continue
+            quartiles = f"{format_ms(timing.q1_ms)} … {format_ms(timing.q3_ms)}"
+            cells.append(quantity(timing.median_ms, format_ms(timing.median_ms), quartiles))
+        name = Markup("Latency<small>{}</small>").format(runtime)
+        rows.append([name, *cells, _ratio_cell(record, runtime)])
+    return rows
+
+
+def _ratio_cell(record: RunRecord, runtime: str) -> str:
+    comparison = record.comparison
+    ratio = comparison.latency_ratio.get(runtime) if comparison else None
+    if comparison is None or ratio is None:
+        return ""
+    words = speed_words(ratio, too_wide=disturbed(comparison, runtime))
+    rest = f"before / after {ratio.value:.2f} [{ratio.low:.2f} … {ratio.high:.2f}]"
+    return quantity(ratio.value, words, f"{rest}, {ratio.rounds} rounds")
+
+
+def _quality_rows(record: RunRecord, columns: Sequence[tuple[str, Measured]]) -> list[list[str]]:
+    networks = [measured for _, measured in columns]
+    rows = _metric_rows(record, columns)
+    example = next((network.metric for network in networks if network.metric), None)
+    gaps = [network.generalization_gap for network in networks]
+    if example is not None and any(gap is not None for gap in gaps):
+        cells = [_NONE if gap is None else quantity(gap, signed(gap, example)) for gap in gaps]
+        rows.append([_headed("Generalization gap", "train less test"), *cells, ""])
+    errors = [network.calibration_error for network in networks]
+    if any(error is not None for error in errors):
+        cells = [_NONE if error is None else quantity(error, f"{error:.4f}") for error in errors]
+        rows.append([_headed("Calibration error", "of the confidence, test"), *cells, ""])
+    return rows + _fidelity_rows(record, [name for name, _ in columns])
+
+
+def _metric_rows(record: RunRecord, columns: Sequence[tuple[str, Measured]]) -> list[list[str]]:
+    rows = []
+    tests = [measured.metric for _, measured in columns]
+    example = next((metric for metric in tests if metric), None)
+    if example is not None:
+        differences = {"One-shot": record.one_shot_difference}
+        cells = [
+            _metric_cell(metric, differences.get(name))
+            for (name, _), metric in zip(columns, tests, strict=True)
+        ]
+        change = _difference_cell(
+            record.comparison.difference if record.comparison else None, example
+        )
+        rows.append([_headed(f"Test {example.name}", f"n = {example.n:,}"), *cells, change])
+    trains = [measured.train_metric for _, measured in columns]
+    example = next((metric for metric in trains if metric), None)
+    if example is not None:
+        cells = [_metric_cell(metric, None) for metric in trains]
+        rows.append([_headed(f"Train {example.name}", f"n = {example.n:,}"), *cells, ""])
+    return rows
+
+
+def _metric_cell(metric: Metric | None, difference: Difference | None) -> str:
+    if metric is None:
+        return _NONE
+    small = metric_interval(metric)
+    cell = quantity(metric.value, metric_value(metric), small)
+    if difference is None:
+        return cell
+    words = f"{signed(difference.value, metric)} [{interval(difference, metric)}]"
+    return cell + Markup("<small>{}</small>").format(words)
+
+
+def _difference_cell(difference: Difference | None, metric: Metric) -> str:
+    if difference is None:
+        return ""
+    shown = difference.low > 0 or difference.high < 0
+    small = interval(difference, metric) + ("" if shown else ": no difference shown")
+    return quantity(difference.value, signed(difference.value, metric), small)
+
+
+def _fidelity_rows(record: RunRecord, names: Sequence[str]) -> list[list[str]]:
+    comparison = record.comparison
+    agreements = {
+        "One-shot": record.one_shot_agreement,
+        "After": comparison.agreement if comparison else None,
+    }
+    divergences = {
+        "One-shot": record.one_shot_divergence,
+        "After": comparison.divergence if comparison else None,
+    }
+    rows = []
+    if any(agreements.values()):
+        cells = [_metric_cell(agreements.get(name), None) for name in names]
+        rows.append([_headed("Agreement", "same prediction as the original"), *cells, ""])
+    if any(value is not None for value in divergences.values()):
+        classifier = any(agreements.values())
+        what = "from its outputs: KL, nats" if classifier else "relative squared error"
+        values = [divergences.get(name) for name in names]
+        cells = [_NONE if value is None else quantity(value, f"{value:.4g}") for value in values]
+        rows.append([_headed("Divergence", what), *cells, ""])
+    return rows
+
+
+def _headed(text: str, small: str) -> Markup:
+    return Markup("{}<small>{}</small>").format(text, small)

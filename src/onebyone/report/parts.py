@@ -1,0 +1,237 @@
+"""The parts of a page, and the base that every page shares: one file that needs no other.
+
+A page is made from its parts, each a function that takes plain values and returns safe markup;
+text that is not :class:`markupsafe.Markup` is always escaped::
+
+    body = section(
+        "speed",
+        "Speed",
+        "1×1 against 3×3, measured here.",
+        table(Table(columns=("", ">ms"), rows=[["1×1", "0.42"]])),
+        chart(LineChart(title="Loss", x="epoch", y="loss", series=(series,))),
+        picture(data_uri(map_image(array)), alt="Map 3 of layer conv1"),
+    )
+    write_text(path, page("The article, measured", body))
+
+Nothing in a page is loaded from elsewhere, and its Content-Security-Policy forbids it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import jinja2
+from markupsafe import Markup
+
+import onebyone
+from onebyone.report.charts import IntervalChart, LineChart
+from onebyone.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One of the large figures at the top of a page.
+
+    Attributes:
+        value: What is shown large: a number with its unit, or a few words.
+        label: What it is.
+        detail: The interval, or before and after, in small.
+        raw: The number itself, for programs that read the page.
+        in_words: Whether ``value`` is words, and is set smaller.
+    """
+
+    value: str
+    label: str
+    detail: str = ""
+    raw: float | None = None
+    in_words: bool = False
+
+
+# ---------------------------------------------------------------- the whole page
+
+
+def page(
+    title: str,
+    body: str | Markup,
+    *,
+    subtitle: str = "",
+    kicker: str = "",
+    description: str = "",
+    contents: Sequence[tuple[str, str]] = (),
+    footer: str = "",
+) -> str:
+    """Return a whole HTML page that needs no other file.
+
+    Args:
+        title: The page's heading and the window's title.
+        body: What goes into ``<main>``: :func:`section` after :func:`section`. The charting
+            library is put into the page only where the body has a :func:`chart`.
+        subtitle: A line under the heading.
+        kicker: What kind of page it is, above the heading.
+        description: The page in a sentence, for whoever lists it.
+        contents: Anchor and label of each section, for the links under the heading.
+        footer: A closing line; the version if empty.
+    """
+    return (
+        environment()
+        .get_template("base.html")
+        .render(
+            title=title,
+            body=body,
+            subtitle=subtitle,
+            kicker=kicker,
+            description=description,
+            contents=contents,
+            footer=footer or f"Made by onebyone {onebyone.__version__}.",
+            version=onebyone.__version__,
+            css=_asset("page.css"),
+            scripts=_scripts(str(body)),
+        )
+    )
+
+
+def _scripts(body: str) -> list[Markup]:
+    names = ["plot.min.js"] if 'class="chart"' in body else []
+    return [_asset(name) for name in [*names, "page.js"]]
+
+
+# ---------------------------------------------------------------- its parts
+
+
+def section(anchor: str, heading: str, *parts: str | Markup) -> Markup:
+    """Return a headed section; a part that is plain text becomes a paragraph.
+
+    Args:
+        anchor: Identifier that :func:`page`'s ``contents`` link to.
+        heading: Second-level heading.
+        *parts: Text and what the other functions here return; empty ones are left out.
+    """
+    markup = [part if isinstance(part, Markup) else paragraph(part) for part in parts if part]
+    return _part("section", anchor, heading, markup)
+
+
+def paragraph(text: str | Markup, *, note: bool = False) -> Markup:
+    """Return a paragraph, or a small remark under a table or figure."""
+    return Markup('<p class="note">{}</p>' if note else "<p>{}</p>").format(text)  # noqa: S704
+
+
+def table(content: Table, *, row_headings: bool = True) -> Markup:
+    """Return a record's table as HTML, on a phone with a block a row.
+
+    Args:
+        content: Columns, rows, title (the caption) and notes. Cells may be ``Markup``.
+        row_headings: Whether the first cell of a row is its heading.
+    """
+    return _part(
+        "table",
+        [column.removeprefix(">") for column in content.columns],
+        content.rows,
+        content.title,
+        content.notes,
+        len(content.columns) > 3,
+        [column.startswith(">") for column in content.columns],
+        row_headings,
+    )
+
+
+def figures(items: Sequence[Figure]) -> Markup:
+    """Return the large figures, side by side."""
+    return _part("figures", items)
+
+
+def chart(content: LineChart | IntervalChart) -> Markup:
+    """Return a chart with its description and the table that stands in without JavaScript."""
+    return _part(
+        "chart",
+        content.title,
+        content.keys,
+        json.dumps(content.data(), allow_nan=False, ensure_ascii=False, separators=(",", ":")),
+        content.alternative,
+        content.caption,
+        table(dataclasses.replace(content.table(), title="")),
+    )
+
+
+def quantity(raw: float, text: str, small: str = "") -> Markup:
+    """Return a figure that programs can read too: ``<data>`` carries the record's own value.
+
+    Args:
+        raw: The value itself.
+        text: The value as people read it.
+        small: What goes beneath in small, such as an interval.
+    """
+    shown = Markup('<data value="{}">{}</data>').format(raw, text)
+    return shown + Markup("<small>{}</small>").format(small) if small else shown
+
+
+def picture(
+    source: str, *, alt: str, caption: str | Markup = "", pixelated: bool = False
+) -> Markup:
+    """Return a picture.
+
+    Args:
+        source: A ``data:`` address, from :func:`onebyone.report.maps.data_uri`.
+        alt: What the picture shows, for those who do not see it.
+        caption: A line beneath.
+        pixelated: Whether pixels keep their edges when the picture is enlarged.
+    """
+    return _part("picture", source, alt, caption, pixelated)
+
+
+def gallery(items: Sequence[Markup]) -> Markup:
+    """Return pictures (or any parts) in a grid that fits the width."""
+    inner = Markup("\n").join(Markup("<li>{}</li>").format(item) for item in items)
+    return Markup('<ul class="gallery">{}</ul>').format(inner)
+
+
+def code(text: str, *, wrap: bool = False, tall: bool = False) -> Markup:
+    """Return a block of code; ``tall`` blocks scroll inside themselves."""
+    return _part("code", text, wrap, tall)
+
+
+def disclosure(summary: str, *parts: Markup) -> Markup:
+    """Return parts that open when their summary is pressed."""
+    return Markup('<details class="more"><summary>{}</summary>\n{}</details>').format(
+        summary, Markup("\n").join(parts)
+    )
+
+
+def notice(heading: str, text: str, *, failed: bool = False, preformatted: str = "") -> Markup:
+    """Return a notice that must not be missed, such as that a run stopped half-way."""
+    return _part("notice", heading, text, failed, preformatted)
+
+
+# ---------------------------------------------------------------- templates and assets
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """Return the templates' environment: everything escaped, nothing undefined."""
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _read("templates", name)),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _part(name: str, *arguments: object) -> Markup:
+    macro = getattr(environment().get_template("parts.html").module, name)
+    return Markup(macro(*arguments))  # noqa: S704  # an autoescaped macro's output
+
+
+@functools.cache
+def _asset(name: str) -> Markup:
+    # Ours, not the user's; "</" inside a script would end it.
+    text = _read("assets", name).strip()
+    return Markup(text.replace("</", "<\\/") if name.endswith(".js") else text)  # noqa: S704
+
+
+def _read(folder: str, name: str) -> str:
+    return files("onebyone.report").joinpath(folder, name).read_text(encoding="utf-8")

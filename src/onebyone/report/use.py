@@ -1,0 +1,93 @@
+"""How to use the result: what loads it, applies its plan, and makes the run again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import PurePath
+
+from markupsafe import Markup
+
+from onebyone.records import Plan, RunRecord
+from onebyone.report.parts import code, disclosure, section, table
+from onebyone.tables import Table
+from onebyone.units import format_seconds
+
+_PLAN_WORDS = (
+    "A plan is a small file that can be edited by hand: take a choice out, or change its "
+    "settings. Costs and harms in it are there to be read."
+)
+
+
+def use_section(record: RunRecord) -> Markup:
+    """Return what loads the network, applies the plan, and makes the run again."""
+    parts: list[str | Markup] = []
+    if record.after is not None:
+        parts += [_heading("Load the rewritten network"), code(_load_code(record), wrap=True)]
+    if record.plan is not None:
+        parts += [
+            _heading("Apply the plan to a fresh copy"),
+            _PLAN_WORDS,
+            code(_apply_code(record), wrap=True),
+            disclosure("The plan, as plan.json", code(_plan_json(record.plan), tall=True)),
+        ]
+    if record.command:
+        command = shlex.join([PurePath(record.command[0]).name, *record.command[1:]])
+        parts += [_heading("Make this run again"), code(command, wrap=True)]
+    return section("use", "How to use it", *parts, _facts(record))
+
+
+def _heading(text: str) -> Markup:
+    return Markup("<h3>{}</h3>").format(text)
+
+
+def _load_code(record: RunRecord) -> str:
+    return (
+        "import onebyone as obo\n\n"
+        f"net = obo.load_model({json.dumps(_folder(record), ensure_ascii=False)})"
+        "  # the folder of this report"
+    )
+
+
+def _apply_code(record: RunRecord) -> str:
+    source = record.source
+    original = f"obo.load_model({json.dumps(source.spec, ensure_ascii=False)})"
+    lines = [
+        "import onebyone as obo\n",
+        f"net = {original if source.spec else '...'}  # the original network, with its weights",
+        f"plan = obo.Plan.load({json.dumps(_folder(record) + '/plan.json', ensure_ascii=False)})",
+        "small = obo.apply(net, plan)  # a new module; `net` is untouched",
+    ]
+    return "\n".join(lines)
+
+
+def _folder(record: RunRecord) -> str:
+    arguments = list(record.command)
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--out="):
+            return argument.removeprefix("--out=").rstrip("/")
+        if argument == "--out" and index + 1 < len(arguments):
+            return arguments[index + 1].rstrip("/")
+    return "."
+
+
+def _plan_json(plan: Plan) -> str:
+    return plan.to_json().strip()
+
+
+def _facts(record: RunRecord) -> Markup:
+    machine, data = record.machine, record.data
+    rows = [["Seed", str(record.seed)]]
+    if record.source.weights:
+        rows.append(["Weights of the original", record.source.weights])
+    if data is not None:
+        sizes = f"{data.train:,} train, {data.validation:,} validation, {data.test:,} test"
+        rows.append(["Data", f"{data.name}: {sizes}, seed {data.seed}"])
+    rows.append(["Machine", f"{machine.processor}, {machine.cores} cores, {machine.device}"])
+    rows.append(["System", machine.system])
+    versions = {"onebyone": record.onebyone, **machine.versions}
+    rows.append(["Versions", ", ".join(f"{name} {value}" for name, value in versions.items())])
+    if record.seconds:
+        times = (f"{stage} {format_seconds(took)}" for stage, took in record.seconds.items())
+        rows.append(["Time by stage", ", ".join(times)])
+    return table(Table(columns=("", "Value"), rows=rows, title="Under which conditions"))

@@ -1,0 +1,317 @@
+"""The verdict: what the record shows and no more, in one sentence and four figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onebyone.records import Comparison, Difference, Metric, Ratio, RunRecord, Timing
+from onebyone.report.parts import Figure
+from onebyone.units import (
+    format_bytes,
+    format_count,
+    format_ms,
+    format_percent,
+    format_points,
+    format_ratio,
+)
+
+_STOPPED = {
+    "failed": "failed",
+    "interrupted": "was interrupted",
+    "running": "has not finished",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a run shows.
+
+    Attributes:
+        sentence: The result in one sentence.
+        figures: At most four.
+        conditions: How the figures were obtained, a sentence each.
+    """
+
+    sentence: str
+    figures: tuple[Figure, ...] = ()
+    conditions: tuple[str, ...] = ()
+
+
+def verdict(record: RunRecord) -> Verdict:
+    """Say what the record shows; where an interval includes no difference, say that."""
+    comparison = record.comparison
+    if comparison is None:
+        return Verdict(sentence=_no_verdict(record))
+    unit = examples_word(record)
+    found = [
+        _speed_figure(comparison),
+        _size_figure(comparison),
+        _metric_figure(comparison, unit),
+        _agreement_figure(comparison, unit),
+        _macs_figure(comparison),
+        _params_figure(comparison),
+    ]
+    return Verdict(
+        sentence=_sentence(comparison, unit),
+        figures=tuple(figure for figure in found if figure is not None)[:4],
+        conditions=tuple(_conditions(record, comparison, unit)),
+    )
+
+
+def examples_word(record: RunRecord) -> str:
+    """Return what an example is called: inputs of channels, height and width are images."""
+    return "images" if record.data and len(record.data.input_shape) == 3 else "examples"
+
+
+def disturbed(comparison: Comparison, runtime: str) -> bool:
+    """Whether either timing spread too widely for a verdict on speed."""
+    timings = comparison.before.latency.get(runtime), comparison.after.latency.get(runtime)
+    return any(timing.disturbed for timing in timings if timing is not None)
+
+
+def speed_words(ratio: Ratio, *, too_wide: bool = False) -> str:
+    """Return ``2.30× faster``, ``1.20× slower``, or that nothing is shown."""
+    if too_wide:
+        return "no verdict: the timings were disturbed"
+    if ratio.verdict == "faster":
+        return f"{format_ratio(ratio.value)} faster"
+    if ratio.verdict == "slower":
+        return f"{format_ratio(1 / ratio.value)} slower"
+    return "no difference shown"
+
+
+def size_words(before: float, after: float, *, less: str, more: str) -> str:
+    """Return ``8.10× smaller`` or ``1.20× larger`` in the words given, or ``the same``."""
+    if after < before and after > 0:
+        return f"{format_ratio(before / after)} {less}"
+    if after > before > 0:
+        return f"{format_ratio(after / before)} {more}"
+    return "the same"
+
+
+def signed(value: float, metric: Metric, *, unit: bool = True) -> str:
+    """Return a difference of the metric with its sign: in points where it is a fraction."""
+    if metric.is_fraction:
+        return format_points(value) + (" points" if unit else "")
+    return f"{value:+.4g}".replace("-", "−")
+
+
+def interval(difference: Difference, metric: Metric) -> str:
+    """Return a difference's interval: ``−0.70 … +0.30``."""
+    low, high = (signed(end, metric, unit=False) for end in (difference.low, difference.high))
+    return f"{low} … {high}"
+
+
+def metric_value(metric: Metric) -> str:
+    """Return a metric's value: a percentage where it is a fraction."""
+    return format_percent(metric.value, 2) if metric.is_fraction else f"{metric.value:.4g}"
+
+
+def metric_interval(metric: Metric) -> str:
+    """Return the ends of a metric's interval in the unit of its value."""
+    if metric.is_fraction:
+        return f"{100 * metric.low:.2f} … {100 * metric.high:.2f}"
+    return f"{metric.low:.4g} … {metric.high:.4g}"
+
+
+# ---------------------------------------------------------------- the sentence
+
+
+def _no_verdict(record: RunRecord) -> str:
+    if record.status.state == "finished":
+        return "No verdict: this run did not compare the two networks."
+    stopped = _STOPPED[record.status.state]
+    return f"No verdict: the run {stopped}, and the two networks were not compared."
+
+
+def _sentence(comparison: Comparison, unit: str) -> str:
+    comparatives, clauses = _costs(comparison)
+    clauses += _quality(comparison, unit)
+    head = f"The rewritten network is {' and '.join(comparatives)}" if comparatives else ""
+    text = "; ".join(part for part in [head, *clauses] if part)
+    return text[:1].upper() + text[1:] + "."
+
+
+def _costs(comparison: Comparison) -> tuple[list[str], list[str]]:
+    comparatives, clauses = [], []
+    primary = _primary(comparison)
+    if primary is not None:
+        runtime, ratio = primary
+        if disturbed(comparison, runtime):
+            clauses.append("the timings were too disturbed for a verdict on speed")
+        elif ratio.verdict == "no difference shown":
+            clauses.append("no difference in speed is shown")
+        else:
+            comparatives.append(speed_words(ratio))
+    before, after = comparison.before.file_bytes, comparison.after.file_bytes
+    size = size_words(before, after, less="smaller", more="larger")
+    comparatives.append("of the same size" if size == "the same" else size)
+    return comparatives, clauses
+
+
+def _quality(comparison: Comparison, unit: str) -> list[str]:
+    clauses = []
+    metric, difference = comparison.before.metric, comparison.difference
+    if metric is not None and difference is not None:
+        clauses.append(_difference_clause(metric, difference, unit))
+    if comparison.agreement is not None:
+        share = format_percent(comparison.agreement.value, 2)
+        clauses.append(f"it agrees with the original on {share} of the {unit}")
+    return clauses
+
+
+def _difference_clause(metric: Metric, difference: Difference, unit: str) -> str:
+    around = f"95 % interval {interval(difference, metric)}, {difference.n:,} {unit}"
+    value = signed(difference.value, metric)
+    direction = _direction(difference)
+    if direction is None:
+        return f"no difference in {metric.name} is shown ({value}, {around})"
+    size = signed(abs(difference.value), metric).removeprefix("+")
+    return f"its {metric.name} is {size} {direction} ({around})"
+
+
+def _direction(difference: Difference) -> str | None:
+    if difference.low > 0:
+        return "higher"
+    return "lower" if difference.high < 0 else None
+
+
+def _primary(comparison: Comparison) -> tuple[str, Ratio] | None:
+    """Return the first runtime: the one that the run was asked for comes first."""
+    return next(iter(comparison.latency_ratio.items()), None)
+
+
+# ---------------------------------------------------------------- the figures
+
+
+def _speed_figure(comparison: Comparison) -> Figure | None:
+    primary = _primary(comparison)
+    if primary is None:
+        return None
+    runtime, ratio = primary
+    times = _times(comparison, runtime)
+    spread = f"{ratio.low:.2f} … {ratio.high:.2f}×"
+    if disturbed(comparison, runtime):
+        return Figure(
+            value="No verdict", label="on speed: timings disturbed", detail=times, in_words=True
+        )
+    if ratio.verdict == "slower":
+        spread = f"{1 / ratio.high:.2f} … {1 / ratio.low:.2f}×"
+        return Figure(
+            value=format_ratio(1 / ratio.value),
+            label=f"slower, {runtime}",
+            detail=_joined(spread, times),
+            raw=ratio.value,
+        )
+    faster = ratio.verdict == "faster"
+    return Figure(
+        value=format_ratio(ratio.value),
+        label=f"faster, {runtime}" if faster else f"the speed, {runtime}: no difference shown",
+        detail=_joined(spread, times),
+        raw=ratio.value,
+    )
+
+
+def _times(comparison: Comparison, runtime: str) -> str:
+    before = comparison.before.latency.get(runtime)
+    after = comparison.after.latency.get(runtime)
+    if before is None or after is None:
+        return ""
+    return f"{format_ms(before.median_ms)} → {format_ms(after.median_ms)}"
+
+
+def _size_figure(comparison: Comparison) -> Figure | None:
+    before, after = comparison.before.file_bytes, comparison.after.file_bytes
+    detail = f"{format_bytes(before)} → {format_bytes(after)}"
+    return _count_figure(before, after, ("smaller file", "larger file"), detail)
+
+
+def _macs_figure(comparison: Comparison) -> Figure | None:
+    before, after = comparison.before.macs, comparison.after.macs
+    detail = f"{format_count(before)} → {format_count(after)}"
+    return _count_figure(before, after, ("fewer MACs", "more MACs"), detail)
+
+
+def _params_figure(comparison: Comparison) -> Figure | None:
+    before, after = comparison.before.params, comparison.after.params
+    detail = f"{format_count(before)} → {format_count(after)}"
+    return _count_figure(before, after, ("fewer parameters", "more parameters"), detail)
+
+
+def _count_figure(before: int, after: int, words: tuple[str, str], detail: str) -> Figure | None:
+    if not before or not after:
+        return None
+    ratio = before / after
+    if ratio < 1:
+        return Figure(value=format_ratio(1 / ratio), label=words[1], detail=detail, raw=ratio)
+    return Figure(value=format_ratio(ratio), label=words[0], detail=detail, raw=ratio)
+
+
+def _metric_figure(comparison: Comparison, unit: str) -> Figure | None:
+    metric, difference = comparison.before.metric, comparison.difference
+    if metric is None or difference is None:
+        return None
+    shown = "" if _direction(difference) else ": no difference shown"
+    value = signed(difference.value, metric, unit=False)
+    points = "points of " if metric.is_fraction else "in "
+    around = f"95 % interval {interval(difference, metric)}, {difference.n:,} {unit}"
+    return Figure(
+        value=value, label=f"{points}{metric.name}{shown}", detail=around, raw=difference.value
+    )
+
+
+def _agreement_figure(comparison: Comparison, unit: str) -> Figure | None:
+    agreement, divergence = comparison.agreement, comparison.divergence
+    if agreement is not None:
+        return Figure(
+            value=format_percent(agreement.value, 2),
+            label="agreement with the original",
+            detail=f"95 % interval {metric_interval(agreement)}, {agreement.n:,} {unit}",
+            raw=agreement.value,
+        )
+    if divergence is not None:
+        return Figure(
+            value=f"{divergence:.3g}",
+            label="relative squared error against the original’s outputs",
+            raw=divergence,
+        )
+    return None
+
+
+# ---------------------------------------------------------------- how it was measured
+
+
+def _conditions(record: RunRecord, comparison: Comparison, unit: str) -> list[str]:
+    lines = []
+    primary = _primary(comparison)
+    if primary is not None:
+        machine = comparison.machine or record.machine
+        timing = comparison.after.latency.get(primary[0])
+        lines.append(
+            f"Speed: {_timing_words(primary[0], timing)}{primary[1].rounds} interleaved rounds "
+            "after a warm-up, the median of their ratios with its bootstrap 95 % interval; "
+            f"{machine.processor}, {machine.threads} of {machine.cores} cores."
+        )
+    others = list(comparison.latency_ratio.items())[1:]
+    for runtime, ratio in others:
+        words = speed_words(ratio, too_wide=disturbed(comparison, runtime))
+        lines.append(f"In {runtime}: {words} ({ratio.low:.2f} … {ratio.high:.2f}×).")
+    metric, difference = comparison.before.metric, comparison.difference
+    if metric is not None and difference is not None:
+        name = metric.name[:1].upper() + metric.name[1:]
+        lines.append(
+            f"{name}: both networks on the same {difference.n:,} test {unit}; "
+            f"{difference.test}, p = {difference.p_value:.2g}."
+        )
+    return lines
+
+
+def _timing_words(runtime: str, timing: Timing | None) -> str:
+    if timing is None:
+        return f"{runtime}, "
+    threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
+    return f"{runtime} on {timing.device}, {threads}, batch {timing.batch}, "
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)

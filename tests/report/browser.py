@@ -1,0 +1,139 @@
+"""A headless Chromium over the WebDriver protocol, with nothing but the standard library."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--hide-scrollbars",
+]
+
+
+class Browser:
+    """One browser; ``open`` a page at a width, then ``run`` scripts in it."""
+
+    def __init__(self, profile: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._address = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self._driver = subprocess.Popen(
+            [DRIVER, f"--port={self._address.rsplit(':', 1)[1]}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._wait()
+            options = {
+                "binary": CHROMIUM,
+                "args": [*ARGUMENTS, f"--user-data-dir={profile}"],
+            }
+            wanted = {
+                "browserName": "chrome",
+                "goog:chromeOptions": options,
+                "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+            }
+            value = self._post("/session", {"capabilities": {"alwaysMatch": wanted}})
+            self._session = f"/session/{value['sessionId']}"
+        except BaseException:
+            self._driver.kill()
+            self._driver.wait()
+            raise
+
+    def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.devtools("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.resize(width, height)
+        self._post(f"{self._session}/url", {"url": page.resolve().as_uri()})
+
+    def resize(self, width: int, height: int = 900) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.devtools("Emulation.setDeviceMetricsOverride", size)
+
+    def run(self, script: str):
+        return self._post(f"{self._session}/execute/sync", {"script": script, "args": []})
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            for kind in ("keyDown", "keyUp"):
+                event = {"type": kind, "key": key, "code": key}
+                codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37}
+                event["windowsVirtualKeyCode"] = codes[key]
+                if key == "Enter":
+                    event["text"] = "\r"
+                self.devtools("Input.dispatchKeyEvent", event)
+
+    def hover(self, x: float, y: float) -> None:
+        self.devtools("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x, "y": y})
+
+    def console(self) -> list[str]:
+        """Return warnings and errors since the last call."""
+        entries = self._post(f"{self._session}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
+
+    def requests(self) -> list[str]:
+        """Return the addresses that were asked for since the last call."""
+        entries = self._post(f"{self._session}/se/log", {"type": "performance"})
+        events = [json.loads(entry["message"])["message"] for entry in entries]
+        return [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+
+    def screenshot(self, path: Path, *, whole: bool = True) -> None:
+        shot = self.devtools(
+            "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole}
+        )
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def devtools(self, command: str, parameters: dict):
+        body = {"cmd": command, "params": parameters}
+        return self._post(f"{self._session}/goog/cdp/execute", body)
+
+    def close(self) -> None:
+        try:
+            request = urllib.request.Request(self._address + self._session, method="DELETE")
+            urllib.request.urlopen(request, timeout=20).close()
+        finally:
+            self._driver.terminate()
+            self._driver.wait(timeout=20)
+
+    def _wait(self) -> None:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"{self._address}/status", timeout=2).close()
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+            else:
+                return
+        raise RuntimeError("chromedriver did not start")
+
+    def _post(self, path: str, body: dict):
+        request = urllib.request.Request(
+            self._address + path,
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(error.read().decode()) from error
