@@ -22,12 +22,14 @@ class LayerRow:
     """A place in the network before and after: layers that a rewrite joins are one row.
 
     Attributes:
+        index: Its place in the order of execution.
         option: What the plan chose here, or ``None``.
         reason: Why the plan left it alone; empty where it says nothing.
         before: Layers of the original network.
         after: Layers that stand in their place.
     """
 
+    index: int
     name: str
     option: Option | None
     reason: str
@@ -77,13 +79,14 @@ def match_layers(before: Profile, after: Profile | None, plan: Plan | None) -> l
     reasons = {item.site: item.reason for item in plan.left_alone} if plan else {}
     return [
         LayerRow(
+            index=index,
             name=name or "(root)",
             option=options.get(name),
             reason=reasons.get(name, ""),
             before=tuple(drafts[name].before),
             after=tuple(drafts[name].after),
         )
-        for name in order
+        for index, name in enumerate(order)
     ]
 
 

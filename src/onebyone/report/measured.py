@@ -13,6 +13,7 @@ from onebyone.report.verdict import (
     interval,
     metric_interval,
     metric_value,
+    ratio_interval,
     signed,
     size_words,
     speed_words,
@@ -46,7 +47,9 @@ def measured_section(record: RunRecord) -> Markup:
         else ""
     )
     notes = ["Small figures: quartiles of times, 95 % intervals of everything else."]
-    content = table(Table(columns=headings, rows=rows, notes=notes))
+    content = Markup('<div class="even">{}</div>').format(
+        table(Table(columns=headings, rows=rows, notes=notes))
+    )
     return section("measured", "Before and after", intro, content)
 
 
@@ -90,8 +93,7 @@ def _ratio_cell(record: RunRecord, runtime: str) -> str:
     if comparison is None or ratio is None:
         return ""
     words = speed_words(ratio, too_wide=disturbed(comparison, runtime))
-    rest = f"before / after {ratio.value:.2f} [{ratio.low:.2f} … {ratio.high:.2f}]"
-    return quantity(ratio.value, words, f"{rest}, {ratio.rounds} rounds")
+    return quantity(ratio.value, words, f"{ratio_interval(ratio)}, {ratio.rounds} rounds")
 
 
 def _quality_rows(record: RunRecord, columns: Sequence[tuple[str, Measured]]) -> list[list[str]]:

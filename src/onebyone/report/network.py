@@ -73,61 +73,46 @@ def network_picture(before: Profile, after: Profile | None, plan: Plan | None) -
     Above forty layers, the bars are in groups that open.
     """
     rows = match_layers(before, after, plan)
-    quantity = bar_quantity(rows)
-    grouped = len(rows) > GROUPED_ABOVE
-    number = {id(row): index for index, row in enumerate(rows)}
-    largest = _largest([[row] for row in rows], quantity)
-    bars = [
-        _layer_bar(row, index, quantity, largest, compared=after is not None)
-        for index, row in enumerate(rows)
-    ]
-    groups = []
-    if grouped:
-        members = [group.rows for group in group_layers(rows)]
-        names = [group.name for group in group_layers(rows)]
-        widest = _largest(members, quantity)
-        for name, group in zip(names, members, strict=True):
-            indices = [number[id(row)] for row in group]
-            head = _sum_bar(name, group, indices, quantity, widest, compared=after is not None)
-            groups.append(BarGroup(head=head, bars=tuple(bars[index] for index in indices)))
-    whole = _sum_bar(
-        "whole",
-        rows,
-        list(range(len(rows))),
-        quantity,
-        _largest([rows], quantity),
-        compared=after is not None,
-    )
-    present = dict.fromkeys(row.rewrite for row in rows)
-    text = (
-        environment()
-        .get_template("network.html")
-        .render(
-            whole=whole,
-            totals=_totals(rows, quantity, compared=after is not None),
-            groups=groups,
-            bars=bars,
-            legend=[(name, _LABELS.get(name, name)) for name in sorted(present, key=_legend_order)],
-            intro=_intro(rows, quantity, before, compared=after is not None),
-            compared=after is not None,
-        )
+    view = _View(quantity=bar_quantity(rows), compared=after is not None)
+    largest = view.largest([[row] for row in rows])
+    present = sorted({row.rewrite for row in rows}, key=_legend_order)
+    template = environment().get_template("network.html")
+    text = template.render(
+        compared=view.compared,
+        intro=_intro(rows, view, before, plan),
+        legend=[(name, _LABELS.get(name, name)) for name in present],
+        whole=view.sum_bar("", rows, view.largest([rows])),
+        totals=view.totals(rows),
+        bars=[view.layer_bar(row, largest) for row in rows],
+        groups=_groups(rows, view, largest) if len(rows) > GROUPED_ABOVE else [],
     )
     return Markup(text)  # noqa: S704  # an autoescaped template's output
 
 
-def _intro(
-    rows: Sequence[LayerRow], quantity: Quantity, profile: Profile, *, compared: bool
-) -> str:
-    if quantity == "macs":
-        what = "its multiply-accumulates for one input"
-    else:
-        timings = (layer.timing for row in rows for layer in row.before if layer.timing)
-        timing = next(timings)
+def _groups(rows: Sequence[LayerRow], view: _View, largest: float) -> list[BarGroup]:
+    groups = group_layers(rows)
+    widest = view.largest([group.rows for group in groups])
+    return [
+        BarGroup(
+            head=view.sum_bar(group.name, group.rows, widest),
+            bars=tuple(view.layer_bar(row, largest) for row in group.rows),
+        )
+        for group in groups
+    ]
+
+
+def _intro(rows: Sequence[LayerRow], view: _View, profile: Profile, plan: Plan | None) -> str:
+    timings = (layer.timing for row in rows for layer in row.before if layer.timing)
+    timing = next(timings, None)
+    if view.quantity == "ms" and timing is not None:
         what = f"its time inside the whole network ({timing.conditions})"
+    else:
+        what = "its multiply-accumulates for one input"
     shape = "×".join(map(str, profile.input_shape))
-    both = "pale before and full after" if compared else "of the original network"
+    both = "pale before, full after" if view.compared else "of the original network"
+    planned = "; the colors show the plan" if plan is not None and not view.compared else ""
     return (
-        f"The width of a bar is the layer’s cost: {what}, input {shape}; {both}. "
+        f"The width of a bar is a layer’s cost: {what}, input {shape}; {both}{planned}. "
         "Point at a layer, or open it, for all that is known of it."
     )
 
@@ -136,78 +121,77 @@ def _legend_order(rewrite: str) -> int:
     return list(_LABELS).index(rewrite) if rewrite in _LABELS else len(_LABELS)
 
 
-def _largest(groups: Iterable[Sequence[LayerRow]], quantity: Quantity) -> float:
-    sums = [
-        sum(amount(layers, quantity) for layers in side)
-        for rows in groups
-        for side in ([row.before for row in rows], [row.after for row in rows])
-    ]
-    return max(sums, default=0) or 1
-
-
 # ---------------------------------------------------------------- bars
 
 
-def _layer_bar(
-    row: LayerRow, index: int, quantity: Quantity, largest: float, *, compared: bool
-) -> Bar:
-    return Bar(
-        name=row.name,
-        what=_what(row),
-        rewrite=row.rewrite,
-        cost=_cost([row], quantity, compared=compared),
-        before=_segments(row.before, row.rewrite, index, quantity, largest),
-        after=_segments(row.after, row.rewrite, index, quantity, largest),
-        facts=tuple(_facts(row, compared=compared)),
-        pieces=tuple(_piece(layer) for layer in row.after) if row.option else (),
-        index=index,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """What the bars measure, and whether there is an after."""
 
+    quantity: Quantity
+    compared: bool
 
-def _sum_bar(
-    name: str,
-    rows: Sequence[LayerRow],
-    indices: Sequence[int],
-    quantity: Quantity,
-    widest: float,
-    *,
-    compared: bool,
-) -> Bar:
-    sides = []
-    for side in ("before", "after"):
-        widths = (100 * amount(getattr(row, side), quantity) / widest for row in rows)
-        sides.append(
-            tuple(
-                Segment(width=round(width, 3), rewrite=row.rewrite, row=index)
-                for width, row, index in zip(widths, rows, indices, strict=True)
-                if width > 0
-            )
+    def layer_bar(self, row: LayerRow, largest: float) -> Bar:
+        return Bar(
+            name=row.name,
+            what=_what(row),
+            rewrite=row.rewrite,
+            cost=self._cost([row]),
+            before=self._pieces(row, row.before, largest),
+            after=self._pieces(row, row.after, largest),
+            facts=tuple(_facts(row, compared=self.compared)),
+            pieces=tuple(_piece(layer) for layer in row.after) if row.option else (),
+            index=row.index,
         )
-    changed = sum(row.option is not None for row in rows)
-    what = f"{len(rows)} layers" + (f", {changed} rewritten" if changed else "")
-    cost = _cost(rows, quantity, compared=compared)
-    return Bar(name=name, what=what, rewrite="alone", cost=cost, before=sides[0], after=sides[1])
 
+    def sum_bar(self, name: str, rows: Sequence[LayerRow], widest: float) -> Bar:
+        changed = sum(row.option is not None for row in rows)
+        layers = "1 layer" if len(rows) == 1 else f"{len(rows)} layers"
+        return Bar(
+            name=name,
+            what=layers + (f", {changed} rewritten" if changed else ""),
+            rewrite="alone",
+            cost=self._cost(rows),
+            before=self._sums([(row, row.before) for row in rows], widest),
+            after=self._sums([(row, row.after) for row in rows], widest),
+        )
 
-def _segments(
-    layers: Sequence[LayerCost], rewrite: str, index: int, quantity: Quantity, largest: float
-) -> tuple[Segment, ...]:
-    widths = (round(100 * amount([layer], quantity) / largest, 3) for layer in layers)
-    return tuple(Segment(width=width, rewrite=rewrite, row=index) for width in widths if width)
+    def largest(self, groups: Iterable[Sequence[LayerRow]]) -> float:
+        """Return the longest bar: the most that a group costs, before or after."""
+        sums = [
+            sum(amount(layers, self.quantity) for layers in side)
+            for rows in groups
+            for side in ([row.before for row in rows], [row.after for row in rows])
+        ]
+        return max(sums, default=0) or 1
 
+    def totals(self, rows: Sequence[LayerRow]) -> tuple[str, str]:
+        """Return the rows' cost before and after, in words."""
+        form = format_ms if self.quantity == "ms" else format_count
+        before = sum(amount(row.before, self.quantity) for row in rows)
+        after = sum(amount(row.after, self.quantity) for row in rows)
+        first = form(before) if any(row.before for row in rows) else "–"
+        second = form(after) if any(row.after for row in rows) else "–"
+        return first, second
 
-def _cost(rows: Sequence[LayerRow], quantity: Quantity, *, compared: bool) -> str:
-    first, second = _totals(rows, quantity, compared=compared)
-    return f"{first} → {second}" if second else first
+    def _cost(self, rows: Sequence[LayerRow]) -> str:
+        first, second = self.totals(rows)
+        return f"{first} → {second}" if self.compared else first
 
+    def _pieces(
+        self, row: LayerRow, layers: Sequence[LayerCost], largest: float
+    ) -> tuple[Segment, ...]:
+        return self._sums([(row, (layer,)) for layer in layers], largest)
 
-def _totals(rows: Sequence[LayerRow], quantity: Quantity, *, compared: bool) -> tuple[str, str]:
-    form = format_ms if quantity == "ms" else format_count
-    before = sum(amount(row.before, quantity) for row in rows)
-    after = sum(amount(row.after, quantity) for row in rows)
-    first = form(before) if any(row.before for row in rows) else "–"
-    second = form(after) if any(row.after for row in rows) else "–"
-    return first, second if compared else ""
+    def _sums(
+        self, parts: Sequence[tuple[LayerRow, Sequence[LayerCost]]], whole: float
+    ) -> tuple[Segment, ...]:
+        widths = (round(100 * amount(layers, self.quantity) / whole, 3) for _, layers in parts)
+        return tuple(
+            Segment(width=width, rewrite=row.rewrite, row=row.index)
+            for width, (row, _) in zip(widths, parts, strict=True)
+            if width
+        )
 
 
 # ---------------------------------------------------------------- what is known of a layer

@@ -103,16 +103,17 @@ def _scripts(body: str) -> list[Markup]:
 # ---------------------------------------------------------------- its parts
 
 
-def section(anchor: str, heading: str, *parts: str | Markup) -> Markup:
+def section(anchor: str, heading: str, *parts: str | Markup, heading_shown: bool = True) -> Markup:
     """Return a headed section; a part that is plain text becomes a paragraph.
 
     Args:
         anchor: Identifier that :func:`page`'s ``contents`` link to.
         heading: Second-level heading.
         *parts: Text and what the other functions here return; empty ones are left out.
+        heading_shown: Whether the heading is seen, or only read aloud.
     """
     markup = [part if isinstance(part, Markup) else paragraph(part) for part in parts if part]
-    return _part("section", anchor, heading, markup)
+    return _part("section", anchor, heading, markup, heading_shown)
 
 
 def paragraph(text: str | Markup, *, note: bool = False) -> Markup:

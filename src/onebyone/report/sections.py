@@ -81,10 +81,18 @@ def status_notice(record: RunRecord) -> Markup:
 def verdict_section(record: RunRecord) -> Markup:
     """Return the sentence, the figures and how they were measured."""
     found = verdict(record)
-    conditions = Markup("").join(paragraph(line, note=True) for line in found.conditions)
-    lead = Markup('<p class="lead">{}</p>').format(found.sentence)
+    lines = Markup("").join(paragraph(line, note=True) for line in found.conditions)
+    conditions = Markup('<div class="conditions">{}</div>').format(lines) if lines else ""
+    lead = Markup('<p class="lead">{}</p>').format(_kept_together(found.sentence))
     shown = figures(found.figures) if found.figures else ""
-    return section("verdict", "The verdict", lead, shown, conditions)
+    return section("verdict", "The verdict", lead, shown, conditions, heading_shown=False)
+
+
+def _kept_together(text: str) -> str:
+    # No line of the large sentence ends inside an interval or before a percent sign.
+    for joined in (" … ", " %", " points"):
+        text = text.replace(joined, joined.replace(" ", "\u00a0"))
+    return text
 
 
 # ---------------------------------------------------------------- 3: the network

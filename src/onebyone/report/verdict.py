@@ -80,6 +80,14 @@ def speed_words(ratio: Ratio, *, too_wide: bool = False) -> str:
     return "no difference shown"
 
 
+def ratio_interval(ratio: Ratio) -> str:
+    """Return the interval of :func:`speed_words`; where they give no figure, that as well."""
+    if ratio.verdict == "slower":
+        return f"{1 / ratio.high:.2f} … {1 / ratio.low:.2f}×"
+    around = f"{ratio.low:.2f} … {ratio.high:.2f}×"
+    return around if ratio.verdict == "faster" else f"{ratio.value:.2f}× ({around})"
+
+
 def size_words(before: float, after: float, *, less: str, more: str) -> str:
     """Return ``8.10× smaller`` or ``1.20× larger`` in the words given, or ``the same``."""
     if after < before and after > 0:
@@ -190,24 +198,22 @@ def _speed_figure(comparison: Comparison) -> Figure | None:
         return None
     runtime, ratio = primary
     times = _times(comparison, runtime)
-    spread = f"{ratio.low:.2f} … {ratio.high:.2f}×"
     if disturbed(comparison, runtime):
         return Figure(
             value="No verdict", label="on speed: timings disturbed", detail=times, in_words=True
         )
     if ratio.verdict == "slower":
-        spread = f"{1 / ratio.high:.2f} … {1 / ratio.low:.2f}×"
         return Figure(
             value=format_ratio(1 / ratio.value),
             label=f"slower, {runtime}",
-            detail=_joined(spread, times),
+            detail=_joined(ratio_interval(ratio), times),
             raw=ratio.value,
         )
     faster = ratio.verdict == "faster"
     return Figure(
         value=format_ratio(ratio.value),
         label=f"faster, {runtime}" if faster else f"the speed, {runtime}: no difference shown",
-        detail=_joined(spread, times),
+        detail=_joined(f"{ratio.low:.2f} … {ratio.high:.2f}×", times),
         raw=ratio.value,
     )
 
@@ -295,7 +301,7 @@ def _conditions(record: RunRecord, comparison: Comparison, unit: str) -> list[st
     others = list(comparison.latency_ratio.items())[1:]
     for runtime, ratio in others:
         words = speed_words(ratio, too_wide=disturbed(comparison, runtime))
-        lines.append(f"In {runtime}: {words} ({ratio.low:.2f} … {ratio.high:.2f}×).")
+        lines.append(f"In {runtime}: {words}, {ratio_interval(ratio)}.")
     metric, difference = comparison.before.metric, comparison.difference
     if metric is not None and difference is not None:
         name = metric.name[:1].upper() + metric.name[1:]
