@@ -1,0 +1,766 @@
+"""Training and distillation: a copy of the network learns, at the processor's best speed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from onebyone.data import Data, Split, as_split
+from onebyone.errors import DataError, ModelError, OptionError, OutputError, RecordError
+from onebyone.evaluation import MetricFunction, evaluate, find_metric, is_classifier_output
+from onebyone.records import Epoch, TrainLog
+from onebyone.sites import copy_network, evaluation_copy, hooks_removed, module_at
+
+Precision = Literal["auto", "float32", "bf16"]
+Progress = Callable[[int, int, str], None]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+PRECISIONS = ("auto", "float32", "bf16")
+WARM_UP = 0.1  # share of the steps
+TRAIN_RATE = 4e-3  # at a batch of 128; see `_default_rate`
+DISTILL_RATE = 1e-3
+WEIGHT_DECAY = 0.02
+BETAS = (0.9, 0.99)
+CHECKPOINT_FORMAT = 1
+
+
+class Trained(NamedTuple):
+    """A network that was trained, in evaluation mode, and what the training did."""
+
+    model: nn.Module
+    log: TrainLog
+
+
+def train(
+    model: nn.Module,
+    data: Data | Any,
+    *,
+    epochs: int,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float = WEIGHT_DECAY,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    augment: bool = True,
+    precision: Precision = "auto",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    metric: str | MetricFunction | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a copy of a network on labelled data.
+
+    AdamW with a linear warm-up over the first tenth of the steps, then a cosine down to 0.
+    The weights after the last epoch are kept: choosing an epoch by its validation score would
+    make that score look better than it is.
+
+    Args:
+        model: The network, with float32 weights. Not modified. Parameters that need no gradient
+            stay as they are. Where it is in training mode, modules of it that are in evaluation
+            mode stay so; where it is in evaluation mode, batch norms whose parameters are all
+            frozen do.
+        data: A :class:`Data`, scored on its validation part after each epoch; or what
+            :func:`onebyone.data.as_split` takes, not scored.
+        epochs: Passes over the training data.
+        batch_size: Examples a step; 128, or less on small data.
+        learning_rate: The highest one; 0.004 at a batch of 128, with its square root at others.
+        weight_decay: Of matrices and kernels, not of biases and norms.
+        label_smoothing: Share of the label that goes to the other classes, 0 up to 1.
+        loss: ``(outputs, targets) -> scalar``; cross-entropy for classes and mean squared error
+            for other targets where not given.
+        augment: Whether to use the data set's augmentation.
+        precision: ``bf16`` computes under autocast, weights stay float32; ``auto`` does so where
+            the processor has bf16 instructions.
+        seed: Of the order, the augmentation and dropout. The global random state is not changed.
+        device: Where to train; the network's own where not given.
+        metric: For validation; accuracy for classifiers where not given.
+        checkpoint: A file that is written after every epoch. Where it exists already, training
+            goes on from it, to the same weights on a CPU as without the interruption.
+        progress: Called as ``progress(done_steps, total_steps, message)``.
+
+    Returns:
+        The trained copy, in evaluation mode, on the device of ``model``, and the log.
+
+    Raises:
+        OptionError: If an option is outside what it may be, the network has nothing to train,
+            or the checkpoint was made with other settings.
+        DataError: If the data is empty, has no targets, or targets of another shape.
+        ModelError: If the network cannot be copied or run, or the loss is no longer finite.
+        RecordError: If the checkpoint cannot be read.
+        OutputError: If the checkpoint cannot be written.
+
+    References:
+        Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise OptionError(f"`label_smoothing` must be from 0 up to 1, got {label_smoothing}.")
+    examples = _examples(data)
+    options = _Options(
+        epochs=epochs,
+        batch_size=batch_size or _default_batch(len(examples.train)),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        augment=augment,
+        precision=precision,
+        seed=seed,
+        metric=metric,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        progress=progress,
+    )
+
+    def objective(_: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _label_loss(outputs, targets, loss=loss, label_smoothing=label_smoothing)
+
+    name = "own loss" if loss is not None else "labels"
+    if label_smoothing:
+        name += f", smoothed by {label_smoothing:g}"
+    job = _prepare(model, examples, options, default_rate=TRAIN_RATE, name=name, device=device)
+    return _fit(job, objective)
+
+
+def distill(
+    model: nn.Module,
+    data: Data | Any,
+    *,
+    teacher: nn.Module,
+    epochs: int,
+    temperature: float = 4.0,
+    label_weight: float = 0.0,
+    features: Sequence[str] = (),
+    feature_weight: float = 1.0,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float = WEIGHT_DECAY,
+    label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    augment: bool = True,
+    precision: Precision = "auto",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    metric: str | MetricFunction | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a copy of a network to give a teacher's outputs; labels are not needed.
+
+    For class scores the loss is the Kullback-Leibler divergence from the teacher's softened
+    scores, times the temperature squared so that its gradients do not shrink with it; for other
+    outputs the mean squared error. The rest is as in :func:`train`.
+
+    Args:
+        model: The network that learns. Not modified.
+        data: As for :func:`train`; targets may be missing. Without them validation counts the
+            agreement with the teacher.
+        teacher: The network to imitate, run in evaluation mode. Not modified.
+        epochs: Passes over the training data.
+        temperature: Divides the scores before the softmax; above 0.
+        label_weight: Share of the loss that the labels get, from 0 to 1.
+        features: Names of modules in both networks whose outputs are to be alike as well.
+        feature_weight: Weight of each such module's relative squared error.
+        batch_size: As for :func:`train`.
+        learning_rate: The highest one; 0.001 at a batch of 128, with its square root at others.
+        weight_decay: As for :func:`train`.
+        label_smoothing: As for :func:`train`, for the labels' share.
+        loss: As for :func:`train`, for the labels' share.
+        augment: As for :func:`train`; the teacher sees the same augmented inputs.
+        precision: As for :func:`train`.
+        seed: As for :func:`train`.
+        device: As for :func:`train`.
+        metric: As for :func:`train`.
+        checkpoint: As for :func:`train`.
+        progress: As for :func:`train`.
+
+    Returns:
+        As :func:`train`.
+
+    Raises:
+        OptionError: As :func:`train`, and if a feature is not in both networks.
+        DataError: As :func:`train`; missing targets only where labels have a weight.
+        ModelError: As :func:`train`, and if the outputs of the two differ in shape.
+        RecordError: If the checkpoint cannot be read.
+        OutputError: If the checkpoint cannot be written.
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    _check_distillation(temperature, label_weight, label_smoothing)
+    examples = _examples(data)
+    options = _Options(
+        epochs=epochs,
+        batch_size=batch_size or _default_batch(len(examples.train)),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        augment=augment,
+        precision=precision,
+        seed=seed,
+        metric=metric,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        progress=progress,
+    )
+    name = f"teacher's outputs, temperature {temperature:g}"
+    if label_weight:
+        name += f", {label_weight:.0%} labels"
+        name += f", smoothed by {label_smoothing:g}" if label_smoothing else ""
+    if features:
+        name += f", features of {', '.join(features)} × {feature_weight:g}"
+    job = _prepare(model, examples, options, default_rate=DISTILL_RATE, name=name, device=device)
+    # Always a copy: the layout of its weights changes with channels last.
+    guide = evaluation_copy(teacher, device=job.device)
+    guide.to(memory_format=torch.channels_last)
+    job.settings["teacher"] = _fingerprint(guide)
+    job.teacher = guide
+
+    with _outputs_of(job.student, features) as ours, _outputs_of(guide, features) as theirs:
+
+        def objective(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+            with torch.no_grad(), job.autocast():
+                wanted = _one_tensor(guide(inputs), "teacher").float()
+            total = _imitation(outputs, wanted, temperature) * (1 - label_weight)
+            if label_weight:
+                labels = _label_loss(outputs, targets, loss=loss, label_smoothing=label_smoothing)
+                total = total + label_weight * labels
+            for feature in features:
+                error = _relative_error(ours[feature], theirs[feature], feature)
+                total = total + feature_weight * error
+            return total
+
+        return _fit(job, objective)
+
+
+# ---------------------------------------------------------------- the job
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    epochs: int
+    batch_size: int
+    learning_rate: float | None
+    weight_decay: float
+    augment: bool
+    precision: Precision
+    seed: int
+    metric: str | MetricFunction | None
+    checkpoint: Path | None
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if value < 1:
+                raise OptionError(f"`{name}` must be at least 1, got {value}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise OptionError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise OptionError(f"`weight_decay` must be 0 or more, got {self.weight_decay}.")
+        if self.precision not in PRECISIONS:
+            raise OptionError(
+                f"`precision` must be one of {', '.join(PRECISIONS)}, got {self.precision!r}."
+            )
+
+
+class _Examples(NamedTuple):
+    train: Split
+    validation: Split | None
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """All that an epoch needs; ``settings`` must be the same for a checkpoint to be continued."""
+
+    student: nn.Module
+    examples: _Examples
+    options: _Options
+    rate: float
+    device: torch.device
+    home: torch.device
+    bf16: bool
+    optimizer: torch.optim.Optimizer
+    name: str
+    settings: dict[str, Any]
+    training_modes: dict[str, bool]
+    teacher: nn.Module | None = None
+    log: list[Epoch] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch: all batches but a last one of a single example."""
+        full, rest = divmod(len(self.examples.train), self.options.batch_size)
+        return max(1, full + (rest > 1))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def enter_training(self) -> None:
+        for name, module in self.student.named_modules():
+            module.training = self.training_modes[name]
+
+
+def _examples(data: Data | Any) -> _Examples:
+    if isinstance(data, Data):
+        return _Examples(data.train, data.validation)
+    return _Examples(as_split(data), None)
+
+
+def _prepare(
+    model: nn.Module,
+    examples: _Examples,
+    options: _Options,
+    *,
+    default_rate: float,
+    name: str,
+    device: torch.device | str | None,
+) -> _Job:
+    student = copy_network(model)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    if not trained:
+        raise OptionError(
+            "The network must have parameters that need a gradient, and has none. "
+            "Call `requires_grad_(True)` on what is to be trained."
+        )
+    for key, parameter in student.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise OptionError(
+                f"The network's parameters must be float32 to be trained, got {parameter.dtype} "
+                f"in {key}. Give `model.float()`; `precision` sets what is computed in."
+            )
+    home = trained[0].device
+    where = home if device is None else torch.device(device)
+    initial = _fingerprint(student)
+    student.to(where)
+    student.to(memory_format=torch.channels_last)
+    rate = options.learning_rate
+    if rate is None:
+        rate = default_rate * math.sqrt(options.batch_size / 128)
+    bf16 = options.precision == "bf16" or (options.precision == "auto" and _has_bf16(where))
+    settings = {
+        "objective": name,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": rate,
+        "weight_decay": options.weight_decay,
+        "augment": options.augment,
+        "precision": "bf16" if bf16 else "float32",
+        "seed": options.seed,
+        "device": where.type,
+        "examples": len(examples.train),
+        "input_shape": list(examples.train.input_shape),
+        "network": initial,
+    }
+    return _Job(
+        student=student,
+        examples=examples,
+        options=options,
+        rate=rate,
+        device=where,
+        home=home,
+        bf16=bf16,
+        optimizer=_optimizer(student, rate, options.weight_decay),
+        name=name,
+        settings=settings,
+        training_modes=_training_modes(student),
+    )
+
+
+def _default_batch(n: int) -> int:
+    # At least some thirty steps an epoch on small data, 128 on large.
+    return int(min(128, max(16, 2 ** math.floor(math.log2(max(1, n / 32))))))
+
+
+def _optimizer(student: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    kept = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(kept, lr=rate, betas=BETAS, fused=True)
+
+
+def _training_modes(student: nn.Module) -> dict[str, bool]:
+    if student.training:
+        return {name: module.training for name, module in student.named_modules()}
+    return {name: not _is_frozen_norm(module) for name, module in student.named_modules()}
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    parameters = list(module.parameters(recurse=False))
+    return (
+        isinstance(module, _BatchNorm)
+        and bool(parameters)
+        and not any(parameter.requires_grad for parameter in parameters)
+    )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- losses
+
+
+def _check_distillation(temperature: float, label_weight: float, label_smoothing: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise OptionError(f"`temperature` must be above 0, got {temperature}.")
+    if not 0 <= label_weight <= 1:
+        raise OptionError(f"`label_weight` must be from 0 to 1, got {label_weight}.")
+    if not 0 <= label_smoothing < 1:
+        raise OptionError(f"`label_smoothing` must be from 0 up to 1, got {label_smoothing}.")
+
+
+def _label_loss(
+    outputs: Tensor, targets: Tensor, *, loss: Loss | None, label_smoothing: float
+) -> Tensor:
+    if _unlabelled(targets):
+        raise DataError(
+            "Training on labels needs targets, and the data has none. Give (inputs, targets), "
+            "or distil from a teacher."
+        )
+    if loss is not None:
+        return loss(outputs, targets)
+    if targets.dtype == torch.int64 and targets.ndim == outputs.ndim - 1:
+        return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    if targets.shape != outputs.shape:
+        raise DataError(
+            f"Targets must have the shape of the outputs, {tuple(outputs.shape)}, or be classes "
+            f"of shape {tuple(outputs.shape[:1])}, got {tuple(targets.shape)}. "
+            "Reshape them, or give a `loss`."
+        )
+    return F.mse_loss(outputs, targets.to(outputs.dtype))
+
+
+def _imitation(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    if outputs.shape != wanted.shape:
+        raise ModelError(
+            "The network and its teacher must give outputs of one shape, got "
+            f"{tuple(outputs.shape)} and {tuple(wanted.shape)}."
+        )
+    if not is_classifier_output(wanted):
+        return F.mse_loss(outputs, wanted)
+    return temperature**2 * F.kl_div(
+        (outputs / temperature).log_softmax(dim=1),
+        (wanted / temperature).log_softmax(dim=1),
+        log_target=True,
+        reduction="batchmean",
+    )
+
+
+def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"The outputs of {name} must be of one shape in the network and its teacher, got "
+            f"{tuple(ours.shape)} and {tuple(theirs.shape)}. Leave it out of `features`."
+        )
+    wanted = theirs.float()
+    power = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return F.mse_loss(ours.float(), wanted) / power
+
+
+@contextmanager
+def _outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    kept: dict[str, Tensor] = {}
+    handles: list[Any] = []
+    with hooks_removed(handles):
+        for name in names:
+
+            def keep(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
+                kept[name] = output
+
+            handles.append(module_at(model, name).register_forward_hook(keep))
+        yield kept
+
+
+def _one_tensor(outputs: Any, whose: str) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise ModelError(
+            f"The output of the {whose} must be one tensor, got {type(outputs).__name__}. "
+            "Wrap it in a module that returns the part to learn."
+        )
+    return outputs
+
+
+def _unlabelled(targets: Tensor) -> bool:
+    return targets.ndim == 2 and targets.shape[1] == 0
+
+
+# ---------------------------------------------------------------- epochs
+
+
+_Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _fit(job: _Job, objective: _Objective) -> Trained:
+    options = job.options
+    score = _validation(job)
+    _resume(job)
+    forked = [job.device] if job.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=forked):
+        for epoch in range(len(job.log) + 1, options.epochs + 1):
+            started = time.perf_counter()
+            # Seeded anew each epoch: an epoch depends on nothing but the weights before it.
+            seed = (options.seed * 1_000_003 + epoch) % 2**63
+            _seed_dropout(seed, job.device)
+            loss = _epoch(job, objective, epoch, seed)
+            trained_seconds = time.perf_counter() - started
+            job.log.append(
+                Epoch(
+                    epoch=epoch,
+                    loss=loss,
+                    validation=None if score is None else score.measure(job),
+                    learning_rate=_rate(job, (epoch - 1) * job.steps),
+                    seconds=trained_seconds,
+                )
+            )
+            _save(job)
+    job.student.eval()
+    job.student.to(job.home)
+    job.student.to(memory_format=torch.contiguous_format)
+    for parameter in job.student.parameters():
+        parameter.grad = None
+    return Trained(job.student, _log(job, "none" if score is None else score.name))
+
+
+def _epoch(job: _Job, objective: _Objective, epoch: int, seed: int) -> float:
+    options, first = job.options, (epoch - 1) * job.steps
+    total_steps = job.steps * options.epochs
+    # A look at the loss waits for a GPU, so there it is rare.
+    look = 1 if job.device.type == "cpu" else 16
+    total = torch.zeros((), dtype=torch.float64, device=job.device)
+    job.enter_training()
+    batches = job.examples.train.batches(
+        options.batch_size,
+        seed=seed,
+        augment=options.augment,
+        device=job.device,
+        channels_last=True,
+    )
+    for step, (inputs, targets) in zip(range(1, job.steps + 1), batches, strict=False):
+        rate = _rate(job, first + step - 1)
+        for group in job.optimizer.param_groups:
+            group["lr"] = rate
+        loss = objective(inputs, _forward(job, inputs), targets)
+        job.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        job.optimizer.step()
+        total += loss.detach()
+        if step % look == 0 or step == job.steps:
+            mean = float(total) / step
+            _check_finite(mean, job, epoch, step)
+            if options.progress is not None:
+                message = f"epoch {epoch} of {options.epochs}, loss {mean:.4f}"
+                options.progress(first + step, total_steps, message)
+    return float(total) / job.steps
+
+
+def _forward(job: _Job, inputs: Tensor) -> Tensor:
+    try:
+        with job.autocast():
+            outputs = job.student(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"The network must take inputs of shape {tuple(inputs.shape)}, and failed: {error}"
+        ) from error
+    return _one_tensor(outputs, "network").float()
+
+
+def _check_finite(mean: float, job: _Job, epoch: int, step: int) -> None:
+    if math.isfinite(mean):
+        return
+    other = ', `precision="float32"`' if job.bf16 else ""
+    raise ModelError(
+        f"The loss must stay finite, and became {mean} in epoch {epoch}, step {step} of "
+        f"{job.steps}. Give a lower `learning_rate` than {job.rate:.2g}{other}, or check the "
+        "network's weights and the targets for values that are too large."
+    )
+
+
+def _rate(job: _Job, step: int) -> float:
+    total = job.steps * job.options.epochs
+    warm_up = max(1, round(WARM_UP * total))
+    if step < warm_up:
+        return job.rate * (step + 1) / warm_up
+    return job.rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+# ---------------------------------------------------------------- validation
+
+
+@dataclass(frozen=True)
+class _Score:
+    name: str
+    split: Split
+    metric: str | MetricFunction | None  # None: agreement with the teacher
+
+    def measure(self, job: _Job) -> float:
+        job.student.eval()
+        if self.metric is None:
+            return _agreement(job, self.split)
+        batch = max(250, job.options.batch_size)
+        result = evaluate(
+            job.student,
+            self.split,
+            metric=self.metric,
+            batch_size=batch,
+            device=str(job.device),
+        )
+        return result.value
+
+
+def _validation(job: _Job) -> _Score | None:
+    split, metric = job.examples.validation, job.options.metric
+    if split is None:
+        return None
+    if metric is not None:
+        return _Score(find_metric(metric)[0], split, metric)
+    inputs, targets = next(iter(split.batches(min(2, len(split)), device=job.device)))
+    job.student.eval()
+    with torch.no_grad():
+        outputs = _forward(job, inputs)
+    if not is_classifier_output(outputs):
+        return None
+    if targets.ndim == 1 and targets.dtype == torch.int64:
+        return _Score("accuracy", split, "accuracy")
+    if job.teacher is not None and _unlabelled(targets):
+        return _Score("agreement", split, None)
+    return None
+
+
+def _agreement(job: _Job, split: Split) -> float:
+    assert job.teacher is not None
+    same = 0
+    with torch.no_grad():
+        for inputs, _ in split.batches(250, device=job.device, channels_last=True):
+            ours, theirs = job.student(inputs), job.teacher(inputs)
+            same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+    return same / len(split)
+
+
+def _log(job: _Job, metric: str) -> TrainLog:
+    options = job.options
+    train_split = job.examples.train
+    return TrainLog(
+        objective=job.name,
+        metric=metric,
+        epochs=tuple(job.log),
+        examples=len(train_split),
+        batch_size=options.batch_size,
+        learning_rate=job.rate,
+        weight_decay=options.weight_decay,
+        optimizer="AdamW",
+        schedule=f"warm-up over {WARM_UP:.0%} of the steps, then cosine to 0",
+        precision="bf16 autocast" if job.bf16 else "float32",
+        augmentation=train_split.augmentation if options.augment else "none",
+        seed=options.seed,
+        seconds=sum(epoch.seconds for epoch in job.log),
+        chosen_epoch=options.epochs,
+        device=str(job.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def _save(job: _Job) -> None:
+    path = job.options.checkpoint
+    if path is None:
+        return
+    state = {
+        "format": CHECKPOINT_FORMAT,
+        "settings": job.settings,
+        "model": job.student.state_dict(),
+        "optimizer": job.optimizer.state_dict(),
+        "log": [epoch.to_json() for epoch in job.log],
+    }
+    try:
+        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write the checkpoint {path}: {error.strerror}. Give a folder that exists "
+            "and can be written to."
+        ) from error
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            torch.save(state, stream)
+        Path(aside).chmod(0o644)
+        Path(aside).replace(path)
+    except OSError as error:
+        Path(aside).unlink(missing_ok=True)
+        raise OutputError(f"Cannot write the checkpoint {path}: {error.strerror}.") from error
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _resume(job: _Job) -> None:
+    path = job.options.checkpoint
+    if path is None or not path.exists():
+        return
+    advice = "Delete it to start anew, or give another path."
+    try:
+        state = torch.load(path, map_location=job.device, weights_only=True)
+        settings, log = state["settings"], [Epoch.from_json(text) for text in state["log"]]
+        if state["format"] != CHECKPOINT_FORMAT:
+            raise RecordError(f"The checkpoint {path} is of another version. {advice}")
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        msgspec.MsgspecError,
+    ) as error:
+        raise RecordError(f"{path} cannot be read as a checkpoint: {error}. {advice}") from error
+    different = [
+        f"{key} {settings.get(key)!r} instead of {job.settings.get(key)!r}"
+        for key in sorted({*settings, *job.settings})
+        if settings.get(key) != job.settings.get(key)
+    ]
+    if different:
+        raise OptionError(
+            f"The checkpoint {path} must come from the same training, and has "
+            f"{', '.join(different)}. Give the same options, or another path, or delete it."
+        )
+    job.student.load_state_dict(state["model"])
+    job.optimizer.load_state_dict(state["optimizer"])
+    job.log.extend(log)
