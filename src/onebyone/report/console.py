@@ -26,7 +26,8 @@ _WIDTH = 80  # tables look the same in a terminal, a file and a document
 class Update(Protocol):
     """Moves a bar: what is done, of how many, and a few words on what is being done."""
 
-    def __call__(self, done: int, total: int, message: str = "") -> None: ...
+    def __call__(self, done: int, total: int, message: str = "") -> None:
+        """Move the bar to ``done`` of ``total``."""
 
 
 def print_table(table: Table) -> None:

@@ -140,8 +140,10 @@ def _metric_cell(metric: Metric | None, difference: Difference | None) -> str:
     cell = quantity(metric.value, metric_value(metric), small)
     if difference is None:
         return cell
-    words = f"{signed(difference.value, metric)} [{interval(difference, metric)}]"
-    return cell + Markup("<small>{}</small>").format(words)
+    against = f"against before {signed(difference.value, metric)}"
+    return cell + Markup("<small>{}</small><small>{}</small>").format(
+        against, interval(difference, metric)
+    )
 
 
 def _difference_cell(difference: Difference | None, metric: Metric) -> str:

@@ -30,7 +30,7 @@ from onebyone.report.parts import (
     section,
     table,
 )
-from onebyone.report.use import use_section
+from onebyone.report.use import conditions_section, use_section
 from onebyone.report.verdict import (
     examples_word,
     verdict,
@@ -312,4 +312,5 @@ SECTIONS: tuple[tuple[str, str, Callable[[RunRecord], Markup]], ...] = (
     ("training", "Fine-tuning", training_section),
     ("differences", "Where they differ", disagreements_section),
     ("use", "How to use it", use_section),
+    ("conditions", "Conditions", conditions_section),
 )

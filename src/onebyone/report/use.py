@@ -34,7 +34,7 @@ def use_section(record: RunRecord) -> Markup:
     if record.command:
         command = shlex.join([PurePath(record.command[0]).name, *record.command[1:]])
         parts += [_heading("Make this run again"), code(command, wrap=True)]
-    return section("use", "How to use it", *parts, _facts(record))
+    return section("use", "How to use it", *parts) if parts else Markup("")
 
 
 def _heading(text: str) -> Markup:
@@ -75,7 +75,8 @@ def _plan_json(plan: Plan) -> str:
     return plan.to_json().strip()
 
 
-def _facts(record: RunRecord) -> Markup:
+def conditions_section(record: RunRecord) -> Markup:
+    """Return what else decides the figures: seeds, data, machine, versions, time."""
     machine, data = record.machine, record.data
     rows = [["Seed", str(record.seed)]]
     if record.source.weights:
@@ -90,4 +91,4 @@ def _facts(record: RunRecord) -> Markup:
     if record.seconds:
         times = (f"{stage} {format_seconds(took)}" for stage, took in record.seconds.items())
         rows.append(["Time by stage", ", ".join(times)])
-    return table(Table(columns=("", "Value"), rows=rows, title="Under which conditions"))
+    return section("conditions", "Conditions", table(Table(columns=("What", "Value"), rows=rows)))
