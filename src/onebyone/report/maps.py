@@ -161,5 +161,5 @@ def _unit(values: Array, low: float | None, high: float | None) -> npt.NDArray[n
 
 def _enlarge(values: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.float64]:
     picture = Image.fromarray(values.astype(np.float32), mode=None)
-    resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from onebyone.records import LayerCost, Option, Plan, Profile
-from onebyone.report.layers import (
+from onebyone.report.matching import (
     GROUPED_ABOVE,
     LayerRow,
     Quantity,
@@ -140,7 +140,7 @@ class _View:
             before=self._pieces(row, row.before, largest),
             after=self._pieces(row, row.after, largest),
             facts=tuple(_facts(row, compared=self.compared)),
-            pieces=tuple(_piece(layer) for layer in row.after) if row.option else (),
+            pieces=tuple(_piece(layer, row.name) for layer in row.after) if row.option else (),
             index=row.index,
         )
 
@@ -238,12 +238,12 @@ def _kind(layer: LayerCost) -> str:
     return f"{layer.kind}, {layer.calls} calls" if layer.calls > 1 else layer.kind
 
 
-def _piece(layer: LayerCost) -> str:
+def _piece(layer: LayerCost, site: str) -> str:
+    """Return a layer that came of a rewrite, named by what follows its site's name."""
+    name = layer.name.removeprefix(site) or layer.name or "(root)"
     parts = [
-        layer.name or "(root)",
-        _kind(layer),
-        f"→ {_shape(layer.output_shape)}",
-        f"{format_count(layer.params)} parameters",
+        f"{name}: {_kind(layer)} → {_shape(layer.output_shape)}",
+        f"{format_count(layer.params)} params",
         f"{format_count(layer.macs)} MACs",
     ]
     return ", ".join(parts + ([format_ms(layer.timing.median_ms)] if layer.timing else []))

@@ -16,7 +16,7 @@ from onebyone.records import (
     TrainLog,
 )
 from onebyone.report.charts import LineChart, Series
-from onebyone.report.layers import settings_words
+from onebyone.report.matching import settings_words
 from onebyone.report.measured import measured_section
 from onebyone.report.network import network_picture
 from onebyone.report.parts import (

@@ -94,7 +94,7 @@ def size_words(before: float, after: float, *, less: str, more: str) -> str:
         return f"{format_ratio(before / after)} {less}"
     if after > before > 0:
         return f"{format_ratio(after / before)} {more}"
-    return "the same"
+    return "the same" if after == before else "none left" if before else "none before"
 
 
 def signed(value: float, metric: Metric, *, unit: bool = True) -> str:

@@ -29,7 +29,7 @@
         Plot.text(data.marks, { x: "x", text: "label", frameAnchor: "top", lineAnchor: "bottom", dy: -3, fill: "currentColor", fontSize: 11 }),
         Plot.line(points, { x: "x", y: "y", z: "name", stroke: (p) => shade(p.color), strokeWidth: 2 }),
         Plot.dot(points, { x: "x", y: "y", r: points.length > 80 ? 0 : 2.5, fill: (p) => shade(p.color) }),
-        Plot.tip(points, Plot.pointerX({ x: "x", y: "y", title })),
+        Plot.tip(points, Plot.pointerX({ x: "x", y: "y", title, lineHeight: 1.4 })),
       ],
     });
   };
@@ -49,7 +49,7 @@
         ...(data.zero === null ? [] : [Plot.ruleX([data.zero], { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" })]),
         Plot.ruleY(rows, { x1: "low", x2: "high", y: "name", stroke: (r) => shade(r.color), strokeWidth: 3, strokeLinecap: "round" }),
         Plot.dot(rows, { x: "value", y: "name", r: 5, fill: (r) => shade(r.color) }),
-        Plot.tip(rows, Plot.pointerX({ x: "value", y: "name", title: (r) =>
+        Plot.tip(rows, Plot.pointerX({ x: "value", y: "name", lineHeight: 1.4, title: (r) =>
           `${r.name}\n${number(r.value, data.percent)} [${number(r.low, data.percent)} … ${number(r.high, data.percent)}]` })),
       ],
     });
@@ -107,7 +107,12 @@
     card.hidden = false;
     place(x, y);
   };
-  const hide = () => { card.hidden = true; };
+  let focused = null; // whose card the focus shows: it moves with its row
+  const hide = () => { card.hidden = true; focused = null; };
+  const showFocused = (row) => {
+    const box = focused.getBoundingClientRect();
+    show(row, box.left + Math.min(280, box.width / 2), box.bottom - 14);
+  };
   const rowOf = (target) => {
     if (!(target instanceof Element)) return null;
     const segment = target.closest("[data-row]");
@@ -129,11 +134,14 @@
   document.addEventListener("focusin", (event) => {
     const row = rowOf(event.target);
     if (!row || row.open || !event.target.matches(":focus-visible")) return hide();
-    const box = event.target.getBoundingClientRect();
-    show(row, box.left + Math.min(280, box.width / 2), box.bottom - 14);
+    focused = event.target;
+    showFocused(row);
   });
   document.addEventListener("focusout", hide);
-  document.addEventListener("scroll", hide, { passive: true });
+  document.addEventListener("scroll", () => {
+    if (focused) showFocused(rowOf(focused));
+    else hide();
+  }, { passive: true });
   document.addEventListener("toggle", hide, true);
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
