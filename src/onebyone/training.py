@@ -590,7 +590,8 @@ def _forward(job: _Job, inputs: Tensor) -> Tensor:
             outputs = job.student(inputs)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(
-            f"The network must take inputs of shape {tuple(inputs.shape)}, and failed: {error}"
+            f"The network must take inputs of shape {tuple(inputs.shape)}, and failed: "
+            f"{_first_line(error)}. Check the data against the network's first layer."
         ) from error
     return _one_tensor(outputs, "network").float()
 
@@ -750,7 +751,10 @@ def _resume(job: _Job) -> None:
         pickle.UnpicklingError,
         msgspec.MsgspecError,
     ) as error:
-        raise RecordError(f"{path} cannot be read as a checkpoint: {error}. {advice}") from error
+        # torch's own text advises to run whatever code the file holds: it is not passed on.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors and numbers" if unsafe else _first_line(error)
+        raise RecordError(f"{path} cannot be read as a checkpoint: {reason}. {advice}") from error
     different = [
         f"{key} {settings.get(key)!r} instead of {job.settings.get(key)!r}"
         for key in sorted({*settings, *job.settings})
@@ -764,3 +768,8 @@ def _resume(job: _Job) -> None:
     job.student.load_state_dict(state["model"])
     job.optimizer.load_state_dict(state["optimizer"])
     job.log.extend(log)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

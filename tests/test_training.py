@@ -1,0 +1,421 @@
+import copy
+import random
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from onebyone import training
+from onebyone.data import Augmentation, Data, TensorSplit, as_data, data_directory, load_data
+from onebyone.errors import DataError, ModelError, OptionError, OutputError, RecordError
+from onebyone.evaluation import evaluate
+from onebyone.records import TrainLog
+from onebyone.training import distill, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    # Networks this small are slower on more threads, and much slower on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def network(*, dropout: float = 0.0, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Dropout(dropout),
+        nn.Flatten(),
+        nn.Linear(72, 3),
+    )
+
+
+def toy(n: int = 66, *, labels: bool = True) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 60, (n, 1, 6, 6), dtype=torch.uint8, generator=generator)
+    targets = torch.arange(n) % 3
+    for label in range(3):  # a bright row for each class
+        images[targets == label, :, 2 * label] = 220
+    split = TensorSplit(
+        images,
+        targets if labels else None,
+        mean=(0.3,),
+        std=(0.3,),
+        augmentation=Augmentation(flip=True),
+    )
+    return Data(name="toy", train=split, validation=split, test=split, classes=("a", "b", "c"))
+
+
+def snapshot(model: nn.Module) -> dict:
+    return {
+        "state": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "strides": {name: tensor.stride() for name, tensor in model.state_dict().items()},
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "hooks": [len(module._forward_hooks) for module in model.modules()],
+        "grads": [parameter.grad for parameter in model.parameters()],
+        "needs": [parameter.requires_grad for parameter in model.parameters()],
+    }
+
+
+def assert_unchanged(model: nn.Module, before: dict) -> None:
+    after = snapshot(model)
+    assert_close(after.pop("state"), before.pop("state"), rtol=0, atol=0)
+    assert after == before
+
+
+def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
+    assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_training_learns_and_says_what_it_did():
+    trained, log = train(network(), toy(), epochs=8, batch_size=16, learning_rate=0.02)
+    assert evaluate(trained, toy().test).value > 0.95
+    assert log.epochs[-1].loss < log.epochs[0].loss / 2
+    assert (log.metric, log.chosen_epoch, log.examples, log.batch_size) == ("accuracy", 8, 66, 16)
+    assert log.augmentation == "flip"
+    assert not any(module.training for module in trained.modules())
+    assert TrainLog.from_json(log.to_json()) == log
+    assert "labels" in str(log)
+
+
+def test_a_trained_network_has_plain_tensors_and_no_gradients():
+    trained, _ = train(network(), toy(), epochs=1)
+    assert all(tensor.is_contiguous() for tensor in trained.state_dict().values())
+    assert all(parameter.grad is None for parameter in trained.parameters())
+
+
+def test_distillation_needs_no_labels_and_approaches_the_teacher():
+    teacher, _ = train(network(), toy(), epochs=8, batch_size=16, learning_rate=0.02)
+    data = toy(labels=False)
+    student, log = distill(
+        network(seed=1), data, teacher=teacher, epochs=8, batch_size=16, learning_rate=0.02
+    )
+    assert log.metric == "agreement"
+    assert log.epochs[-1].validation > 0.95
+    assert evaluate(student, toy().test).value > 0.95
+
+
+def test_distilling_a_network_from_itself_starts_at_no_loss():
+    model = network().eval()
+    model[1].requires_grad_(False)  # its statistics then stay the teacher's
+    _, log = distill(model, toy(), teacher=model, epochs=1, precision="float32")
+    assert log.epochs[0].loss < 1e-4
+
+
+def test_other_outputs_are_learned_by_squared_error():
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 1, 6, 6)
+    teacher = nn.Conv2d(1, 2, 3)
+    with torch.no_grad():
+        pairs = as_data((inputs, teacher(inputs)))
+    for trained, log in (
+        train(nn.Conv2d(1, 2, 3), pairs, epochs=30, batch_size=16, learning_rate=0.05),
+        distill(
+            nn.Conv2d(1, 2, 3),
+            inputs,
+            teacher=teacher,
+            epochs=30,
+            batch_size=16,
+            learning_rate=0.05,
+        ),
+    ):
+        assert log.epochs[-1].loss < 0.02 * log.epochs[0].loss
+        assert log.epochs[-1].validation is None
+        assert trained(inputs).shape == (64, 2, 4, 4)
+
+
+def test_an_own_loss_and_metric_are_used():
+    def absolute(outputs, targets):
+        return (outputs - targets).abs().mean()
+
+    def closeness(outputs, targets):
+        return -(outputs - targets).square().mean(1)
+
+    data = as_data((torch.randn(60, 4), torch.randn(60, 2)))
+    _, log = train(nn.Linear(4, 2), data, epochs=1, loss=absolute, metric=closeness)
+    assert (log.objective, log.metric) == ("own loss", "closeness")
+    assert log.epochs[0].validation < 0
+
+
+def test_features_pull_the_inner_outputs_together():
+    teacher, model = network(seed=5), network(seed=6)
+    options = {"teacher": teacher, "epochs": 6, "learning_rate": 0.02, "augment": False}
+    inputs = next(iter(toy().test.batches(66)))[0]
+    wanted = teacher.eval()[:2](inputs)
+    plain, _ = distill(model, toy(), **options)
+    pulled, _ = distill(model, toy(), features=["1"], feature_weight=10.0, **options)
+    with torch.no_grad():
+        errors = [(net[:2](inputs) - wanted).square().mean() for net in (plain, pulled)]
+    assert errors[1] < 0.5 * errors[0]
+    assert not any(module._forward_hooks for module in pulled.modules())
+
+
+def test_any_usual_data_is_taken():
+    inputs, labels = torch.randn(40, 5), torch.arange(40) % 2
+    for data in ((inputs, labels), torch.utils.data.TensorDataset(inputs, labels)):
+        assert train(nn.Linear(5, 2), data, epochs=1).log.epochs[0].validation is None
+
+
+def test_a_last_batch_of_one_is_left_out_for_the_batch_norm():
+    data = (torch.randn(17, 4), torch.arange(17) % 2)
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
+    steps = []
+    train(model, data, epochs=2, batch_size=8, progress=lambda *args: steps.append(args))
+    assert [(done, total) for done, total, _ in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert steps[-1][2].startswith("epoch 2 of 2, loss ")
+
+
+# ---------------------------------------------------------------- what is left alone
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_network_and_the_teacher_are_untouched(mode):
+    model, teacher = network(dropout=0.2).train(mode), network(seed=1).train(mode)
+    model[0].bias.requires_grad_(False)
+    before = snapshot(model), snapshot(teacher)
+    train(model, toy(), epochs=1)
+    distill(model, toy(), teacher=teacher, epochs=1, features=["0"])
+    assert_unchanged(model, before[0])
+    assert_unchanged(teacher, before[1])
+
+
+def test_frozen_parameters_and_statistics_stay_as_they_are():
+    model = network().eval()
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    trained, _ = train(model, toy(), epochs=1)
+    assert_same_weights(trained[:2], model[:2])
+    assert not torch.equal(trained[6].weight, model[6].weight)
+
+
+def test_a_norm_in_evaluation_mode_keeps_its_statistics_and_learns_its_scale():
+    model = network().train()
+    model[1].eval()
+    trained, _ = train(model, toy(), epochs=1)
+    assert_close(trained[1].running_mean, model[1].running_mean, rtol=0, atol=0)
+    assert not torch.equal(trained[1].weight, model[1].weight)
+
+
+def test_the_global_random_state_is_left_alone():
+    random.seed(0)
+    model = network(dropout=0.5)
+    before = torch.get_rng_state(), random.getstate()
+    train(model, toy(), epochs=1)
+    distill(model, toy(), teacher=model, epochs=1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+# ---------------------------------------------------------------- again, and on from there
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+    model = network(dropout=0.3)
+    first = train(model, toy(), epochs=2, seed=4).model
+    torch.rand(7)  # whatever happens in between
+    assert_same_weights(first, train(model, toy(), epochs=2, seed=4).model)
+    other = train(model, toy(), epochs=2, seed=5).model
+    assert not torch.equal(first[6].weight, other[6].weight)
+
+
+class Stop:
+    """Presses Ctrl-C at a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __call__(self, done: int, total: int, message: str) -> None:
+        if done == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("teach", [False, True])
+def test_interrupted_and_resumed_is_the_same_as_uninterrupted_bit_for_bit(tmp_path, teach):
+    model, path = network(dropout=0.3), tmp_path / "last.ckpt"
+    options = {"epochs": 3, "batch_size": 16, "seed": 2}
+    run = train
+    if teach:
+        run, options["teacher"] = distill, network(seed=1)
+    whole = run(model, toy(), **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, toy(), checkpoint=path, progress=Stop(12), **options)  # in the third epoch
+    resumed = run(model, toy(), checkpoint=path, **options)
+    assert_same_weights(resumed.model, whole.model)
+    assert [epoch.loss for epoch in resumed.log.epochs] == [e.loss for e in whole.log.epochs]
+    assert [e.validation for e in resumed.log.epochs] == [e.validation for e in whole.log.epochs]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_finished_training_is_returned_without_a_step(tmp_path):
+    path = tmp_path / "last.ckpt"
+    first = train(network(), toy(), epochs=2, checkpoint=path)
+    second = train(network(), toy(), epochs=2, checkpoint=path, progress=Stop(1))
+    assert_same_weights(first.model, second.model)
+    assert first.log == second.log
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    path = tmp_path / "last.ckpt"
+    train(network(), toy(), epochs=1, checkpoint=path)
+    with pytest.raises(OptionError, match="epochs 1 instead of 2, seed 0 instead of 3"):
+        train(network(), toy(), epochs=2, seed=3, checkpoint=path)
+    with pytest.raises(OptionError, match="network '"):
+        train(network(seed=9), toy(), epochs=1, checkpoint=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_a_broken_checkpoint_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"last.ckpt cannot be read as a checkpoint.*Delete it"):
+        train(network(), toy(), epochs=1, checkpoint=path)
+    assert path.read_bytes() == content
+
+
+def test_a_checkpoint_holds_no_code(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"format": 1, "model": network()}, path)
+    with pytest.raises(RecordError, match="cannot be read as a checkpoint"):
+        train(network(), toy(), epochs=1, checkpoint=path)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said(tmp_path):
+    with pytest.raises(OutputError, match=r"Cannot write the checkpoint .*No such file"):
+        train(network(), toy(), epochs=1, checkpoint=tmp_path / "nowhere" / "last.ckpt")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "`epochs` must be at least 1, got 0"),
+        ({"batch_size": -1}, "`batch_size` must be at least 1, got -1"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be above 0, got 0.0"),
+        ({"weight_decay": -1.0}, "`weight_decay` must be 0 or more"),
+        ({"precision": "fp16"}, "`precision` must be one of auto, float32, bf16, got 'fp16'"),
+        ({"label_smoothing": 1.0}, "`label_smoothing` must be from 0 up to 1, got 1.0"),
+    ],
+)
+def test_unfit_options_are_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        train(network(), toy(), **{"epochs": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "`temperature` must be above 0, got 0.0"),
+        ({"label_weight": 1.5}, "`label_weight` must be from 0 to 1, got 1.5"),
+        ({"features": ["conv9"]}, "no module named 'conv9'"),
+    ],
+)
+def test_unfit_options_of_distillation_are_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        distill(network(), toy(), teacher=network(), epochs=1, **options)
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_says_where():
+    model = network()
+    with torch.no_grad():
+        model[6].bias[0] = float("nan")
+    with pytest.raises(ModelError, match=r"became nan in epoch 1, step 1 of \d.*`learning_rate`"):
+        train(model, toy(), epochs=1)
+
+
+def test_networks_that_cannot_be_trained_are_refused():
+    with pytest.raises(OptionError, match="must have parameters that need a gradient"):
+        train(network().requires_grad_(False), toy(), epochs=1)
+    with pytest.raises(OptionError, match=r"must be float32 .* got torch.float64 in 0.weight"):
+        train(network().double(), toy(), epochs=1)
+    with pytest.raises(ModelError, match=r"must take inputs of shape \(2, 1, 6, 6\)"):
+        train(nn.Conv2d(3, 3, 1), toy(), epochs=1)
+    with pytest.raises(ModelError, match="output of the network must be one tensor, got tuple"):
+        train(nn.LSTM(6, 3), (torch.rand(4, 5, 6), torch.zeros(4)), epochs=1)
+
+
+def test_targets_and_teachers_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="needs targets, and the data has none"):
+        train(network(), toy(labels=False), epochs=1)
+    with pytest.raises(DataError, match=r"shape of the outputs, \(\d+, 2\).* got \(\d+, 3\)"):
+        train(nn.Linear(4, 2), (torch.rand(9, 4), torch.rand(9, 3)), epochs=1)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
+    with pytest.raises(ModelError, match=r"outputs of one shape, got \(\d+, 3\) and \(\d+, 5\)"):
+        distill(network(), toy(), teacher=wide, epochs=1)
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_small_data_gets_small_batches():
+    assert [training._default_batch(n) for n in (10, 1200, 3000, 60_000)] == [16, 32, 64, 128]
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    rates = []
+    job_log = train(network(), toy(), epochs=4, batch_size=16, learning_rate=0.1).log
+    rates = [epoch.learning_rate for epoch in job_log.epochs]
+    assert rates[0] < 0.1
+    assert rates[1] > rates[2] > rates[3] > 0
+
+
+def test_biases_and_norms_do_not_decay():
+    optimizer = training._optimizer(network(), 0.1, 0.5)
+    decayed, others = optimizer.param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
+    assert {parameter.ndim for parameter in decayed["params"]} == {2, 4}
+    assert {parameter.ndim for parameter in others["params"]} == {1}
+
+
+def test_both_precisions_learn():
+    for precision, said in (("float32", "float32"), ("bf16", "bf16 autocast")):
+        _, log = train(network(), toy(), epochs=3, precision=precision, learning_rate=0.02)
+        assert log.precision == said
+        assert log.epochs[-1].loss < log.epochs[0].loss
+
+
+def test_a_copy_with_a_hook_still_runs():
+    model, seen = network(), []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    train(copy.deepcopy(model), toy(), epochs=1)
+    assert len(model[0]._forward_hooks) == 1
+
+
+@pytest.mark.slow
+def test_fashion_mnist_is_learned():
+    root = data_directory()[0]
+    if not any((root / place).is_dir() for place in ("fashion_mnist", "FashionMNIST")):
+        pytest.skip("Fashion-MNIST is not in the data directory")
+    data = load_data("fashion-mnist", limit=3000)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 5, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(800, 10),
+    )
+    trained, log = train(model, data, epochs=3)
+    assert log.epochs[-1].validation > 0.7
+    assert evaluate(trained, data.test.take(2000)).value > 0.7
+
+
+@pytest.mark.gpu
+def test_training_runs_on_a_gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    trained, log = train(network(), toy(), epochs=8, learning_rate=0.02, device="cuda")
+    assert log.device.startswith("cuda")
+    assert next(trained.parameters()).device.type == "cpu"
+    assert log.epochs[-1].validation > 0.9
