@@ -9,10 +9,11 @@ text that is not :class:`markupsafe.Markup` is always escaped::
         "1×1 against 3×3, measured here.",
         table(Table(columns=("", ">ms"), rows=[["1×1", "0.42"]])),
         chart(LineChart(title="Loss", x="epoch", y="loss", series=(series,))),
-        picture(data_uri(map_image(array)), alt="Map 3 of layer conv1"),
+        picture(data_uri(color_map(array)), alt="Map 3 of layer conv1"),
     )
     write_text(path, page("The article, measured", body))
 
+The functions are imported from :mod:`onebyone.report.html`, charts and maps from their own modules.
 Nothing in a page is loaded from elsewhere, and its Content-Security-Policy forbids it.
 """
 

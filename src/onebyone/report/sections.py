@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from markupsafe import Markup
 
@@ -84,13 +85,14 @@ def verdict_section(record: RunRecord) -> Markup:
     lines = Markup("").join(paragraph(line, note=True) for line in found.conditions)
     conditions = Markup('<div class="conditions">{}</div>').format(lines) if lines else ""
     lead = Markup('<p class="lead">{}</p>').format(_kept_together(found.sentence))
-    shown = figures(found.figures) if found.figures else ""
+    together = [replace(item, detail=_kept_together(item.detail)) for item in found.figures]
+    shown = figures(together) if together else ""
     return section("verdict", "The verdict", lead, shown, conditions, heading_shown=False)
 
 
 def _kept_together(text: str) -> str:
-    # No line of the large sentence ends inside an interval or before a percent sign.
-    for joined in (" … ", " %", " points"):
+    # No line ends inside an interval or between a number and its unit.
+    for joined in (" … ", " → ", " %", " points", " ms", " µs", " images", " examples"):
         text = text.replace(joined, joined.replace(" ", "\u00a0"))
     return text
 
