@@ -145,6 +145,25 @@ def test_bars_of_the_whole_are_the_layers_shares():
     assert sum(widths[1]) == pytest.approx(100 * sum(after_times) / sum(times), abs=0.05)
 
 
+def widths(element) -> float:
+    bars = next(child for child in element.children if child.attributes.get("class") == "bars")
+    return sum(
+        float(bar.attributes["style"].removeprefix("width:").removesuffix("%"))
+        for bar in bars.children[0].children
+    )
+
+
+def test_layer_beside_groups_is_drawn_on_their_scale():
+    record = run_record(200)
+    times = {layer.name: layer.timing.median_ms for layer in record.profile_before.layers}
+    page = Page(render_run(record))
+    top = next(item for item in page.find("ol", class_="layers")).children
+    drawn = {item.text.split()[0]: widths(item.children[0].children[0]) for item in top}
+    group = sum(ms for name, ms in times.items() if name.startswith("layer1."))
+    assert drawn["conv1"] / drawn["layer1"] == pytest.approx(times["conv1"] / group, rel=1e-2)
+    assert drawn["layer1"] == pytest.approx(100, abs=0.1)  # widths are rounded
+
+
 def test_unplanned_network_is_drawn_without_rewrites():
     parts = layers(8)
     rows = match_layers(profile(parts, 1), profile(parts, 1), None)

@@ -95,7 +95,11 @@ def _groups(rows: Sequence[LayerRow], view: _View, largest: float) -> list[BarGr
     return [
         BarGroup(
             head=view.sum_bar(group.name, group.rows, widest),
-            bars=tuple(view.layer_bar(row, largest) for row in group.rows),
+            # A group of one is shown as its layer, beside the groups: on their scale.
+            bars=tuple(
+                view.layer_bar(row, largest if len(group.rows) > 1 else widest)
+                for row in group.rows
+            ),
         )
         for group in groups
     ]
@@ -111,9 +115,10 @@ def _intro(rows: Sequence[LayerRow], view: _View, profile: Profile, plan: Plan |
     shape = "×".join(map(str, profile.input_shape))
     both = "pale before, full after" if view.compared else "of the original network"
     planned = "; the colors show the plan" if plan is not None and not view.compared else ""
+    grouped = "Inside a group the scale is larger. " if len(rows) > GROUPED_ABOVE else ""
     return (
         f"The width of a bar is a layer’s cost: {what}, input {shape}; {both}{planned}. "
-        "Point at a layer, or open it, for all that is known of it."
+        f"{grouped}Point at a layer, or open it, for all that is known of it."
     )
 
 
