@@ -107,8 +107,8 @@ def training(rounds: int) -> Iterator[str]:
     cases = {
         "ResNet-20": (networks.CifarResNet(3), 3, 32, 4),
         "NiN": (nin(), 3, 32, 1),
-        "classic": (classic(), 1, 28, 40),
-        "1×1 network": (convolution_only(), 1, 28, 40),
+        "classic": (classic(), 1, 28, 80),
+        "1×1 network": (convolution_only(), 1, 28, 80),
     }
     for name, (model, channels, size, steps) in cases.items():
         split = images(BATCH * steps, channels, size)
