@@ -37,10 +37,9 @@ def measured_section(record: RunRecord) -> Markup:
     networks = [measured for _, measured in columns]
     rows = [*_count_rows(networks), *_latency_rows(record, networks)]
     rows += _quality_rows(record, columns)
-    change = ">Change" if len(columns) > 1 else ""
-    headings = ("", *(f">{name}" for name, _ in columns), *([change] if change else []))
-    if not change:
-        rows = [row[:-1] for row in rows]
+    headings = ["", *(f">{name}" for name, _ in columns), ">Change"]
+    if len(columns) == 1 or columns[0][0] != "Before":  # nothing that it could be a change of
+        headings, rows = headings[:-1], [row[:-1] for row in rows]
     intro = (
         "One-shot is the rewritten network as it came out of the plan, before any fine-tuning."
         if record.one_shot is not None
@@ -48,7 +47,7 @@ def measured_section(record: RunRecord) -> Markup:
     )
     notes = ["Small figures: quartiles of times, 95 % intervals of everything else."]
     content = Markup('<div class="even">{}</div>').format(
-        table(Table(columns=headings, rows=rows, notes=notes))
+        table(Table(columns=tuple(headings), rows=rows, notes=notes))
     )
     return section("measured", "Before and after", intro, content)
 
@@ -140,7 +139,7 @@ def _metric_cell(metric: Metric | None, difference: Difference | None) -> str:
     cell = quantity(metric.value, metric_value(metric), small)
     if difference is None:
         return cell
-    against = f"against before {signed(difference.value, metric)}"
+    against = f"change {signed(difference.value, metric)}"
     return cell + Markup("<small>{}</small><small>{}</small>").format(
         against, interval(difference, metric)
     )

@@ -233,7 +233,7 @@ def _option_facts(option: Option) -> Iterable[tuple[str, str]]:
     if len(option.occupies) > 1:
         yield "In place of", ", ".join(option.occupies)
     if option.harm is not None:
-        how = "measured" if option.measured else "predicted"
+        how = "measured" if option.measured else "interpolated"
         yield "Harm", f"{option.harm:.3g} ({how})"
     if option.error is not None:
         yield "Output error", f"{option.error:.3g} (relative, squared)"

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from onebyone.records import Plan, RunRecord
+from onebyone.records import ModelSource, RunRecord
 from onebyone.report.parts import code, disclosure, section, table
 from onebyone.tables import Table
 from onebyone.units import format_seconds
@@ -22,14 +22,14 @@ _PLAN_WORDS = (
 def use_section(record: RunRecord) -> Markup:
     """Return what loads the network, applies the plan, and makes the run again."""
     parts: list[str | Markup] = []
-    if record.after is not None:
+    if record.after is not None and record.status.state == "finished":
         parts += [_heading("Load the rewritten network"), code(_load_code(record), wrap=True)]
     if record.plan is not None:
         parts += [
             _heading("Apply the plan to a fresh copy"),
             _PLAN_WORDS,
             code(_apply_code(record), wrap=True),
-            disclosure("The plan, as plan.json", code(_plan_json(record.plan), tall=True)),
+            disclosure("The plan, as plan.json", code(record.plan.to_json().strip(), tall=True)),
         ]
     if record.command:
         command = shlex.join([PurePath(record.command[0]).name, *record.command[1:]])
@@ -44,21 +44,32 @@ def _heading(text: str) -> Markup:
 def _load_code(record: RunRecord) -> str:
     return (
         "import onebyone as obo\n\n"
-        f"net = obo.load_model({json.dumps(_folder(record), ensure_ascii=False)})"
+        f"net = obo.load_model({_quoted(_folder(record))})"
         "  # the folder of this report"
     )
 
 
 def _apply_code(record: RunRecord) -> str:
-    source = record.source
-    original = f"obo.load_model({json.dumps(source.spec, ensure_ascii=False)})"
+    path = _quoted(f"{_folder(record)}/plan.json")
     lines = [
         "import onebyone as obo\n",
-        f"net = {original if source.spec else '...'}  # the original network, with its weights",
-        f"plan = obo.Plan.load({json.dumps(_folder(record) + '/plan.json', ensure_ascii=False)})",
+        f"net = {_original(record.source)}",
+        f"plan = obo.Plan.load({path})",
         "small = obo.apply(net, plan)  # a new module; `net` is untouched",
     ]
     return "\n".join(lines)
+
+
+def _original(source: ModelSource) -> str:
+    if source.spec is None:
+        return "...  # the original network, with its weights"
+    weights = f", weights={_quoted(source.weights)}" if source.weights else ""
+    return f"obo.load_model({_quoted(source.spec)}{weights})"
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a Python string as well.
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _folder(record: RunRecord) -> str:
@@ -69,10 +80,6 @@ def _folder(record: RunRecord) -> str:
         if argument == "--out" and index + 1 < len(arguments):
             return arguments[index + 1].rstrip("/")
     return "."
-
-
-def _plan_json(plan: Plan) -> str:
-    return plan.to_json().strip()
 
 
 def conditions_section(record: RunRecord) -> Markup:
