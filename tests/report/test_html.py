@@ -256,6 +256,8 @@ def test_commands_are_those_of_the_run(page):
     text = page.text()
     assert "onebyone shrink benchmarks/resnet20.py:make --data cifar10" in text
     assert 'obo.load_model("runs/r20")' in text
+    loads = 'obo.load_model("benchmarks/resnet20.py:make", weights="resnet20-cifar10.safetensors")'
+    assert loads in text
     assert 'obo.Plan.load("runs/r20/plan.json")' in text
 
 

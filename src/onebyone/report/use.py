@@ -63,8 +63,11 @@ def _apply_code(record: RunRecord) -> str:
 def _original(source: ModelSource) -> str:
     if source.spec is None:
         return "...  # the original network, with its weights"
-    weights = f", weights={_quoted(source.weights)}" if source.weights else ""
-    return f"obo.load_model({_quoted(source.spec)}{weights})"
+    arguments = [_quoted(source.spec)]
+    if source.weights:
+        arguments.append(f"weights={_quoted(source.weights)}")
+    arguments += [f"{name}={value!r}" for name, value in source.options.items()]
+    return f"obo.load_model({', '.join(arguments)})"
 
 
 def _quoted(text: str) -> str:
