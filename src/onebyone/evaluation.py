@@ -171,7 +171,7 @@ def score(
     name, function = find_metric(metric)
     if len(split) == 0:
         raise DataError("Data to evaluate on must have at least one example, got none.")
-    networks = [in_evaluation_mode(model).to(device) for model in models]
+    networks = [in_evaluation_mode(model, device=device) for model in models]
     parts: list[list[dict[str, Array]]] = [[] for _ in networks]
     apart: list[list[Array]] = [[] for _ in networks]
     done = 0
@@ -216,8 +216,9 @@ def _batch_scores(
             f"The metric {name!r} failed on outputs {tuple(outputs.shape)} and targets "
             f"{tuple(targets.shape)}: {error}"
         ) from error
-    if not isinstance(scores, Tensor) or scores.shape != (len(outputs),):
-        came = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    shape = tuple(getattr(scores, "shape", ()))  # a user's function may give anything
+    if shape != (len(outputs),):
+        came = shape or type(scores).__name__
         raise OptionError(
             f"The metric {name!r} must give one score an example, shape ({len(outputs)},), "
             f"got {came}. Return per-example scores; their mean is taken here."

@@ -37,10 +37,12 @@ def evaluation_copy(model: nn.Module, *, device: torch.device | str | None = Non
     return duplicate if device is None else duplicate.to(device)
 
 
-def in_evaluation_mode(model: nn.Module) -> nn.Module:
-    """Return the network itself where every module is in evaluation mode, else such a copy."""
-    if any(module.training for module in model.modules()):
-        return evaluation_copy(model)
+def in_evaluation_mode(model: nn.Module, *, device: torch.device | str = "cpu") -> nn.Module:
+    """Return the network itself if it is in evaluation mode on ``device``, else such a copy."""
+    wanted = torch.device(device)
+    elsewhere = any(p.device != wanted for p in (*model.parameters(), *model.buffers()))
+    if elsewhere or any(module.training for module in model.modules()):
+        return evaluation_copy(model, device=wanted)
     return model
 
 

@@ -1,0 +1,129 @@
+"""From a budget to a plan: the options of least harm that meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import nn
+
+from onebyone.calibration import as_calibration
+from onebyone.errors import OptionError
+from onebyone.planning.budget import parse_budgets
+from onebyone.planning.options import HeadChoice, Survey, survey
+from onebyone.planning.solve import choose
+from onebyone.records import CalibrationInfo, Cost, LeftAlone, Option, Plan
+from onebyone.sites import check_finite
+from onebyone.units import format_percent
+
+__all__ = ["HEAD_CHOICES", "plan", "plan_from"]
+
+HEAD_CHOICES = ("auto", "keep", "exact", "gap")
+
+
+def plan(
+    model: nn.Module,
+    calibration: object,
+    *,
+    budget: str | Iterable[str],
+    head: HeadChoice = "auto",
+    leave: Sequence[str] = (),
+    name: str | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Plan:
+    """Choose a rewrite for each site so that the budgets are met with the least harm.
+
+    Args:
+        model: Not modified.
+        calibration: Unlabelled inputs: a tensor ``(n, …)``, a split, a torch data set or loader.
+            A few hundred to a few thousand.
+        budget: Such as ``"macs=50%"`` or ``["macs=50%", "params=2M"]``.
+        head: ``auto``: a GAP head is one option among others; ``keep``: the head stays; ``exact``:
+            it becomes convolutions of the same function; ``gap``: 1×1 convolutions and a global
+            average.
+        leave: Names of modules to leave alone, with all inside them.
+        name: What to call the network; its class by default.
+        device: Where to run it.
+        progress: Told of the steps done.
+
+    Raises:
+        BudgetError: If a budget cannot be read or reached; says what is reachable.
+        ModelError: If the network has nothing to rewrite, or cannot be run on the data.
+        WeightsError: If a weight is not finite.
+    """
+    if head not in HEAD_CHOICES:
+        raise OptionError(f"`head` must be one of {', '.join(HEAD_CHOICES)}, got {head!r}.")
+    check_finite(model)
+    data = as_calibration(calibration, device=device)
+    texts = [budget] if isinstance(budget, str) else list(budget)
+    parse_budgets(texts, Cost(params=100, macs=100))  # a typing error should not wait for a survey
+    with torch.random.fork_rng(devices=[]):
+        found = survey(model, data, head_choice=head, leave=leave, progress=progress)
+    return plan_from(
+        found,
+        texts,
+        network=name or type(model).__name__,
+        input_shape=tuple(data.example().shape),
+        calibration=data.info(),
+    )
+
+
+def plan_from(
+    found: Survey,
+    budget: str | Iterable[str],
+    *,
+    network: str,
+    input_shape: tuple[int, ...],
+    calibration: CalibrationInfo,
+) -> Plan:
+    """Choose among options already surveyed: a moment's work, for any number of budgets."""
+    budgets = parse_budgets(budget, found.before)
+    start = found.before
+    for option in found.first:
+        start = start - option.saved
+    chosen = choose(
+        found.options, budgets, start, forced=found.forced, obstacles=_obstacles(found)
+    )
+    after = start
+    for option in chosen:
+        after = after - option.saved
+    return Plan(
+        network=network,
+        input_shape=input_shape,
+        budgets=budgets,
+        before=found.before,
+        after=after,
+        choices=(*found.first, *chosen),
+        left_alone=_left_alone(found, chosen),
+        calibration=calibration,
+        harm=sum(option.harm or 0.0 for option in chosen),
+    )
+
+
+def _left_alone(found: Survey, chosen: Sequence[Option]) -> tuple[LeftAlone, ...]:
+    touched = {name for option in chosen for name in (*option.occupies, option.site)}
+    offered = dict.fromkeys(option.site for option in found.options)
+    unused = [
+        LeftAlone(site=site, reason="the budget is met with less harm elsewhere")
+        for site in offered
+        if site not in touched
+    ]
+    order = {layer.name: place for place, layer in enumerate(found.layers)}
+    notes = [item for item in found.left_alone if item.site not in touched]
+    return tuple(sorted(notes + unused, key=lambda item: order.get(item.site, len(order))))
+
+
+def _obstacles(found: Survey) -> str:
+    """Say what share of the MACs the sites hold that cannot be rewritten."""
+    fixed = {item.site for item in found.left_alone}
+    held = sum(layer.macs for layer in found.layers if layer.name in fixed)
+    if not held:
+        return ""
+    worst = max((layer for layer in found.layers if layer.name in fixed), key=lambda x: x.macs)
+    reason = next(item.reason for item in found.left_alone if item.site == worst.name)
+    share = format_percent(held / max(found.before.macs, 1))
+    return (
+        f"Layers that cannot be rewritten hold {share} of the MACs, the largest "
+        f"{worst.name!r} ({reason}). "
+    )

@@ -1,0 +1,398 @@
+"""Every option of every site, with its cost, its error in closed form, and its measured harm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onebyone.calibration import CalibrationData, Moments, collect, output_curvature
+from onebyone.errors import ModelError
+from onebyone.evaluation import divergence, one_tensor
+from onebyone.layers import GlobalAverageHead
+from onebyone.profile.trace import LayerCosts, trace_layers
+from onebyone.records import Cost, LayerCost, LeftAlone, Option
+from onebyone.rewrites import factorize, head
+from onebyone.rewrites.apply import form_and_ranks, head_data
+from onebyone.sites import aliases, evaluation_copy, module_at, replace_module
+
+Progress = Callable[[int, int, str], None]
+HeadChoice = Literal["auto", "keep", "exact", "gap"]
+
+# Ranks tried along one dimension of a layer, at most.
+GRID = 14
+# Options of a site that go to the solver, at most.
+FRONT = 60
+# Options of a site whose harm is measured; that of the others is interpolated between them.
+PROBES = 5
+PROBE_EXAMPLES = 512
+# All probes together may cost this many MACs: a minute or two on two cores. A rule in MACs, not in
+# seconds, so that a plan does not depend on how busy the machine was.
+PROBE_MACS = 1e13
+FEWEST_PROBE_EXAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What could be done to a network, and what it would cost and harm.
+
+    Attributes:
+        network: A copy in evaluation mode whose names the sites are; it differs from the original
+            only if the head was rewritten ``exact``.
+        first: Choices that were made before the survey: the exact head.
+        options: Of all sites, in order of execution.
+        left_alone: Sites without options, and why.
+        before: The original's cost.
+        forced: Sites at which an option must be chosen.
+    """
+
+    network: nn.Module
+    first: tuple[Option, ...]
+    options: tuple[Option, ...]
+    left_alone: tuple[LeftAlone, ...]
+    before: Cost
+    forced: tuple[str, ...]
+    layers: tuple[LayerCost, ...]
+
+
+def survey(
+    model: nn.Module,
+    data: CalibrationData,
+    *,
+    head_choice: HeadChoice = "auto",
+    leave: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Survey:
+    """List the options of every site and measure their harm on calibration data.
+
+    Args:
+        model: Not modified.
+        data: The calibration data.
+        head_choice: ``auto``: a GAP head is one option among others; ``keep``: none; ``exact`` or
+            ``gap``: the head is rewritten so.
+        leave: Names of modules to leave alone, with all inside them.
+        progress: Told of the steps done.
+
+    Raises:
+        ModelError: If the network has no convolution or linear layer that runs, or cannot be run.
+    """
+    example = data.example()
+    original = trace_layers(model, example)
+    before = Cost(params=original.params, macs=original.macs)
+    _check_has_layers(model, original)
+    network = evaluation_copy(model, device=data.device)
+    first: tuple[Option, ...] = ()
+    notes: list[LeftAlone] = []
+    site = _head_site(network, example, head_choice, notes)
+    if site is not None and head_choice == "exact":
+        exact = Option(
+            site=site.name,
+            rewrite="head",
+            settings={"form": "exact"},
+            before=site.cost,
+            after=head.cost(site, "exact", []),
+            occupies=site.occupies,
+            error=0.0,
+            harm=0.0,
+        )
+        first = (exact,)
+        network = head.rewrite(network, example, name=site.name, form="exact", hidden=[])
+    costs = trace_layers(network, example)
+    reasons = dict(_reasons(network, costs, leave))
+    surveyor = _Surveyor(network, data, costs.layers, progress)
+    names = [layer.name for layer in costs.layers if layer.macs and layer.name not in reasons]
+    wants_gap = site is not None and head_choice in ("auto", "gap")
+    surveyor.steps = len(names) + int(wants_gap)
+    options = surveyor.factorize_options(names, reasons)
+    forced: tuple[str, ...] = ()
+    if wants_gap:
+        assert site is not None
+        if head_choice == "gap":
+            inside = set(site.occupies)
+            options = [option for option in options if option.site not in inside]
+            forced = (site.name,)
+        options += surveyor.gap_options(site, example)
+    notes += [LeftAlone(site=name, reason=reason) for name, reason in reasons.items()]
+    return Survey(network, first, tuple(options), tuple(notes), before, forced, costs.layers)
+
+
+def _check_has_layers(model: nn.Module, costs: LayerCosts) -> None:
+    if any(layer.macs for layer in costs.layers):
+        return
+    raise ModelError(
+        f"The network must have a convolution or a linear layer to rewrite, but "
+        f"{type(model).__name__} multiplies nowhere on this input."
+    )
+
+
+def _head_site(
+    network: nn.Module, example: Tensor, choice: HeadChoice, notes: list[LeftAlone]
+) -> head.HeadSite | None:
+    if choice == "keep":
+        return None
+    found = head.find_head(network, example)
+    if isinstance(found, head.NoHead):
+        reason = found.reason
+    else:
+        form = "exact" if choice == "exact" else "gap"
+        refusal = head.why_not(found, form)
+        if refusal is None:
+            return found
+        reason = refusal
+    if choice != "auto":
+        raise ModelError(
+            f"The head of {type(network).__name__} cannot be rewritten as {choice!r}: {reason}."
+        )
+    notes.append(LeftAlone(site="(head)", reason=reason))
+    return None
+
+
+# ---------------------------------------------------------------- what is left alone
+
+
+def _reasons(
+    network: nn.Module, costs: LayerCosts, leave: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the layers that must be left alone, each with the reason in words."""
+    names = aliases(network)
+    owners = _owners(network)
+    for layer in costs.layers:
+        module = module_at(network, layer.name)
+        computes = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))  # noqa: SLF001
+        if not layer.macs and not computes:
+            continue
+        reason = _reason(layer, module, names.get(layer.name, ()), leave)
+        if reason is None and any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
+            reason = "its weight is shared with another layer"
+        if reason is not None:
+            yield layer.name, reason
+
+
+def _owners(network: nn.Module) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    return counts
+
+
+def _reason(
+    layer: LayerCost, module: nn.Module, names: Sequence[str], leave: Sequence[str]
+) -> str | None:
+    if any(layer.name == name or layer.name.startswith(f"{name}.") for name in leave):
+        return "left alone as asked"
+    if layer.calls == 0:
+        return "does not run on this input"
+    if len(names) > 1:
+        return f"shared: the same layer as {names[1]!r}"
+    if layer.calls > 1:
+        return f"runs {layer.calls} times in one pass"
+    if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001
+        return "has hooks, which a rewrite would lose"
+    return factorize.why_not(module)
+
+
+# ---------------------------------------------------------------- options and their harm
+
+
+class _Surveyor:
+    """Carries what all sites are measured with."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: CalibrationData,
+        layers: Sequence[LayerCost],
+        progress: Progress | None,
+    ) -> None:
+        self.network = network
+        self.data = data
+        self.layers = {layer.name: layer for layer in layers}
+        self.progress = progress
+        self.steps = 0
+        self.done = 0
+        self._probe: CalibrationData | None = None
+        self._reference: list[Tensor] = []
+
+    def _advance(self, message: str) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.steps, message)
+
+    def factorize_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
+        moments = collect(self.network, names, self.data.batches)
+        metrics = output_curvature(self.network, names, self.data.batches)
+        self._prepare_probes(len(names))
+        options: list[Option] = []
+        for name in names:
+            found = self._site_options(name, moments[name], metrics.get(name))
+            if not found:
+                reasons[name] = "no rank saves parameters and MACs both"
+            options += found
+            self._advance(f"options of {name}")
+        return options
+
+    def _site_options(
+        self, name: str, moments: Moments, metric: Tensor | None
+    ) -> list[Option]:
+        module = module_at(self.network, name)
+        layer = self.layers[name]
+        before = Cost(params=layer.params, macs=layer.macs)
+        problem = factorize.problem_of(module, moments, metric=metric)
+        options = []
+        for form in factorize.forms_of(module):
+            grid = [g for g in _rank_grid(module, form) if _pays(module, layer, form, g)]
+            errors = factorize.errors(problem, form, grid) if grid else []
+            for ranks, error in zip(grid, errors, strict=True):
+                option = Option(
+                    site=name,
+                    rewrite="factorize",
+                    settings={"form": form, "ranks": ranks},
+                    before=before,
+                    after=_cost(module, layer, form, ranks),
+                    occupies=(name,),
+                    error=error,
+                )
+                options.append(option)
+        return self._with_harm(module, problem, _front(options))
+
+    def _with_harm(
+        self, module: nn.Module, problem: factorize.Problem, options: list[Option]
+    ) -> list[Option]:
+        """Measure the harm of a few options and interpolate that of the rest by their errors."""
+        if not options:
+            return []
+        options = sorted(options, key=lambda option: option.error or 0.0)
+        spots = np.linspace(0, len(options) - 1, min(PROBES, len(options))).round().astype(int)
+        measured: dict[int, float] = {}
+        for spot in sorted({int(s) for s in spots}):
+            form, ranks = form_and_ranks(options[spot])
+            chain = factorize.build(module, form, ranks)
+            factorize.fill(chain, factorize.solve(problem, form, ranks))
+            measured[spot] = self._harm_with(options[spot].site, chain)
+        known = np.array(sorted(measured))
+        errors = np.log([max(options[i].error or 0.0, 1e-12) for i in known])
+        harms = np.log([max(measured[int(i)], 1e-12) for i in known])
+        # More error is never less harm: noise of the measurement is evened out.
+        harms = np.maximum.accumulate(harms)
+        result = []
+        for index, option in enumerate(options):
+            place = math.log(max(option.error or 0.0, 1e-12))
+            harm = float(np.exp(np.interp(place, errors, harms)))
+            result.append(replace(option, harm=harm, measured=index in measured))
+        return result
+
+    def _prepare_probes(self, sites: int) -> None:
+        """Keep the original's outputs on the examples that harm is measured on."""
+        macs = sum(layer.macs for layer in self.layers.values())
+        fitting = PROBE_MACS / max(macs * PROBES * max(sites, 1), 1)
+        count = int(min(PROBE_EXAMPLES, max(FEWEST_PROBE_EXAMPLES, fitting)))
+        self._probe = self.data.first(count)
+        with torch.inference_mode():
+            self._reference = [
+                one_tensor(self.network(inputs), self.network) for inputs in self._probe.batches()
+            ]
+
+    def _harm_with(self, site: str, new: nn.Module) -> float:
+        """Return the divergence of the outputs with one module replaced, then put it back."""
+        old = module_at(self.network, site)
+        network = replace_module(self.network, site, new)
+        try:
+            return self._harm_of(network)
+        finally:
+            if site:
+                replace_module(self.network, site, old)
+
+    def _harm_of(self, network: nn.Module) -> float:
+        assert self._probe is not None
+        total, count = 0.0, 0
+        with torch.inference_mode():
+            for inputs, reference in zip(self._probe.batches(), self._reference, strict=True):
+                total += float(divergence(reference, network(inputs)).sum())
+                count += len(inputs)
+        return total / count
+
+    def gap_options(self, site: head.HeadSite, example: Tensor) -> list[Option]:
+        """Fit and measure an averaging head of each width."""
+        options = []
+        for hidden in head.hidden_widths(site.channels):
+            network = head.rewrite(
+                self.network, example, name=site.name, form="gap", hidden=hidden
+            )
+            features, targets = head_data(network, self.network, site.name, self.data)
+            new = network.get_submodule(site.name)
+            assert isinstance(new, GlobalAverageHead)
+            head.fit_gap(new, features, targets, linear=site.linears[0])
+            option = Option(
+                site=site.name,
+                rewrite="head",
+                settings={"form": "gap", "hidden": hidden},
+                before=site.cost,
+                after=head.cost(site, "gap", hidden),
+                occupies=site.occupies,
+                harm=self._harm_of(network),
+                measured=True,
+            )
+            options.append(option)
+        self._advance("options of the head")
+        return options
+
+
+def _rank_grid(module: nn.Module, form: str) -> list[list[int]]:
+    channels, out, _ = factorize.sizes(module)
+    inner, outer = _ranks_up_to(channels), _ranks_up_to(out)
+    if form == "reduce":
+        return [[r] for r in inner]
+    if form == "expand":
+        return [[r] for r in outer]
+    if form == "pair":
+        return [[r] for r in _ranks_up_to(min(channels, out))]
+    return [[a, b] for a in inner for b in outer]
+
+
+def _ranks_up_to(limit: int) -> list[int]:
+    """Return about evenly spaced ranks: multiples of a power of two where there is room."""
+    step = 1
+    while limit / step > GRID:
+        step *= 2
+    ranks = list(range(step, limit + 1, step))
+    return ranks or [limit]
+
+
+def _places(layer: LayerCost, module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, nn.Linear):
+        return math.prod(layer.input_shape[:-1]), math.prod(layer.output_shape[:-1])
+    return math.prod(layer.input_shape[1:]), math.prod(layer.output_shape[1:])
+
+
+def _cost(module: nn.Module, layer: LayerCost, form: str, ranks: list[int]) -> Cost:
+    inner, outer = _places(layer, module)
+    return factorize.cost(module, form, ranks, input_places=inner, output_places=outer)
+
+
+def _pays(module: nn.Module, layer: LayerCost, form: str, ranks: list[int]) -> bool:
+    """Whether an option is below break-even, in parameters and in MACs."""
+    cost = _cost(module, layer, form, ranks)
+    return cost.macs < layer.macs and cost.params < layer.params
+
+
+def _front(options: list[Option]) -> list[Option]:
+    """Return the options that no other one beats in error, MACs and parameters at once."""
+    ordered = sorted(options, key=lambda o: (o.error or 0.0, o.after.macs, o.after.params))
+    front: list[Option] = []
+    for option in ordered:
+        beaten = any(
+            kept.after.macs <= option.after.macs and kept.after.params <= option.after.params
+            for kept in front
+        )
+        if not beaten:
+            front.append(option)
+    if len(front) <= FRONT:
+        return front
+    spots = np.linspace(0, len(front) - 1, FRONT).round().astype(int)
+    return [front[int(spot)] for spot in spots]

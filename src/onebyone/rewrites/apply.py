@@ -1,0 +1,232 @@
+"""A plan carried out on a copy: the structure alone, or with weights fitted to data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.calibration import (
+    CalibrationData,
+    as_calibration,
+    collect_across,
+    output_curvature,
+)
+from onebyone.errors import PlanError, UnknownNameError
+from onebyone.layers import GlobalAverageHead
+from onebyone.records import Option, Plan
+from onebyone.rewrites import factorize, head
+from onebyone.sites import (
+    copy_network,
+    evaluation_copy,
+    hooks_removed,
+    in_evaluation_mode,
+    replace_module,
+)
+
+Progress = Callable[[int, int, str], None]
+
+# Layers are fitted one after the other, each to what it really sees; a network of more layers is
+# cut into this many groups, for each costs two passes over the calibration data.
+MOST_PASSES = 24
+
+
+def restructure(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of a network with the structure that a plan gives, but not its weights.
+
+    For weights that are loaded afterwards. See :func:`apply` for the weights.
+
+    Args:
+        model: Not modified.
+        plan: Read for ``site``, ``rewrite`` and ``settings`` of its choices.
+
+    Raises:
+        PlanError: If the plan does not fit the network.
+    """
+    network = copy_network(model)
+    example = torch.zeros(1, *plan.input_shape[1:])
+    for option in plan.choices:
+        network = _restructured(network, option, example)
+    return network
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    calibration: object,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Return a copy of a network rewritten as planned, its weights fitted to calibration data.
+
+    Factorized layers are fitted in order of execution, each to give what the original layer gave
+    from what the layer really sees now, so that it mends the errors of those before it.
+
+    Args:
+        model: Not modified.
+        plan: Read for ``site``, ``rewrite`` and ``settings`` of its choices; may be edited by hand.
+        calibration: Unlabelled inputs: a tensor ``(n, …)``, a split, a torch data set or loader.
+            ``None``: the weights come from the kernels alone, which is far less accurate.
+        device: Where the passes over the data run. The result is on the network's own device.
+        progress: Told of the layers done.
+
+    Returns:
+        A new network in the mode of the old one.
+
+    Raises:
+        PlanError: If the plan does not fit the network.
+        DataError: If the calibration data is empty or of an unknown form.
+    """
+    data = None if calibration is None else as_calibration(calibration, device=device)
+    home = next((p.device for p in model.parameters()), torch.device("cpu"))
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    example = torch.zeros(1, *plan.input_shape[1:], dtype=dtype, device=device)
+    network = copy_network(model).to(device)
+    reference = evaluation_copy(model, device=device)
+    done = 0
+    for rewrite, group in groupby(plan.choices, key=lambda option: option.rewrite):
+        options = list(group)
+        if rewrite == "factorize":
+            network = _factorized(network, reference, options, data, (done, len(plan.choices)), progress)
+        else:
+            for option in options:
+                network = _restructured(network, option, example)
+                if option.settings.get("form") == "exact":
+                    # The same function under new names: later choices refer to these.
+                    reference = evaluation_copy(network)
+                else:
+                    _fit_head(network, reference, option, data)
+        done += len(options)
+        if progress is not None:
+            progress(done, len(plan.choices), rewrite)
+    return network.to(home)
+
+
+def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Module:
+    """Return the network with one site's structure changed; ``network`` may be modified."""
+    if option.rewrite == "factorize":
+        form, ranks = form_and_ranks(option)
+        old = _layer_at(network, option.site)
+        chain = factorize.build(old, form, ranks, site=option.site)
+        return replace_module(network, option.site, chain)
+    if option.rewrite == "head":
+        hidden = option.settings.get("hidden", [])
+        form = str(option.settings.get("form"))
+        return head.rewrite(
+            network, example, name=option.site, form=form, hidden=cast("list[int]", hidden)
+        )
+    raise UnknownNameError("rewrite", option.rewrite, ("factorize", "head"))
+
+
+def form_and_ranks(option: Option) -> tuple[str, list[int]]:
+    """Return the form and the ranks in a factorize option's settings.
+
+    Raises:
+        PlanError: If they are not there, or not of their types.
+    """
+    form, ranks = option.settings.get("form"), option.settings.get("ranks")
+    if not isinstance(form, str) or not isinstance(ranks, list):
+        raise PlanError(
+            f"The settings of {option.site!r} must have a `form` and a list of `ranks`, "
+            f"got {option.settings}."
+        )
+    return form, ranks
+
+
+def _layer_at(network: nn.Module, site: str) -> nn.Module:
+    try:
+        layer = network.get_submodule(site)
+    except AttributeError as error:
+        raise PlanError(
+            f"The plan's site {site!r} must be a layer of the network, but {error}."
+        ) from error
+    reason = factorize.why_not(layer)
+    if reason is not None:
+        raise PlanError(f"The plan's site {site!r} cannot be factorized: {reason}.")
+    return layer
+
+
+def _factorized(
+    network: nn.Module,
+    reference: nn.Module,
+    options: Sequence[Option],
+    data: CalibrationData | None,
+    counted: tuple[int, int],
+    progress: Progress | None,
+) -> nn.Module:
+    """Factorize layers group by group; ``network`` may be modified."""
+    names = [option.site for option in options]
+    for name in names:
+        _layer_at(network, name)
+    metrics = {} if data is None else output_curvature(reference, names, data.batches)
+    size = -(-len(options) // MOST_PASSES)
+    for start in range(0, len(options), size):
+        part = options[start : start + size]
+        sites = [option.site for option in part]
+        moments: dict[str, Any] = {}
+        if data is not None:
+            seen = in_evaluation_mode(network, device=data.device)
+            moments = collect_across(reference, seen, sites, data.batches)
+        for option in part:
+            layer = _layer_at(network, option.site)
+            form, ranks = form_and_ranks(option)
+            chain = factorize.build(layer, form, ranks, site=option.site)
+            problem = factorize.problem_of(
+                layer, moments.get(option.site), metric=metrics.get(option.site)
+            )
+            factorize.fill(chain, factorize.solve(problem, form, ranks))
+            network = replace_module(network, option.site, chain)
+        if progress is not None:
+            progress(counted[0] + start + len(part), counted[1], "factorize")
+    return network
+
+
+def _fit_head(
+    network: nn.Module, reference: nn.Module, option: Option, data: CalibrationData | None
+) -> None:
+    """Fit the averaging head of a network, in place, to the reference's outputs."""
+    if data is None:
+        raise PlanError(
+            f"The head {option.site!r} as 'gap' needs calibration data to be fitted to, got None."
+        )
+    new = network.get_submodule(option.site)
+    assert isinstance(new, GlobalAverageHead)
+    features, targets = head_data(
+        in_evaluation_mode(network, device=data.device), reference, option.site, data
+    )
+    linear = reference.get_submodule(option.site)
+    head.fit_gap(
+        new, features, targets, linear=linear if isinstance(linear, nn.Linear) else None
+    )
+
+
+def head_data(
+    network: nn.Module, reference: nn.Module, site: str, data: CalibrationData
+) -> tuple[Tensor, Tensor]:
+    """Return the maps that a head sees and the reference's outputs, on the CPU.
+
+    Args:
+        network: In evaluation mode; has the head at ``site``.
+        reference: In evaluation mode.
+        site: The head's name.
+        data: The inputs.
+
+    Returns:
+        Maps ``(n, channels, height, width)`` and outputs ``(n, classes)``.
+    """
+    maps: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        maps.append(args[0].detach().float().cpu())
+
+    targets = []
+    handle = network.get_submodule(site).register_forward_pre_hook(keep)
+    with hooks_removed([handle]), torch.no_grad():
+        for inputs in data.batches():
+            network(inputs)
+            targets.append(reference(inputs).float().cpu())
+    return torch.cat(maps), torch.cat(targets)
