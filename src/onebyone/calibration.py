@@ -51,19 +51,32 @@ class MomentSum:
     def __init__(self) -> None:
         self.rows = 0
         self._sums: dict[str, Tensor] = {}
+        self._origins: dict[str, Tensor] = {}
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add rows of inputs ``(rows, d)`` and, if given, of outputs ``(rows, o)``."""
         for start in range(0, len(x), ROWS_A_BLOCK):
-            block = x[start : start + ROWS_A_BLOCK]
+            block = self._shifted("x", x[start : start + ROWS_A_BLOCK])
             self._accumulate("x", block.sum(0))
             self._accumulate("xx", block.T @ block)
             if y is not None:
-                other = y[start : start + ROWS_A_BLOCK]
+                other = self._shifted("y", y[start : start + ROWS_A_BLOCK])
                 self._accumulate("y", other.sum(0))
                 self._accumulate("yx", other.T @ block)
                 self._accumulate("yy", other.T @ other)
         self.rows += len(x)
+
+    def _shifted(self, name: str, rows: Tensor) -> Tensor:
+        # About the first block's mean: a channel that is large and hardly varies would otherwise
+        # lose its variance, the difference of two large numbers, to float32's rounding.
+        if name not in self._origins:
+            self._origins[name] = rows.mean(0)
+        return rows - self._origins[name]
+
+    def _mean(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the mean, and the mean about the origin that the sums are about."""
+        shifted = self._sums[name] / self.rows
+        return shifted + self._origins[name].to(shifted), shifted
 
     def _accumulate(self, name: str, value: Tensor) -> None:
         value = value.to(device="cpu", dtype=torch.float64)
@@ -86,15 +99,15 @@ class MomentSum:
         if not self.rows:
             raise DataError("Moments need at least one row, got none: the layer never ran.")
         n = self.rows
-        mean_x = self._sums["x"] / n
-        xx = self._sums["xx"] / n - torch.outer(mean_x, mean_x)
+        mean_x, near_x = self._mean("x")
+        xx = self._sums["xx"] / n - torch.outer(near_x, near_x)
         if weight is not None:
             mean_y = weight @ mean_x + (0 if bias is None else bias)
             yx = weight @ xx
             return Moments(n, mean_x, mean_y, xx, yx, yx @ weight.T)
-        mean_y = self._sums["y"] / n
-        yx = self._sums["yx"] / n - torch.outer(mean_y, mean_x)
-        yy = self._sums["yy"] / n - torch.outer(mean_y, mean_y)
+        mean_y, near_y = self._mean("y")
+        yx = self._sums["yx"] / n - torch.outer(near_y, near_x)
+        yy = self._sums["yy"] / n - torch.outer(near_y, near_y)
         return Moments(n, mean_x, mean_y, xx, yx, yy)
 
 
@@ -247,7 +260,7 @@ def collect(model: nn.Module, names: Sequence[str], batches: Batches) -> dict[st
 
 
 def _bias(module: nn.Module) -> Tensor | None:
-    bias = module.bias
+    bias = getattr(module, "bias", None)
     if bias is None:
         return None
     assert isinstance(bias, Tensor)
@@ -258,7 +271,7 @@ class _Reached(Exception):  # noqa: N818 - not an error: the pass need not go on
     """The layers of interest have all run."""
 
 
-def collect_across(
+def collect_across(  # noqa: C901 - two hooks and a pass
     original: nn.Module, rewritten: nn.Module, names: Sequence[str], batches: Batches
 ) -> dict[str, Moments]:
     """Return moments of the rewritten network's inputs with the original's outputs.
@@ -271,6 +284,9 @@ def collect_across(
         rewritten: The network so far, in evaluation mode; the named layers still the original's.
         names: Layers, all fitted from this one pass.
         batches: The inputs.
+
+    Raises:
+        DataError: If a layer does not run on these inputs.
     """
     sums = {name: MomentSum() for name in names}
     seen_x: dict[str, Tensor] = {}
@@ -278,7 +294,8 @@ def collect_across(
 
     def keep_input(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen_x[name] = args[0]
+            # A copy: what follows may write into it.
+            seen_x[name] = args[0].detach().clone()
             if len(seen_x) == len(names):
                 raise _Reached
 
@@ -286,7 +303,6 @@ def collect_across(
 
     def keep_output(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-            # A copy: an in-place activation may follow.
             seen_y[name] = output.detach().clone()
             if len(seen_y) == len(names):
                 raise _Reached
@@ -303,10 +319,21 @@ def collect_across(
             seen_y.clear()
             for network in (rewritten, original):
                 _run_until_reached(network, inputs)
+            _check_ran(names, seen_y)
+            _check_ran(names, seen_x)
             for name in names:
                 module = original.get_submodule(name)
                 _add_pair(sums[name], module, _working(seen_x[name]), _working(seen_y[name]))
     return {name: total.moments() for name, total in sums.items()}
+
+
+def _check_ran(names: Sequence[str], seen: dict[str, Tensor]) -> None:
+    for name in names:
+        if name not in seen:
+            raise DataError(
+                f"The layer {name!r} does not run on the calibration data, so that it cannot be "
+                f"fitted. Leave it as it is."
+            )
 
 
 def _run_until_reached(network: nn.Module, inputs: Tensor) -> None:
@@ -347,7 +374,7 @@ def output_curvature(
     """
     network = evaluation_copy(model)
     for parameter in network.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
 
@@ -359,7 +386,7 @@ def output_curvature(
                 sums[name] = sums[name] + part if name in sums else part
 
             if output.requires_grad:
-                output.register_hook(add)
+                output.register_hook(add)  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -367,7 +394,8 @@ def output_curvature(
     examples = 0
     with hooks_removed(handles), torch.enable_grad():
         for inputs in batches():
-            probe = inputs.detach().clone().requires_grad_(requires_grad=True)
+            probe = inputs.detach().clone()
+            probe.requires_grad = True
             _sampled_loss(network(probe), generator).backward()  # type: ignore[no-untyped-call]
             examples += len(inputs)
     return {name: total / examples for name, total in sums.items()}

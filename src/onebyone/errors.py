@@ -6,7 +6,7 @@ OneByOneError
 │   ├── BudgetError            a budget that cannot be read, or cannot be met
 │   └── OptionError            an argument outside what it may be
 ├── ModelError                 the network cannot be traced, copied or run
-│   └── WeightsError           weights that are missing, unreadable, not finite or of another network
+│   └── WeightsError           weights missing, unreadable, not finite or of another network
 ├── DataError                  data that is missing, empty, unreadable or of another shape
 ├── PlanError                  a plan that does not fit the network
 ├── RecordError                a file that is not the record it should be

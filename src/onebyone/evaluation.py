@@ -73,13 +73,21 @@ def divergence(reference: Tensor, outputs: Tensor) -> Tensor:
 
     For class scores the Kullback-Leibler divergence in nats, else the squared error relative to
     the mean square of the reference over the batch.
+
+    Raises:
+        ModelError: If the shapes differ: the networks do not answer the same question.
     """
+    if reference.shape != outputs.shape:
+        raise ModelError(
+            f"Outputs must have the shape of the reference's, {tuple(reference.shape)}, got "
+            f"{tuple(outputs.shape)}. Compare networks with the same classes."
+        )
     reference, outputs = reference.float(), outputs.float()
     if is_classifier_output(reference):
         log_p = reference.log_softmax(dim=1)
         return (log_p.exp() * (log_p - outputs.log_softmax(dim=1))).sum(dim=1)
     scale = reference.square().mean().clamp_min(1e-12)
-    return (outputs - reference).square().flatten(1).mean(dim=1) / scale
+    return (outputs - reference).square().reshape(len(outputs), -1).mean(dim=1) / scale
 
 
 # ---------------------------------------------------------------- one network
@@ -280,7 +288,7 @@ def expected_calibration_error(
         inside = places == place
         if inside.any():
             total += float(abs(confidences[inside].mean() - hits[inside].mean())) * inside.sum()
-    return total / len(hits)
+    return float(total) / len(hits)
 
 
 def agreement(first: Scores, second: Scores) -> Metric | None:
@@ -309,16 +317,18 @@ def paired_difference(before: Scores, after: Scores) -> Difference:
         reach = LEVEL_Z * math.sqrt(b + c - (b - c) ** 2 / m) / m
         return Difference(
             value=value,
-            low=center - reach,
-            high=center + reach,
+            low=max(center - reach, -1.0),
+            high=min(center + reach, 1.0),
             n=n,
             p_value=p_value,
             test="exact McNemar test, Agresti-Min interval",
         )
     differences = after.scores - before.scores
-    if n < 2 or float(differences.std()) == 0.0:
+    if n < 2 or float(differences.std()) <= 1e-12 * abs(value):
+        # Without spread the statistic is 0/0, or infinite where every example moved alike.
+        p_value = 0.0 if n >= 2 and value else 1.0
         return Difference(
-            value=value, low=value, high=value, n=n, p_value=1.0, test="paired t test"
+            value=value, low=value, high=value, n=n, p_value=p_value, test="paired t test"
         )
     result = stats.ttest_rel(after.scores, before.scores)
     interval = result.confidence_interval(0.95)

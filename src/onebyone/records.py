@@ -37,6 +37,9 @@ def write_text(path: str | Path, text: str) -> None:
             stream.write(text)
         Path(aside).chmod(0o644)
         Path(aside).replace(target)
+    except OSError as error:
+        Path(aside).unlink(missing_ok=True)
+        raise OutputError(f"Cannot write {target}: {error.strerror}.") from error
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
@@ -371,12 +374,13 @@ class Plan(Record):
         rows += [
             [item.site or "(root)", f"– {item.reason}", "", "", ""] for item in self.left_alone
         ]
-        notes = [
+        note = (
             f"MACs {format_count(self.before.macs)} → {format_count(self.after.macs)} "
             f"({format_percent(self.after.macs / max(self.before.macs, 1))}), "
             f"params {format_count(self.before.params)} → {format_count(self.after.params)} "
             f"({format_percent(self.after.params / max(self.before.params, 1))})."
-        ]
+        )
+        notes = [note]
         if self.calibration is not None:
             notes.append(
                 f"Harm: predicted divergence from the original's outputs, on "
@@ -455,16 +459,17 @@ class TrainLog(Record):
             ]
             for epoch in self.epochs
         ]
+        note = (
+            f"{self.optimizer}, {self.schedule}, batch {self.batch_size}, "
+            f"{self.examples:,} examples, {self.precision}, augmentation: "
+            f"{self.augmentation}, seed {self.seed}, {self.device}, "
+            f"{_plural(self.threads, 'thread')}."
+        )
         return Table(
             columns=(">epoch", ">loss", f">validation {self.metric}", ">rate", ">s"),
             rows=rows,
             title=self.objective,
-            notes=[
-                f"{self.optimizer}, {self.schedule}, batch {self.batch_size}, "
-                f"{self.examples:,} examples, {self.precision}, augmentation: "
-                f"{self.augmentation}, seed {self.seed}, {self.device}, "
-                f"{_plural(self.threads, 'thread')}."
-            ],
+            notes=[note],
         )
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 
@@ -30,26 +31,27 @@ class Table:
     def to_rich(self) -> RichTable:
         """Return the table for a rich console."""
         table = RichTable(
-            title=self.title or None,
+            title=escape(self.title) or None,
             title_justify="left",
             title_style="bold",
             box=SIMPLE_HEAD,
             pad_edge=False,
             collapse_padding=True,
-            caption="\n".join(self.notes) or None,
+            caption=escape("\n".join(self.notes)) or None,
             caption_justify="left",
             caption_style="dim",
         )
         for column in self.columns:
             right = column.startswith(">")
             table.add_column(
-                column.removeprefix(">"),
+                escape(column.removeprefix(">")),
                 justify="right" if right else "left",
                 no_wrap=right,
                 overflow="fold",
             )
         for row in self.rows:
-            table.add_row(*(_plain(cell) for cell in row))
+            # Names of layers and classes are the user's: brackets in them are not markup.
+            table.add_row(*(escape(cell) for cell in row))
         return table
 
     def __str__(self) -> str:
@@ -59,11 +61,8 @@ class Table:
 def render(table: Table, *, width: int = 80) -> str:
     """Return the table as text without colors, at most ``width`` columns wide."""
     stream = io.StringIO()
-    console = Console(file=stream, width=width, color_system=None, legacy_windows=False)
+    console = Console(
+        file=stream, width=width, color_system=None, legacy_windows=False, emoji=False
+    )
     console.print(table.to_rich())
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
-
-
-def _plain(cell: str) -> str:
-    # Names of layers and classes are the user's: brackets in them are not markup.
-    return cell.replace("[", r"\[")

@@ -57,8 +57,10 @@ def plan(
     check_finite(model)
     data = as_calibration(calibration, device=device)
     texts = [budget] if isinstance(budget, str) else list(budget)
-    parse_budgets(texts, Cost(params=100, macs=100))  # a typing error should not wait for a survey
+    # A typing error should not wait for a survey; any share of so large a cost is above zero.
+    parse_budgets(texts, Cost(params=10**15, macs=10**15))
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # fresh weights of the heads that are tried
         found = survey(model, data, head_choice=head, leave=leave, progress=progress)
     return plan_from(
         found,
@@ -82,9 +84,7 @@ def plan_from(
     start = found.before
     for option in found.first:
         start = start - option.saved
-    chosen = choose(
-        found.options, budgets, start, forced=found.forced, obstacles=_obstacles(found)
-    )
+    chosen = choose(found.options, budgets, start, forced=found.forced, obstacles=_obstacles(found))
     after = start
     for option in chosen:
         after = after - option.saved

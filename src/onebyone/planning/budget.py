@@ -28,6 +28,8 @@ def parse_budgets(texts: str | Iterable[str], before: Cost) -> tuple[Budget, ...
     """
     parts = [texts] if isinstance(texts, str) else list(texts)
     words = [word for part in parts for word in part.split(",")]
+    if not words:
+        raise BudgetError(f"At least one budget must be given, such as {EXAMPLES}; got none.")
     budgets = tuple(_parse(word.strip(), before) for word in words)
     quantities = [budget.quantity for budget in budgets]
     if len(set(quantities)) < len(quantities):

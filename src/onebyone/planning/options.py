@@ -237,9 +237,7 @@ class _Surveyor:
             self._advance(f"options of {name}")
         return options
 
-    def _site_options(
-        self, name: str, moments: Moments, metric: Tensor | None
-    ) -> list[Option]:
+    def _site_options(self, name: str, moments: Moments, metric: Tensor | None) -> list[Option]:
         module = module_at(self.network, name)
         layer = self.layers[name]
         before = Cost(params=layer.params, macs=layer.macs)
@@ -321,9 +319,7 @@ class _Surveyor:
         """Fit and measure an averaging head of each width."""
         options = []
         for hidden in head.hidden_widths(site.channels):
-            network = head.rewrite(
-                self.network, example, name=site.name, form="gap", hidden=hidden
-            )
+            network = head.rewrite(self.network, example, name=site.name, form="gap", hidden=hidden)
             features, targets = head_data(network, self.network, site.name, self.data)
             new = network.get_submodule(site.name)
             assert isinstance(new, GlobalAverageHead)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -112,19 +113,18 @@ def _explained(
         if _cost(best, budget.quantity) > budget.limit:
             return BudgetError(_unreachable(budget, before, best, obstacles))
     asked = ", ".join(budget.asked for budget in budgets)
-    return BudgetError(
-        f"The budgets {asked} can each be met, but not together. Raise one of them."
-    )
+    return BudgetError(f"The budgets {asked} can each be met, but not together. Raise one of them.")
 
 
 def _unreachable(budget: Budget, before: Cost, best: Cost, obstacles: str) -> str:
     total, reached = _cost(before, budget.quantity), _cost(best, budget.quantity)
+    enough = math.ceil(100 * reached / max(total, 1))
     unit = "MACs" if budget.quantity == "macs" else "parameters"
     return (
         f"The budget {budget.asked} is {format_count(budget.limit)} {unit}, but the least that "
         f"these rewrites reach is {format_count(reached)} "
         f"({format_percent(reached / max(total, 1))} of {format_count(total)}). {obstacles}"
-        f"Raise the budget to `{budget.quantity}={100 * reached / max(total, 1) + 0.5:.0f}%` or more."
+        f"Raise the budget to `{budget.quantity}={enough}%` or more."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -35,7 +36,7 @@ def profile(
     *,
     input_shape: tuple[int, ...],
     name: str | None = None,
-    runtimes: tuple[str, ...] = ("eager",),
+    runtimes: Sequence[str] = ("eager",),
     device: str = "cpu",
     num_threads: int | None = None,
     timed: bool = True,

@@ -53,7 +53,7 @@ class _MacCounter(TorchDispatchMode):
     ) -> Any:
         del types
         output = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
+        packet = func._overloadpacket  # noqa: SLF001
         rule = RULES.get(packet)
         if rule is not None:
             self.trace.row(self.trace.stack[-1]).macs += rule(args, output)

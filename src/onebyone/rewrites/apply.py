@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +48,10 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: If the plan does not fit the network.
     """
     network = copy_network(model)
-    example = torch.zeros(1, *plan.input_shape[1:])
-    for option in plan.choices:
-        network = _restructured(network, option, example)
+    example = _example(model, plan)
+    with _own_randomness():
+        for option in plan.choices:
+            network = _restructured(network, option, example)
     return network
 
 
@@ -82,28 +84,47 @@ def apply(
         DataError: If the calibration data is empty or of an unknown form.
     """
     data = None if calibration is None else as_calibration(calibration, device=device)
-    home = next((p.device for p in model.parameters()), torch.device("cpu"))
-    dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    example = torch.zeros(1, *plan.input_shape[1:], dtype=dtype, device=device)
+    example = _example(model, plan)
+    home = example.device
+    example = example.to(device)
     network = copy_network(model).to(device)
     reference = evaluation_copy(model, device=device)
-    done = 0
-    for rewrite, group in groupby(plan.choices, key=lambda option: option.rewrite):
-        options = list(group)
-        if rewrite == "factorize":
-            network = _factorized(network, reference, options, data, (done, len(plan.choices)), progress)
-        else:
-            for option in options:
+    total, done = len(plan.choices), 0
+
+    def advance(count: int, message: str) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total, message)
+
+    with _own_randomness():
+        for rewrite, group in groupby(plan.choices, key=lambda option: option.rewrite):
+            if rewrite == "factorize":
+                network = _factorized(network, reference, list(group), data, advance)
+                continue
+            for option in group:
                 network = _restructured(network, option, example)
                 if option.settings.get("form") == "exact":
                     # The same function under new names: later choices refer to these.
-                    reference = evaluation_copy(network)
+                    reference = _restructured(reference, option, example)
                 else:
                     _fit_head(network, reference, option, data)
-        done += len(options)
-        if progress is not None:
-            progress(done, len(plan.choices), rewrite)
+                advance(1, rewrite)
     return network.to(home)
+
+
+def _example(model: nn.Module, plan: Plan) -> Tensor:
+    """Return a blank input of the plan's shape, of the network's type and on its device."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(1, *plan.input_shape[1:], dtype=first.dtype, device=first.device)
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Draw fresh weights from a seed of their own, and leave the caller's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Module:
@@ -115,10 +136,12 @@ def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Mod
         return replace_module(network, option.site, chain)
     if option.rewrite == "head":
         hidden = option.settings.get("hidden", [])
+        if not isinstance(hidden, list):
+            raise PlanError(
+                f"The `hidden` widths of the head {option.site!r} must be a list, got {hidden!r}."
+            )
         form = str(option.settings.get("form"))
-        return head.rewrite(
-            network, example, name=option.site, form=form, hidden=cast("list[int]", hidden)
-        )
+        return head.rewrite(network, example, name=option.site, form=form, hidden=hidden)
     raise UnknownNameError("rewrite", option.rewrite, ("factorize", "head"))
 
 
@@ -147,6 +170,12 @@ def _layer_at(network: nn.Module, site: str) -> nn.Module:
     reason = factorize.why_not(layer)
     if reason is not None:
         raise PlanError(f"The plan's site {site!r} cannot be factorized: {reason}.")
+    names = [n for n, m in network.named_modules(remove_duplicate=False) if m is layer]
+    if len(names) > 1:
+        raise PlanError(
+            f"The plan's site {site!r} cannot be factorized: it is one layer of several names, "
+            f"{', '.join(map(repr, names))}."
+        )
     return layer
 
 
@@ -155,8 +184,7 @@ def _factorized(
     reference: nn.Module,
     options: Sequence[Option],
     data: CalibrationData | None,
-    counted: tuple[int, int],
-    progress: Progress | None,
+    advance: Callable[[int, str], None],
 ) -> nn.Module:
     """Factorize layers group by group; ``network`` may be modified."""
     names = [option.site for option in options]
@@ -180,8 +208,7 @@ def _factorized(
             )
             factorize.fill(chain, factorize.solve(problem, form, ranks))
             network = replace_module(network, option.site, chain)
-        if progress is not None:
-            progress(counted[0] + start + len(part), counted[1], "factorize")
+        advance(len(part), "factorize")
     return network
 
 
@@ -199,9 +226,7 @@ def _fit_head(
         in_evaluation_mode(network, device=data.device), reference, option.site, data
     )
     linear = reference.get_submodule(option.site)
-    head.fit_gap(
-        new, features, targets, linear=linear if isinstance(linear, nn.Linear) else None
-    )
+    head.fit_gap(new, features, targets, linear=linear if isinstance(linear, nn.Linear) else None)
 
 
 def head_data(

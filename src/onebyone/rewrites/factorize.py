@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from onebyone.calibration import Moments
 from onebyone.errors import OptionError, PlanError
 from onebyone.records import Cost
+
+_Pair = tuple[int, int]
 
 # Form -> what it makes of a layer from C to O channels.
 FORMS = {
@@ -35,7 +38,7 @@ METRIC_FLOOR = 1e-2
 HOOI_SWEEPS = 2
 
 
-def why_not(module: nn.Module) -> str | None:
+def why_not(module: nn.Module) -> str | None:  # noqa: PLR0911 - a reason a line
     """Return why a layer cannot be factorized, in words, or ``None`` where it can."""
     kind = type(module).__name__
     if nn.utils.parametrize.is_parametrized(module):
@@ -151,32 +154,35 @@ def build(module: nn.Module, form: str, ranks: list[int], *, site: str = "") -> 
     check_ranks(module, form, ranks, site=site)
     weight = module.weight
     assert isinstance(weight, Tensor)
-    where = {"device": weight.device, "dtype": weight.dtype}
+    device, dtype = weight.device, weight.dtype
     channels, out, _ = sizes(module)
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if isinstance(module, nn.Linear):
-        parts["reduce"] = nn.Linear(channels, ranks[0], bias=False, **where)
-        parts["expand"] = nn.Linear(ranks[0], out, bias=True, **where)
+        parts["reduce"] = nn.Linear(channels, ranks[0], bias=False, device=device, dtype=dtype)
+        parts["expand"] = nn.Linear(ranks[0], out, bias=True, device=device, dtype=dtype)
     else:
         assert isinstance(module, nn.Conv2d)
         inner = channels
         if form in ("reduce", "tucker2"):
-            parts["reduce"] = nn.Conv2d(channels, ranks[0], 1, bias=False, **where)
+            parts["reduce"] = nn.Conv2d(
+                channels, ranks[0], 1, bias=False, device=device, dtype=dtype
+            )
             inner = ranks[0]
         last = form == "reduce"
         parts["reduce" if form == "pair" else "spatial"] = nn.Conv2d(
             inner,
             out if last else ranks[-1],
-            module.kernel_size,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
+            cast("_Pair", module.kernel_size),
+            stride=cast("_Pair", module.stride),
+            padding=cast("str | _Pair", module.padding),
+            dilation=cast("_Pair", module.dilation),
             padding_mode=module.padding_mode,
             bias=last,
-            **where,
+            device=device,
+            dtype=dtype,
         )
         if not last:
-            parts["expand"] = nn.Conv2d(ranks[-1], out, 1, bias=True, **where)
+            parts["expand"] = nn.Conv2d(ranks[-1], out, 1, bias=True, device=device, dtype=dtype)
     chain = nn.Sequential(parts)
     chain.requires_grad_(weight.requires_grad)
     return chain.train(module.training)
@@ -240,9 +246,7 @@ def problem_of(
         identity = torch.eye(channels * taps, dtype=torch.float64)
         zero = torch.zeros(channels * taps, dtype=torch.float64)
         return Problem(kernel, zero, offset, identity, flat, flat @ flat.T, root)
-    return Problem(
-        kernel, moments.mean_x, moments.mean_y, moments.xx, moments.yx, moments.yy, root
-    )
+    return Problem(kernel, moments.mean_x, moments.mean_y, moments.xx, moments.yx, moments.yy, root)
 
 
 def metric_root(metric: Tensor, *, floor: float = METRIC_FLOOR) -> Tensor:
@@ -252,7 +256,8 @@ def metric_root(metric: Tensor, *, floor: float = METRIC_FLOOR) -> Tensor:
         return torch.eye(len(metric), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(metric.double() / mean)
     values = values.clamp_min(0) + floor
-    return (vectors * values.sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.sqrt()) @ vectors.T
+    return root
 
 
 @dataclass(frozen=True)
@@ -289,7 +294,7 @@ def channel_basis(problem: Problem, *, directions: Tensor | None = None) -> Tens
     Returns:
         Shape ``(in, in)``.
     """
-    out, channels, taps = problem.weight.shape
+    _, channels, taps = problem.weight.shape
     blocks = problem.xx.reshape(channels, taps, channels, taps)
     between_channels = torch.einsum("cpdp->cd", blocks) / taps
     between_places = torch.einsum("cpcq->pq", blocks) / channels
@@ -300,13 +305,14 @@ def channel_basis(problem: Problem, *, directions: Tensor | None = None) -> Tens
     use = torch.einsum("ocp,pq,odq->cd", weighted, between_places, weighted)
     root = _root(use)
     _, vectors = torch.linalg.eigh(root @ between_channels @ root)
-    basis, _ = torch.linalg.qr(root @ vectors.flip(1))
+    basis: Tensor = torch.linalg.qr(root @ vectors.flip(1))[0]
     return basis
 
 
 def _root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root
 
 
 def projected(problem: Problem, basis: Tensor) -> Problem:

@@ -11,6 +11,7 @@ import copy
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -289,6 +290,8 @@ def _step(module: fx.GraphModule, node: fx.Node) -> nn.Module:
     if node.target is F.dropout:
         p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
         return nn.Dropout(cast("float", p))
+    if node.target is F.gelu:
+        return nn.GELU(cast("str", node.kwargs.get("approximate", "none")))
     if node.target in _ACTIVATION_FUNCTIONS:
         return _ACTIVATION_FUNCTIONS[node.target]()
     name = getattr(node.target, "__name__", str(node.target))
@@ -300,6 +303,14 @@ def _check_linears(module: fx.GraphModule, names: list[str]) -> None:
         calls = sum(n.op == "call_module" and n.target == name for n in module.graph.nodes)
         if calls > 1:
             raise _Stop(f"the linear layer {name!r} is used {calls} times")
+        weight = module.get_submodule(name).weight
+        owners = sum(
+            parameter is weight
+            for part in module.modules()
+            for parameter in part.parameters(recurse=False)
+        )
+        if owners > 1:
+            raise _Stop(f"the weight of the linear layer {name!r} is shared with another layer")
 
 
 def _is_flatten(
@@ -367,7 +378,7 @@ def _is_elementwise_dropout(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.target is F.dropout
 
 
-def _pooling(
+def _pooling(  # noqa: PLR0911 - a case a line
     module: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]
 ) -> str | None:
     """Return ``average`` for a global average, ``identity`` for a pooling that changes nothing."""
@@ -402,8 +413,10 @@ def _pooling(
 def _covers(node: fx.Node, module: fx.GraphModule, before: tuple[int, ...]) -> bool:
     if node.op != "call_module":
         return False
-    size = cast("nn.AvgPool2d", module.get_submodule(str(node.target))).kernel_size
-    return (size if isinstance(size, tuple) else (size, size)) == before[2:]
+    pool = cast("nn.AvgPool2d", module.get_submodule(str(node.target)))
+    size = pool.kernel_size if isinstance(pool.kernel_size, tuple) else (pool.kernel_size,) * 2
+    plain = pool.padding in {0, (0, 0)} and pool.divisor_override is None
+    return plain and size == before[2:]
 
 
 # ---------------------------------------------------------------- building
@@ -420,16 +433,20 @@ def cost(site: HeadSite, form: str, hidden: list[int]) -> Cost:
     if form == "exact":
         linears = site.linears
         params = site.cost.params
-        if site.averaged and len(linears) == 1:
-            return Cost(
-                params=params, macs=linears[0].weight.numel() * site.map_height * site.map_width
-            )
+        if _becomes_maps(site):
+            # The averaging head has a bias, also where the linear layer has none.
+            added = linears[0].out_features if getattr(linears[0], "bias", None) is None else 0
+            places = site.map_height * site.map_width
+            return Cost(params=params + added, macs=linears[0].weight.numel() * places)
         return Cost(params=params, macs=site.cost.macs)
     widths = [site.channels, *hidden, site.linears[-1].out_features]
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
-    return Cost(
-        params=weights + sum(widths[1:]), macs=weights * site.map_height * site.map_width
-    )
+    weights = sum(a * b for a, b in pairwise(widths))
+    return Cost(params=weights + sum(widths[1:]), macs=weights * site.map_height * site.map_width)
+
+
+def _becomes_maps(site: HeadSite) -> bool:
+    """Whether the exact head is one 1×1 convolution before the average, not after."""
+    return site.averaged and len(site.linears) == 1 and site.steps[-1] is site.linears[0]
 
 
 def why_not(site: HeadSite, form: str) -> str | None:
@@ -491,7 +508,7 @@ def _drop_unused(module: fx.GraphModule, names: list[str]) -> None:
 def _exact(site: HeadSite) -> nn.Module:
     """Return the same function in convolutions, with the linear layers' own weights."""
     linears = site.linears
-    if site.averaged and len(linears) == 1 and site.steps[-1] is linears[0]:
+    if _becomes_maps(site):
         head = GlobalAverageHead(site.channels, linears[0].out_features)
         head.to(linears[0].weight)
         return _with_dropout(site, _copy_linear(linears[0], head, "maps.0"))
@@ -501,7 +518,7 @@ def _exact(site: HeadSite) -> nn.Module:
         if isinstance(step, nn.Linear):
             channels = step.in_features // (size[0] * size[1])
             convolution = nn.Conv2d(
-                channels, step.out_features, size, bias=step.bias is not None
+                channels, step.out_features, size, bias=getattr(step, "bias", None) is not None
             ).to(step.weight)
             steps.append(_copy_linear(step, convolution, ""))
             size = (1, 1)
@@ -522,7 +539,8 @@ def _copy_linear(linear: nn.Linear, target: nn.Module, name: str) -> nn.Module:
     with torch.no_grad():
         weight.copy_(linear.weight.reshape(weight.shape))
         if isinstance(bias, Tensor):
-            bias.copy_(linear.bias if linear.bias is not None else torch.zeros_like(bias))
+            source = getattr(linear, "bias", None)
+            bias.copy_(torch.zeros_like(bias) if source is None else source)
     convolution.requires_grad_(linear.weight.requires_grad)
     return target
 
