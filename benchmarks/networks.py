@@ -7,10 +7,8 @@ Each works as ``benchmarks/networks.py:NAME`` on the command line and finds its 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -91,5 +89,3 @@ def resnet20() -> nn.Module:
 def resnet32() -> nn.Module:
     """The pretrained ResNet-32 for CIFAR-10: 92.8 % on the 1,000 test images."""
     return _with_weights(CifarResNet(5), "cifar10_resnet32", (3, 32, 32))
-
-

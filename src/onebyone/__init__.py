@@ -1,3 +1,69 @@
-"""onebyone makes a convolutional network smaller and faster with 1×1 convolutions."""
+"""onebyone makes a convolutional network smaller and faster with 1×1 convolutions.
+
+It keeps the network's weights and proves the result on the user's own machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from onebyone.comparison import compare as compare
+    from onebyone.data import Data as Data
+    from onebyone.data import load_data as load_data
+    from onebyone.errors import OneByOneError as OneByOneError
+    from onebyone.evaluation import evaluate as evaluate
+    from onebyone.layers import GlobalAverageHead as GlobalAverageHead
+    from onebyone.layers import MLPConv as MLPConv
+    from onebyone.layers import Pointwise as Pointwise
+    from onebyone.pipeline import shrink as shrink
+    from onebyone.planning import plan as plan
+    from onebyone.profiling import profile as profile
+    from onebyone.records import Comparison as Comparison
+    from onebyone.records import Plan as Plan
+    from onebyone.records import Profile as Profile
+    from onebyone.records import RunRecord as RunRecord
+    from onebyone.rewrites import apply as apply
+    from onebyone.rewrites import restructure as restructure
+    from onebyone.runs import load_model as load_model
+    from onebyone.training import distill as distill
+    from onebyone.training import train as train
+
+# Torch takes seconds to import: nothing of this is loaded until it is used.
+_HOMES = {
+    "Comparison": "records",
+    "Data": "data",
+    "GlobalAverageHead": "layers",
+    "MLPConv": "layers",
+    "OneByOneError": "errors",
+    "Plan": "records",
+    "Pointwise": "layers",
+    "Profile": "records",
+    "RunRecord": "records",
+    "apply": "rewrites",
+    "compare": "comparison",
+    "distill": "training",
+    "evaluate": "evaluation",
+    "load_data": "data",
+    "load_model": "runs",
+    "plan": "planning",
+    "profile": "profiling",
+    "restructure": "rewrites",
+    "shrink": "pipeline",
+    "train": "training",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onebyone' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"onebyone.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

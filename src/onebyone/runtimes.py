@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import io
 import os
 import platform
 from collections.abc import Callable
@@ -49,7 +48,7 @@ class Runtime:
         return importlib.metadata.version(self.package)
 
 
-def _inference(network: nn.Module, example: Tensor) -> Prepared:
+def _inference(network: Callable[..., Any], example: Tensor) -> Prepared:
     def forward() -> Any:
         with torch.inference_mode():
             return network(example)
@@ -64,7 +63,7 @@ def _prepare_eager(model: nn.Module, example: Tensor) -> Prepared:
 def _prepare_channels_last(model: nn.Module, example: Tensor) -> Prepared:
     network = evaluation_copy(model, device=example.device)
     if example.ndim == 4:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
         example = example.to(memory_format=torch.channels_last)
     return _inference(network, example)
 
@@ -78,22 +77,19 @@ def _prepare_onnxruntime(model: nn.Module, example: Tensor) -> Prepared:
     import onnxruntime  # noqa: PLC0415 - an extra
 
     network = evaluation_copy(model, device="cpu")
-    buffer = io.BytesIO()
     try:
         program = torch.onnx.export(
             network, (example.cpu(),), input_names=["input"], dynamo=True, verbose=False
         )
         assert program is not None
-        program.save(buffer)
+        serialized = program.model_proto.SerializeToString()
     except Exception as error:
         raise ModelError(
             f"The network {type(model).__name__} could not be exported to ONNX: {error}"
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        buffer.getvalue(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: example.cpu().numpy()}
     return lambda: session.run(None, feed)
 

@@ -130,8 +130,9 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         WeightsError: Naming the first tensor that is not, and how many of its values.
     """
-    tensors: Iterable[tuple[str, Tensor]] = model.state_dict().items()
+    tensors: Iterable[tuple[str, object]] = model.state_dict().items()
     for name, tensor in tensors:
+        # A module's extra state may be anything.
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             continue
         bad = tensor.numel() - int(torch.isfinite(tensor).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -242,6 +243,17 @@ class TensorSplit:
         other._rows = rows if self._rows is None else self._rows[rows]
         other._augment = self._augment if augmentation is None else augmentation
         other.mean, other.std = self.mean, self.std
+        return other
+
+    def with_statistics(self, *, mean: Sequence[float], std: Sequence[float]) -> TensorSplit:
+        """Return the same examples, normalized as another network wants them.
+
+        Args:
+            mean: A channel's mean, on the scale of 0…1 for uint8 images.
+            std: A channel's standard deviation, on the same scale.
+        """
+        other = copy.copy(self)
+        other.mean, other.std = _statistics(mean, std, self._inputs)
         return other
 
     def take(self, n: int, seed: int = 0) -> TensorSplit:

@@ -15,7 +15,7 @@ from onebyone.calibration import CalibrationData, Moments, collect, output_curva
 from onebyone.errors import ModelError
 from onebyone.evaluation import divergence, one_tensor
 from onebyone.layers import GlobalAverageHead
-from onebyone.profile.trace import LayerCosts, trace_layers
+from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option
 from onebyone.rewrites import factorize, head
 from onebyone.rewrites.apply import form_and_ranks, head_data

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import OptionError
-from onebyone.profile.latency import interleave, threads
-from onebyone.profile.trace import time_layers, trace_layers
+from onebyone.profiling.latency import interleave, threads
+from onebyone.profiling.trace import time_layers, trace_layers
 from onebyone.records import Profile
 from onebyone.runtimes import describe_machine, find_runtime
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.errors import ModelError
-from onebyone.profile.counts import RULES, UNCOUNTED
-from onebyone.profile.latency import DISTURBED_SPREAD
+from onebyone.profiling.counts import RULES, UNCOUNTED
+from onebyone.profiling.latency import DISTURBED_SPREAD
 from onebyone.records import LayerCost, Timing
 from onebyone.sites import Inputs, evaluation_copy, hooks_removed, run, tensors_in
 
@@ -41,11 +41,11 @@ class _Trace:
         return self.rows.setdefault(name, _Row())
 
 
-class _MacCounter(TorchDispatchMode):
+class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds each operation's MACs to the innermost module that is running."""
 
     def __init__(self, trace: _Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
 
     def __torch_dispatch__(

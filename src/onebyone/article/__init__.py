@@ -1,0 +1,4 @@
+"""The article on 1×1 convolutions: every claim of it, measured here."""
+
+from onebyone.article.measure import measure_article as measure_article
+from onebyone.article.record import ArticleRecord as ArticleRecord

@@ -1,0 +1,118 @@
+"""Make a network smaller within a budget, keep what it knows, and prove the result here.
+
+Profile, calibrate, plan, apply, distil, compare: the run's folder then has report.html, run.json,
+plan.json and model.safetensors, and is itself a network that every command takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from onebyone.cli.arguments import (
+    add_data,
+    add_measuring,
+    add_metric,
+    add_model,
+    add_run_folder,
+    device_of,
+    free_folder,
+    load,
+    load_metric,
+    not_negative,
+    progress,
+    runtimes_of,
+    say,
+    show,
+)  # fmt: skip
+from onebyone.cli.plan import add_planning
+
+EPILOG = """examples:
+  onebyone shrink runs/classic --data digits --budget params=2% --head gap
+  onebyone shrink torchvision:resnet18 --weights w.safetensors \\
+      --data imagefolder:photos/ --budget macs=50% --out runs/r18
+  onebyone shrink net.py:make --data data.py:load --budget macs=40% --epochs 0
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``onebyone shrink``."""
+    add_model(parser)
+    add_data(parser)
+    add_planning(parser)
+    parser.add_argument("--plan", metavar="FILE", help="carry out this plan instead of making one")
+    parser.add_argument(
+        "--epochs",
+        type=not_negative,
+        default=5,
+        metavar="N",
+        help="of distilling from the original; 0 stops before fine-tuning (5)",
+    )
+    parser.add_argument("--rate", type=float, metavar="R", help="learning rate of the distilling")
+    add_metric(parser)
+    add_measuring(parser)
+    add_run_folder(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Shrink a network."""
+    runtimes = runtimes_of(args.runtime)
+    metric = load_metric(args.metric)
+    loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
+    from onebyone.data import load_data
+    from onebyone.pipeline import shrink_loaded
+    from onebyone.records import Plan
+
+    plan = None if args.plan is None else Plan.load(args.plan)
+    data = load_data(args.data, seed=args.seed, limit=args.limit)
+    out = args.out or free_folder(loaded.source.name)
+    try:
+        with progress("shrink") as update:
+            shrunk = shrink_loaded(
+                loaded.model,
+                loaded.source,
+                data,
+                budget=args.budget or ["macs=50%"],
+                plan=plan,
+                out=out,
+                head=args.head,
+                leave=args.leave,
+                epochs=args.epochs,
+                learning_rate=args.rate,
+                calibration_examples=args.calibration,
+                runtimes=runtimes,
+                metric=metric,
+                batch=args.batch,
+                num_threads=args.threads,
+                seed=args.seed,
+                device=device_of(args.device),
+                resume=args.resume,
+                overwrite=args.overwrite,
+                command=args.command_line,
+                progress=update,
+            )
+    except KeyboardInterrupt:
+        sys.stderr.write(f"Stopped. {out} says where; go on by --out {out} --resume.\n")
+        raise
+    record = shrunk.record
+    assert record.plan is not None
+    assert record.comparison is not None
+    show(record, args, record.plan.table(), *_one_shot(record), record.comparison.table())
+    say(args, f"Report: {out}/report.html")
+
+
+def _one_shot(record: object) -> tuple[object, ...]:
+    from onebyone.records import RunRecord
+    from onebyone.tables import Table
+
+    assert isinstance(record, RunRecord)
+    if record.one_shot is None or record.one_shot.metric is None or record.training is None:
+        return ()
+    agreement = record.one_shot_agreement
+    rows = [
+        [f"test {record.one_shot.metric.name}", str(record.one_shot.metric)],
+        ["divergence", f"{record.one_shot_divergence:.4g}"],
+    ]
+    if agreement is not None:
+        rows.insert(1, ["agreement", str(agreement)])
+    return (Table(columns=("", "value"), rows=rows, title="Before fine-tuning (one-shot)"),)

@@ -1,0 +1,59 @@
+"""The whole line on embedded data: the article's classic network, trained, then shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from onebyone.data import load_data
+from onebyone.pipeline import Shrunk, seeded, shrink_loaded, train_loaded
+from onebyone.runs import load_source
+
+EPOCHS = 30
+DISTIL_EPOCHS = 60
+BUDGET = "params=2%"
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    command: Sequence[str] = (),
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Shrunk:
+    """Train the classic network on the digits, then rewrite its head and convolutions.
+
+    Args:
+        out: Folder for two runs, ``original`` and ``small``; earlier ones are replaced.
+        command: The command line, for the records.
+        progress: Told of the steps done.
+
+    Raises:
+        OutputError: If the folder cannot be used.
+    """
+    folder = Path(out)
+    data = load_data("digits")
+    with seeded(0):
+        classic = load_source("onebyone:classic")
+    train_loaded(
+        classic.model,
+        classic.source,
+        data,
+        epochs=EPOCHS,
+        out=folder / "original",
+        overwrite=True,
+        command=command,
+        progress=progress,
+    )
+    trained = load_source(folder / "original")
+    return shrink_loaded(
+        trained.model,
+        trained.source,
+        data,
+        budget=BUDGET,
+        head="gap",
+        epochs=DISTIL_EPOCHS,
+        out=folder / "small",
+        overwrite=True,
+        command=command,
+        progress=progress,
+    )
