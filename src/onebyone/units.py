@@ -33,9 +33,13 @@ def format_ms(ms: float) -> str:
         >>> format_ms(0.0123), format_ms(1.5), format_ms(33.14), format_ms(12_000)
         ('12.3 µs', '1.50 ms', '33.1 ms', '12.0 s')
     """
-    value, unit = (ms * 1e3, "µs") if ms < 1 else (ms, "ms") if ms < 1e4 else (ms / 1e3, "s")
-    digits = max(0, 2 - math.floor(math.log10(value))) if value >= 0.01 else 2
-    return f"{value:.{min(digits, 2)}f} {unit}"
+    value, unit = ms / 1e3, "s"
+    if ms < 0.9995:
+        value, unit = ms * 1e3, "µs"
+    elif ms < 9999.5:
+        value, unit = ms, "ms"
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
 
 
 def format_bytes(count: float) -> str:
