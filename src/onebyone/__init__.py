@@ -56,7 +56,7 @@ _HOMES = {
     "train": "training",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - a literal dict of names
 
 
 def __getattr__(name: str) -> Any:

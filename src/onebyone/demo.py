@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from onebyone.data import load_data
-from onebyone.pipeline import Shrunk, seeded, shrink_loaded, train_loaded
+from onebyone.pipeline import (
+    ShrinkSettings,
+    Shrunk,
+    TrainSettings,
+    seeded,
+    shrink_loaded,
+    train_loaded,
+)
+from onebyone.profiling.latency import threads
 from onebyone.runs import load_source
 
 EPOCHS = 30
@@ -30,30 +39,22 @@ def run_demo(
     Raises:
         OutputError: If the folder cannot be used.
     """
-    folder = Path(out)
+    # A network this small gains nothing from a second thread, and loses by waiting for it.
+    with threads(1):
+        return _run(Path(out), command, progress)
+
+
+def _run(
+    folder: Path, command: Sequence[str], progress: Callable[[int, int, str], None] | None
+) -> Shrunk:
     data = load_data("digits")
     with seeded(0):
         classic = load_source("onebyone:classic")
-    train_loaded(
-        classic.model,
-        classic.source,
-        data,
-        epochs=EPOCHS,
-        out=folder / "original",
-        overwrite=True,
-        command=command,
-        progress=progress,
-    )
+    common: dict[str, Any] = {"overwrite": True, "command": command, "progress": progress}
+    training = TrainSettings(epochs=EPOCHS, out=folder / "original", **common)
+    train_loaded(classic.model, classic.source, data, training)
     trained = load_source(folder / "original")
-    return shrink_loaded(
-        trained.model,
-        trained.source,
-        data,
-        budget=BUDGET,
-        head="gap",
-        epochs=DISTIL_EPOCHS,
-        out=folder / "small",
-        overwrite=True,
-        command=command,
-        progress=progress,
+    shrinking = ShrinkSettings(
+        budget=BUDGET, head="gap", epochs=DISTIL_EPOCHS, out=folder / "small", **common
     )
+    return shrink_loaded(trained.model, trained.source, data, shrinking)

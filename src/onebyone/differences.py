@@ -60,7 +60,9 @@ def find_disagreements(
                 before=predictions[0],
                 after=predictions[1],
                 image="" if picture is None else data_uri(picture),
-                maps=_overlays(picture, [m and m[place] for m in maps], predictions),
+                maps=_overlays(
+                    picture, [None if m is None else m[place] for m in maps], predictions
+                ),
             )
         )
     return tuple(found)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from onebyone.calibration import CalibrationData
 from onebyone.comparison import TRAIN_EXAMPLES, measure, side_by_side
 from onebyone.data import Data, as_data, load_data
 from onebyone.differences import find_disagreements
-from onebyone.errors import OneByOneError, OptionError, OutputError
+from onebyone.errors import OneByOneError, OptionError, OutputError, UnknownNameError
 from onebyone.evaluation import (
     MetricFunction,
     agreement,
@@ -61,15 +61,35 @@ class _Line:
 
     record: RunRecord
     folder: RunFolder | None
-    progress: Progress | None
-    earlier: RunRecord | None = None
+    settings: RunSettings
+    device: str
+    shape: tuple[int, ...]
+    earlier: RunRecord | None
     seconds: dict[str, float] = field(default_factory=dict)
     place: str = ""
 
     @property
-    def checkpoint(self) -> Path | None:
-        """Where training keeps its state."""
-        return None if self.folder is None else self.folder.file(CHECKPOINT)
+    def scoring(self) -> dict[str, Any]:
+        """How networks are scored, all alike."""
+        return {"metric": self.settings.metric, "device": self.device}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How networks are trained, and where training keeps its state."""
+        kept = None if self.folder is None else self.folder.file(CHECKPOINT)
+        seed = self.settings.seed
+        return {**self.scoring, "seed": seed, "progress": self.tell, "checkpoint": kept}
+
+    def profile(self, network: nn.Module) -> Profile:
+        """Count and time a network, whole and layer by layer."""
+        return profile(
+            network,
+            input_shape=self.shape,
+            name=self.record.source.name,
+            runtimes=tuple(self.settings.runtimes),
+            num_threads=self.settings.num_threads,
+            device=self.device,
+        )
 
     def finish(self) -> None:
         """Write the record as finished, and remove what only an unfinished run needs."""
@@ -108,8 +128,97 @@ class _Line:
     def tell(self, done: int, total: int, message: str = "") -> None:
         """Pass progress on, and remember it for a run that breaks off."""
         self.place = f"{message} ({done} of {total})" if message else f"{done} of {total}"
-        if self.progress is not None:
-            self.progress(done, total, f"{self.record.status.stage}: {message}")
+        if self.settings.progress is not None:
+            self.settings.progress(done, total, f"{self.record.status.stage}: {message}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every run takes.
+
+    Attributes:
+        out: Folder for the record, weights and report; nothing is written without.
+        runtimes: In which latency is measured, interleaved.
+        metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``.
+        batch: Batch size of the timed input.
+        num_threads: Torch's threads while timing.
+        seed: Of all that is drawn.
+        device: Where to run; CUDA where there is one, by default.
+        resume: Go on with the unfinished run in ``out``.
+        overwrite: Replace the run in ``out``.
+        command: The command line, for the record.
+        progress: Told of the steps done, in each stage.
+    """
+
+    out: str | Path | None = None
+    runtimes: Sequence[str] = ("eager",)
+    metric: str | MetricFunction = "accuracy"
+    batch: int = 1
+    num_threads: int | None = None
+    seed: int = 0
+    device: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    command: Sequence[str] = ()
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch=self.batch)
+        if self.resume and self.out is None:
+            raise OptionError("`resume` needs the folder of the run to go on with: give `out`.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkSettings(RunSettings):
+    """How a network is shrunk.
+
+    Attributes:
+        budget: Such as ``"macs=50%"`` or ``["macs=50%", "params=2M"]``.
+        plan: A plan to carry out instead of making one; then ``budget`` is not read.
+        head: ``auto``, ``keep``, ``exact`` or ``gap``; see :func:`onebyone.plan`.
+        leave: Names of modules to leave alone.
+        epochs: Of distilling from the original; 0 stops before fine-tuning.
+        learning_rate: Of the distilling, if not its default.
+        calibration_examples: Training inputs, without labels, that weights are fitted on.
+    """
+
+    budget: str | Iterable[str] = "macs=50%"
+    plan: Plan | None = None
+    head: HeadChoice = "auto"
+    leave: Sequence[str] = ()
+    epochs: int = EPOCHS
+    learning_rate: float | None = None
+    calibration_examples: int = CALIBRATION_EXAMPLES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(0, epochs=self.epochs)
+        _at_least(1, calibration_examples=self.calibration_examples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(RunSettings):
+    """How a network is trained.
+
+    Attributes:
+        epochs: Passes over the training data.
+        batch_size: Of the training, if not its default.
+        learning_rate: Of the training, if not its default.
+    """
+
+    epochs: int
+    batch_size: int | None = None
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(1, epochs=self.epochs)
+
+
+def _at_least(least: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise OptionError(f"`{name}` must be {least} or more, got {number}.")
 
 
 def shrink(
@@ -118,7 +227,7 @@ def shrink(
     *,
     weights: str | Path | None = None,
     model_options: Mapping[str, Any] | None = None,
-    **settings: Unpack[ShrinkSettings],
+    **settings: Any,
 ) -> Shrunk:
     """Make a network smaller within a budget, keep what it knows, and measure the result.
 
@@ -128,7 +237,7 @@ def shrink(
             ``(train, test)`` or ``(train, validation, test)``.
         weights: Where ``model`` is a name: a file, or ``"pretrained"``.
         model_options: Where ``model`` is a name: options of its factory.
-        settings: See :class:`ShrinkSettings`: the budget, the folder, and how to measure.
+        settings: The fields of :class:`ShrinkSettings`: the budget, the folder, how to measure.
 
     Returns:
         The smaller network, and the record of the run.
@@ -136,201 +245,100 @@ def shrink(
     Raises:
         BudgetError: If the budget cannot be read or reached; says what is reachable.
         OutputError: If ``out`` cannot be used.
+        UnknownNameError: If there is no such setting.
         OneByOneError: As the stages do: bad data, weights, networks.
 
     Examples:
         >>> small, record = shrink(network, data, budget="macs=50%", out="runs/x")  # doctest: +SKIP
     """
+    known = [each.name for each in fields(ShrinkSettings)]
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError("setting", name, known, listed=len(known))
+    chosen = ShrinkSettings(**settings)
     network, source = _network(model, weights, model_options or {})
-    return shrink_loaded(network, source, data, **settings)
-
-
-class ShrinkSettings(TypedDict, total=False):
-    """How a network is shrunk; every setting has a default.
-
-    Attributes:
-        budget: Such as ``"macs=50%"`` (the default) or ``["macs=50%", "params=2M"]``.
-        plan: A plan to carry out instead of making one; then ``budget`` is not read.
-        out: Folder for the record, plan, weights and report; nothing is written without.
-        head: ``auto``, ``keep``, ``exact`` or ``gap``; see :func:`onebyone.plan`.
-        leave: Names of modules to leave alone.
-        epochs: Of distilling from the original; 0 stops before fine-tuning.
-        learning_rate: Of the distilling, if not its default.
-        calibration_examples: Training inputs, without labels, that weights are fitted on.
-        runtimes: In which the latency of both networks is measured, interleaved.
-        metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``.
-        batch: Batch size of the timed input.
-        num_threads: Torch's threads while timing.
-        seed: Of the calibration's examples and of the training.
-        device: Where to run; CUDA where there is one, by default.
-        resume: Go on with the unfinished run in ``out``.
-        overwrite: Replace the run in ``out``.
-        command: The command line, for the record.
-        progress: Told of the steps done, in each stage.
-    """
-
-    budget: str | Iterable[str]
-    plan: Plan | None
-    out: str | Path | None
-    head: HeadChoice
-    leave: Sequence[str]
-    epochs: int
-    learning_rate: float | None
-    calibration_examples: int
-    runtimes: Sequence[str]
-    metric: str | MetricFunction
-    batch: int
-    num_threads: int | None
-    seed: int
-    device: str | None
-    resume: bool
-    overwrite: bool
-    command: Sequence[str]
-    progress: Progress | None
+    return shrink_loaded(network, source, data, chosen)
 
 
 def shrink_loaded(
-    network: nn.Module,
-    source: ModelSource,
-    data: object,
-    *,
-    budget: str | Iterable[str] = "macs=50%",
-    plan: Plan | None = None,
-    out: str | Path | None = None,
-    head: HeadChoice = "auto",
-    leave: Sequence[str] = (),
-    epochs: int = EPOCHS,
-    learning_rate: float | None = None,
-    calibration_examples: int = CALIBRATION_EXAMPLES,
-    runtimes: Sequence[str] = ("eager",),
-    metric: str | MetricFunction = "accuracy",
-    batch: int = 1,
-    num_threads: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    command: Sequence[str] = (),
-    progress: Progress | None = None,
+    network: nn.Module, source: ModelSource, data: object, settings: ShrinkSettings
 ) -> Shrunk:
     """Do what :func:`shrink` does for a network whose source is known.
 
     Args:
         network: Not modified.
-        source: Where it came from, for the record: what the folder's network is rebuilt from.
-        data: As for :func:`shrink`. The rest as in :class:`ShrinkSettings`.
+        source: Where it came from: what the folder's network is rebuilt from.
+        data: As for :func:`shrink`.
+        settings: How.
     """
-    _check(epochs, calibration_examples, batch)
     check_finite(network)
-    examples = _data(data, seed)
-    measuring = _Measuring(
-        shape=(batch, *examples.input_shape),
-        runtimes=tuple(runtimes),
-        num_threads=num_threads,
-        device=_device(device),
-        metric=metric,
-    )
-    device = measuring.device
-    planner = _Planner(budget, plan, head, tuple(leave))
-    line = _start(source, examples, out, resume, overwrite, measuring, seed, command, progress)
+    examples = _data(data, settings.seed)
+    line = _start(source, examples, settings)
     original = evaluation_copy(network, device="cpu")
     with line.stage("profile"):
-        line.keep(profile_before=measuring.profile(original, source.name))
+        line.keep(profile_before=line.profile(original))
     calibration = CalibrationData(
-        examples.train.take(calibration_examples, seed), examples.name, seed, device=device
+        examples.train.take(settings.calibration_examples, settings.seed),
+        examples.name,
+        settings.seed,
+        device=line.device,
     )
     with line.stage("plan"):
-        chosen = planner.plan(line, original, calibration)
+        chosen = _planned(line, original, calibration, settings)
         line.keep(plan=chosen)
     with line.stage("apply"):
         small = _applied(line, original, chosen, calibration)
     with line.stage("one-shot"):
-        _measure_one_shot(line, original, small, examples, measuring)
-    if epochs:
+        _measure_one_shot(line, original, small, examples)
+    if settings.epochs:
         with line.stage("distil"):
             trained = distill(
                 small,
                 examples,
                 teacher=original,
-                epochs=epochs,
-                seed=seed,
-                device=device,
-                learning_rate=learning_rate,
-                metric=metric,
-                progress=line.tell,
-                checkpoint=line.checkpoint,
+                epochs=settings.epochs,
+                learning_rate=settings.learning_rate,
+                **line.training,
             )
             small = trained.model
             line.keep(training=trained.log)
     with line.stage("compare"):
-        _compare(line, original, small, examples, measuring)
+        _compare(line, original, small, examples)
     line.finish()
     return Shrunk(evaluation_copy(small, device="cpu"), line.record)
 
 
 def train_loaded(
-    network: nn.Module,
-    source: ModelSource,
-    data: object,
-    *,
-    epochs: int,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    out: str | Path | None = None,
-    runtimes: Sequence[str] = ("eager",),
-    metric: str | MetricFunction = "accuracy",
-    batch: int = 1,
-    num_threads: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    command: Sequence[str] = (),
-    progress: Progress | None = None,
+    network: nn.Module, source: ModelSource, data: object, settings: TrainSettings
 ) -> Shrunk:
     """Train a network as a run: with a folder that keeps its weights, record and report.
 
     Args:
         network: Not modified.
-        source: Where it came from, for the record.
+        source: Where it came from: what the folder's network is rebuilt from.
         data: As for :func:`shrink`.
-        epochs: Passes over the training data.
-        batch_size: Of the training, if not its default.
-        learning_rate: Of the training, if not its default. The rest as in
-            :class:`ShrinkSettings`.
+        settings: How.
 
     Returns:
         The trained network, and the record of the run.
     """
-    _check(epochs, 1, batch)
     check_finite(network)
-    examples = _data(data, seed)
-    measuring = _Measuring(
-        shape=(batch, *examples.input_shape),
-        runtimes=tuple(runtimes),
-        num_threads=num_threads,
-        device=_device(device),
-        metric=metric,
-    )
-    line = _start(source, examples, out, resume, overwrite, measuring, seed, command, progress)
+    examples = _data(data, settings.seed)
+    line = _start(source, examples, settings)
     with line.stage("train"):
         trained = train(
             network,
             examples,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            device=measuring.device,
-            metric=metric,
-            progress=line.tell,
-            checkpoint=line.checkpoint,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            **line.training,
         )
         line.keep(training=trained.log)
         if line.folder is not None:
             line.folder.save_network(trained.model)
     with line.stage("measure"):
-        line.keep(**measuring.alone(trained.model, source.name, examples))
+        _measure_alone(line, trained.model, examples)
     line.finish()
     return Shrunk(evaluation_copy(trained.model, device="cpu"), line.record)
 
@@ -341,15 +349,6 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-def _check(epochs: int, calibration_examples: int, batch: int) -> None:
-    if epochs < 0:
-        raise OptionError(f"`epochs` must be 0 or more, got {epochs}.")
-    if calibration_examples < 1:
-        raise OptionError(f"`calibration_examples` must be 1 or more, got {calibration_examples}.")
-    if batch < 1:
-        raise OptionError(f"`batch` must be 1 or more, got {batch}.")
 
 
 def _network(
@@ -372,75 +371,27 @@ def _data(data: object, seed: int) -> Data:
     return data if isinstance(data, Data) else as_data(data, seed=seed)
 
 
-def _device(device: str | None) -> str:
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True)
-class _Measuring:
-    """How networks are measured, all alike."""
-
-    shape: tuple[int, ...]
-    runtimes: tuple[str, ...]
-    num_threads: int | None
-    device: str
-    metric: str | MetricFunction
-
-    def profile(self, network: nn.Module, name: str) -> Profile:
-        return profile(
-            network,
-            input_shape=self.shape,
-            name=name,
-            runtimes=self.runtimes,
-            num_threads=self.num_threads,
-            device=self.device,
-        )
-
-    def alone(self, network: nn.Module, name: str, data: Data) -> dict[str, Any]:
-        """Return what a record keeps of one network by itself."""
-        profiled = self.profile(network, name)
-        test = score([network], data.test, metric=self.metric, device=self.device).each[0]
-        sample = data.train.take(TRAIN_EXAMPLES, 0)
-        train_metric = evaluate(network, sample, metric=self.metric, device=self.device)
-        measured = measure(
-            network,
-            self.shape,
-            timings=dict(profiled.latency),
-            test=test.summary(),
-            train=train_metric,
-            calibration_error=test.calibration_error(),
-        )
-        return {"profile_after": profiled, "after": measured}
-
-
-def _start(
-    source: ModelSource,
-    data: Data,
-    out: str | Path | None,
-    resume: bool,
-    overwrite: bool,
-    measuring: _Measuring,
-    seed: int,
-    command: Sequence[str],
-    progress: Progress | None,
-) -> _Line:
-    if resume and out is None:
-        raise OptionError("`resume` needs the folder of the run to go on with: give `out`.")
-    folder = None if out is None else RunFolder(out, resume=resume, overwrite=overwrite)
+def _start(source: ModelSource, data: Data, settings: RunSettings) -> _Line:
+    out = settings.out
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = None
+    if out is not None:
+        folder = RunFolder(out, resume=settings.resume, overwrite=settings.overwrite)
     record = RunRecord(
         onebyone=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         status=Status(state="running", stage="start"),
         source=source,
-        machine=describe_machine(measuring.device),
+        machine=describe_machine(device),
         data=data.info(),
-        command=tuple(command),
-        seed=seed,
+        command=tuple(settings.command),
+        seed=settings.seed,
     )
     earlier = None if folder is None else folder.earlier
     if earlier is not None:
         _check_same_run(earlier, record)
-    return _Line(record, folder, progress, earlier)
+    shape = (settings.batch, *data.input_shape)
+    return _Line(record, folder, settings, device, shape, earlier)
 
 
 def _check_same_run(earlier: RunRecord, record: RunRecord) -> None:
@@ -463,39 +414,34 @@ def _check_same_run(earlier: RunRecord, record: RunRecord) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Planner:
-    """How a plan is come by: given, kept from before, or made."""
-
-    budget: str | Iterable[str]
-    given: Plan | None
-    head: HeadChoice
-    leave: tuple[str, ...]
-
-    def plan(self, line: _Line, original: nn.Module, calibration: CalibrationData) -> Plan:
-        if self.given is not None:
-            return self.given
-        asked = [self.budget] if isinstance(self.budget, str) else list(self.budget)
-        kept = None if line.earlier is None else line.earlier.plan
-        if kept is None:
-            return make_plan(
-                original,
-                calibration,
-                budget=asked,
-                head=self.head,
-                leave=self.leave,
-                name=line.record.source.name,
-                device=calibration.device,
-                progress=line.tell,
-            )
-        words = [word.strip() for text in asked for word in text.split(",")]
-        made_for = [budget.asked for budget in kept.budgets]
-        if words != made_for:
-            raise OutputError(
-                f"A run can only be resumed with the same budget: it has {', '.join(made_for)}, "
-                f"got {', '.join(words)}."
-            )
-        return kept
+def _planned(
+    line: _Line, original: nn.Module, calibration: CalibrationData, settings: ShrinkSettings
+) -> Plan:
+    """Return the plan: given, kept from before, or made."""
+    if settings.plan is not None:
+        return settings.plan
+    budget = settings.budget
+    asked = [budget] if isinstance(budget, str) else list(budget)
+    kept = None if line.earlier is None else line.earlier.plan
+    if kept is None:
+        return make_plan(
+            original,
+            calibration,
+            budget=asked,
+            head=settings.head,
+            leave=settings.leave,
+            name=line.record.source.name,
+            device=line.device,
+            progress=line.tell,
+        )
+    words = [word.strip() for text in asked for word in text.split(",")]
+    made_for = [each.asked for each in kept.budgets]
+    if words != made_for:
+        raise OutputError(
+            f"A run can only be resumed with the same budget: it has {', '.join(made_for)}, "
+            f"got {', '.join(words)}."
+        )
+    return kept
 
 
 def _applied(
@@ -506,27 +452,18 @@ def _applied(
         small = restructure(original, chosen)
         load_weights(small, kept, network="the one-shot network")
         return small.eval()
-    device = calibration.device
-    small = apply(original, chosen, calibration, device=device, progress=line.tell).eval()
+    small = apply(original, chosen, calibration, device=line.device, progress=line.tell).eval()
     if line.folder is not None:
         line.folder.save_network(small, ONE_SHOT)
     return small
 
 
-def _measure_one_shot(
-    line: _Line, original: nn.Module, small: nn.Module, data: Data, measuring: _Measuring
-) -> None:
-    both = score(
-        [original, small],
-        data.test,
-        metric=measuring.metric,
-        device=measuring.device,
-        progress=line.tell,
-    )
+def _measure_one_shot(line: _Line, original: nn.Module, small: nn.Module, data: Data) -> None:
+    both = score([original, small], data.test, progress=line.tell, **line.scoring)
     line.keep(
         one_shot=measure(
             small,
-            measuring.shape,
+            line.shape,
             test=both.each[1].summary(),
             calibration_error=both.each[1].calibration_error(),
         ),
@@ -536,26 +473,23 @@ def _measure_one_shot(
     )
 
 
-def _compare(
-    line: _Line, original: nn.Module, small: nn.Module, data: Data, measuring: _Measuring
-) -> None:
+def _compare(line: _Line, original: nn.Module, small: nn.Module, data: Data) -> None:
     both = side_by_side(
         original,
         small,
         data=data,
-        input_shape=measuring.shape,
-        runtimes=measuring.runtimes,
-        metric=measuring.metric,
-        num_threads=measuring.num_threads,
-        device=measuring.device,
+        input_shape=line.shape,
+        runtimes=line.settings.runtimes,
+        num_threads=line.settings.num_threads,
         progress=line.tell,
+        **line.scoring,
     )
-    after = measuring.profile(small, line.record.source.name)
+    after = line.profile(small)
     if line.folder is not None:
         line.folder.save_network(small)
     differ: tuple[Disagreement, ...] = ()
     if both.test is not None:
-        differ = find_disagreements(original, small, data.test, both.test, device=measuring.device)
+        differ = find_disagreements(original, small, data.test, both.test, device=line.device)
     line.keep(
         before=both.record.before,
         after=both.record.after,
@@ -563,3 +497,18 @@ def _compare(
         profile_after=after,
         disagreements=differ,
     )
+
+
+def _measure_alone(line: _Line, network: nn.Module, data: Data) -> None:
+    """Keep what a record has of one network by itself."""
+    profiled = line.profile(network)
+    test = score([network], data.test, progress=line.tell, **line.scoring).each[0]
+    measured = measure(
+        network,
+        line.shape,
+        timings=dict(profiled.latency),
+        test=test.summary(),
+        train=evaluate(network, data.train.take(TRAIN_EXAMPLES, 0), **line.scoring),
+        calibration_error=test.calibration_error(),
+    )
+    line.keep(profile_after=profiled, after=measured)

@@ -10,7 +10,7 @@ from torch import nn
 
 from onebyone.errors import OptionError, OutputError, RecordError, WeightsError
 from onebyone.models import Loaded, load, load_weights, save_weights
-from onebyone.records import ModelSource, Plan, RunRecord
+from onebyone.records import ModelSource, RunRecord
 from onebyone.report.html import write_report
 from onebyone.rewrites import restructure
 
@@ -171,7 +171,8 @@ def _base_network(
             f"The run in {folder} was made from a module in memory, a {source.name}: give it, or a "
             f"function that makes it, as `original=`."
         )
-    return load_source(source.spec, **source.options).model
+    options: dict[str, Any] = dict(source.options)
+    return load_source(source.spec, **options).model
 
 
 def _input_shape(record: RunRecord) -> tuple[int, ...] | None:

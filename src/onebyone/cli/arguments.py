@@ -139,13 +139,13 @@ def shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def model_options(texts: list[str]) -> dict[str, int | float | str | bool]:
+def model_options(texts: list[str]) -> dict[str, Any]:
     """Read ``KEY=VALUE`` pairs; values are ints, floats, ``true``, ``false``, or texts.
 
     Raises:
         OptionError: If a text is no such pair.
     """
-    options: dict[str, int | float | str | bool] = {}
+    options: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -233,6 +233,25 @@ def runtimes_of(names: list[str] | None) -> tuple[str, ...]:
     for name in wanted:
         find_runtime(name)
     return wanted
+
+
+def run_settings(
+    args: argparse.Namespace, out: str | Path, update: Callable[[int, int, str], None]
+) -> dict[str, Any]:
+    """Return the settings that all runs have, from the arguments that all runs have."""
+    return {
+        "out": out,
+        "runtimes": runtimes_of(args.runtime),
+        "metric": load_metric(args.metric),
+        "batch": args.batch,
+        "num_threads": args.threads,
+        "seed": args.seed,
+        "device": device_of(args.device),
+        "resume": args.resume,
+        "overwrite": args.overwrite,
+        "command": args.command_line,
+        "progress": update,
+    }
 
 
 def free_folder(name: str) -> Path:

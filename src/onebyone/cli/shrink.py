@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from onebyone.cli.arguments import (
     add_data,
@@ -15,17 +16,20 @@ from onebyone.cli.arguments import (
     add_metric,
     add_model,
     add_run_folder,
-    device_of,
     free_folder,
     load,
-    load_metric,
     not_negative,
     progress,
+    run_settings,
     runtimes_of,
     say,
     show,
-)  # fmt: skip
+)
 from onebyone.cli.plan import add_planning
+
+if TYPE_CHECKING:
+    from onebyone.records import RunRecord
+    from onebyone.tables import Table
 
 EPILOG = """examples:
   onebyone shrink runs/classic --data digits --budget params=2% --head gap
@@ -56,11 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Shrink a network."""
-    runtimes = runtimes_of(args.runtime)
-    metric = load_metric(args.metric)
+    runtimes_of(args.runtime)  # a typing error should not wait for the data
     loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
     from onebyone.data import load_data
-    from onebyone.pipeline import shrink_loaded
+    from onebyone.pipeline import ShrinkSettings, shrink_loaded
     from onebyone.records import Plan
 
     plan = None if args.plan is None else Plan.load(args.plan)
@@ -68,29 +71,17 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or free_folder(loaded.source.name)
     try:
         with progress("shrink") as update:
-            shrunk = shrink_loaded(
-                loaded.model,
-                loaded.source,
-                data,
+            settings = ShrinkSettings(
                 budget=args.budget or ["macs=50%"],
                 plan=plan,
-                out=out,
                 head=args.head,
                 leave=args.leave,
                 epochs=args.epochs,
                 learning_rate=args.rate,
                 calibration_examples=args.calibration,
-                runtimes=runtimes,
-                metric=metric,
-                batch=args.batch,
-                num_threads=args.threads,
-                seed=args.seed,
-                device=device_of(args.device),
-                resume=args.resume,
-                overwrite=args.overwrite,
-                command=args.command_line,
-                progress=update,
+                **run_settings(args, out, update),
             )
+            shrunk = shrink_loaded(loaded.model, loaded.source, data, settings)
     except KeyboardInterrupt:
         sys.stderr.write(f"Stopped. {out} says where; go on by --out {out} --resume.\n")
         raise
@@ -101,11 +92,9 @@ def run(args: argparse.Namespace) -> None:
     say(args, f"Report: {out}/report.html")
 
 
-def _one_shot(record: object) -> tuple[object, ...]:
-    from onebyone.records import RunRecord
+def _one_shot(record: RunRecord) -> tuple[Table, ...]:
     from onebyone.tables import Table
 
-    assert isinstance(record, RunRecord)
     if record.one_shot is None or record.one_shot.metric is None or record.training is None:
         return ()
     agreement = record.one_shot_agreement

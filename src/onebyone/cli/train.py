@@ -11,16 +11,15 @@ from onebyone.cli.arguments import (
     add_metric,
     add_model,
     add_run_folder,
-    device_of,
     free_folder,
     load,
-    load_metric,
     positive,
     progress,
+    run_settings,
     runtimes_of,
     say,
     show,
-)  # fmt: skip
+)
 
 EPILOG = """examples:
   onebyone train onebyone:classic --data digits --epochs 20 --out runs/classic
@@ -43,9 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a network."""
-    runtimes = runtimes_of(args.runtime)
-    metric = load_metric(args.metric)
-    from onebyone.pipeline import seeded, train_loaded
+    runtimes_of(args.runtime)  # a typing error should not wait for the data
+    from onebyone.pipeline import TrainSettings, seeded, train_loaded
 
     # New weights are drawn when the network is made: the seed decides them too.
     with seeded(args.seed):
@@ -56,25 +54,13 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or free_folder(loaded.source.name)
     try:
         with progress("train") as update:
-            trained = train_loaded(
-                loaded.model,
-                loaded.source,
-                data,
+            settings = TrainSettings(
                 epochs=args.epochs,
                 batch_size=args.batch_size,
                 learning_rate=args.rate,
-                out=out,
-                runtimes=runtimes,
-                metric=metric,
-                batch=args.batch,
-                num_threads=args.threads,
-                seed=args.seed,
-                device=device_of(args.device),
-                resume=args.resume,
-                overwrite=args.overwrite,
-                command=args.command_line,
-                progress=update,
+                **run_settings(args, out, update),
             )
+            trained = train_loaded(loaded.model, loaded.source, data, settings)
     except KeyboardInterrupt:
         sys.stderr.write(f"Stopped. {out} says where; go on by --out {out} --resume.\n")
         raise

@@ -16,7 +16,7 @@ from onebyone.records import CalibrationInfo, Cost, LeftAlone, Option, Plan
 from onebyone.sites import check_finite
 from onebyone.units import format_percent
 
-__all__ = ["HEAD_CHOICES", "plan", "plan_from"]
+__all__ = ["HEAD_CHOICES", "HeadChoice", "plan", "plan_from"]
 
 HEAD_CHOICES = ("auto", "keep", "exact", "gap")
 

@@ -352,12 +352,16 @@ def _rank_grid(module: nn.Module, form: str) -> list[list[int]]:
 
 
 def _ranks_up_to(limit: int) -> list[int]:
-    """Return about evenly spaced ranks: multiples of a power of two where there is room."""
+    """Return ranks to try: multiples of a power of two, and quarters of it below the first.
+
+    Multiples because runtimes like them; the few small ones because a large layer, such as the
+    first of a head, may have to lose nearly all of its channels.
+    """
     step = 1
     while limit / step > GRID:
         step *= 2
-    ranks = list(range(step, limit + 1, step))
-    return ranks or [limit]
+    small = {step * quarters // 4 for quarters in (1, 2, 3)} - {0}
+    return sorted(small | set(range(step, limit + 1, step)))
 
 
 def _places(layer: LayerCost, module: nn.Module) -> tuple[int, int]:
