@@ -16,7 +16,7 @@ from onebyone.article.record import ColdCalls, LayerComparison, LayerTimes
 from onebyone.errors import ModelError
 from onebyone.layers import Pointwise
 from onebyone.profiling import example_input
-from onebyone.profiling.latency import interleave
+from onebyone.profiling.latency import interleave, threads
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Cost
 
@@ -54,9 +54,11 @@ def compare_layers(
         shapes.append(tuple(traced.output.shape[1:]))
     assert shapes[0] == shapes[1]
     times = []
-    for batch in BATCHES:
-        tell(f"the 1×1 against the 3×3, batch {batch}")
-        times.append(_times(pointwise, spatial, batch=batch, rounds=rounds))
+    for number in thread_counts():
+        for batch in BATCHES:
+            tell(f"the 1×1 against the 3×3, batch {batch}, threads: {number}")
+            with threads(number):
+                times.append(_times(pointwise, spatial, batch=batch, rounds=rounds))
     cold = []
     order: tuple[Layer, Layer]
     for order in (("spatial", "pointwise"), ("pointwise", "spatial")):
@@ -71,6 +73,11 @@ def compare_layers(
         times=tuple(times),
         cold=tuple(cold),
     )
+
+
+def thread_counts() -> tuple[int, ...]:
+    """Return the numbers of threads that the layers are timed with: 1, and what is set."""
+    return tuple(sorted({1, torch.get_num_threads()}))
 
 
 def _times(pointwise: nn.Module, spatial: nn.Module, *, batch: int, rounds: int) -> LayerTimes:

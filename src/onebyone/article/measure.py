@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onebyone
-from onebyone.article.layer import BATCHES, compare_layers
+from onebyone.article.layer import BATCHES, compare_layers, thread_counts
 from onebyone.article.networks import RATES, Report, Trainer, compare_networks
 from onebyone.article.pictures import activation_maps, reduction, weighting
 from onebyone.article.record import ArticleRecord
@@ -67,9 +67,8 @@ def measure_article(
     _check(data, seeds=seeds, epochs=epochs, cold_processes=cold_processes)
     shelf = Shelf(folder, data=data.info())
     trainer = Trainer(data, epochs=epochs or default_epochs(len(data.train)), shelf=shelf)
-    work = _Work(
-        progress, trainings=seeds + len(RATES), layer_steps=len(BATCHES) + 2 * cold_processes
-    )
+    steps = len(BATCHES) * len(thread_counts()) + 2 * cold_processes
+    work = _Work(progress, trainings=seeds + len(RATES), layer_steps=steps)
     with work.stage("layers"):
         layer = compare_layers(
             rounds=rounds, cold_processes=cold_processes, step=work.step(_LAYER_WEIGHT)
@@ -83,10 +82,10 @@ def measure_article(
             trainer, "plain", "extra-nonlinearity", seeds=seeds, rounds=rounds, part=work.training
         )
     with work.stage("pictures"):
-        reduced = reduction(data, work.part(_WIDE_WEIGHT))
+        reduced = reduction(data, shelf, work.part(_WIDE_WEIGHT))
         network = trainer.model("convolution-only")
         weighted, activations = weighting(network, data), activation_maps(network, data)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     return ArticleRecord(
         onebyone=onebyone.__version__,
         created=now,

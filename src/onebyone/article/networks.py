@@ -11,15 +11,15 @@ from torch import nn
 
 import onebyone
 from onebyone.article.record import Duel, NetworkRuns, SeedRun
-from onebyone.article.shelf import Shelf
+from onebyone.article.shelf import Settings, Shelf
 from onebyone.data import Data
 from onebyone.errors import ModelError
 from onebyone.evaluation import evaluate
 from onebyone.models import classic, convolution_only, extra_nonlinearity
-from onebyone.profile import example_input
-from onebyone.profile.latency import interleave, threads
-from onebyone.profile.trace import trace_layers
-from onebyone.records import Cost
+from onebyone.profiling import example_input
+from onebyone.profiling.latency import interleave, threads
+from onebyone.profiling.trace import trace_layers
+from onebyone.records import Cost, Ratio, Timing
 from onebyone.runtimes import find_runtime
 from onebyone.training import train
 
@@ -90,7 +90,7 @@ class Trainer:
     ) -> SeedRun:
         name = f"{network}-seed{seed}" if scored else f"{network}-rate{rate:.2g}"
         words = f"{network}, " + (f"seed {seed}" if scored else f"trying the rate {rate:.2g}")
-        settings = {
+        settings: Settings = {
             "network": network,
             "seed": seed,
             "learning rate": float(f"{rate:.6g}"),
@@ -162,7 +162,9 @@ def compare_networks(
     Raises:
         ModelError: If a network diverges at every rate, or from a seed.
     """
-    latency, ratios = _latency(before, after, rounds=rounds)
+    # On one thread: there is too little to do in these networks to share it.
+    with threads(1):
+        latency, ratios = _latency(before, after, rounds=rounds)
     runs = []
     for name in (before, after):
         found = [trainer.trial(name, rate, part(name)) for rate in trainer.rates]
@@ -196,9 +198,11 @@ def network_cost(name: str) -> Cost:
     return Cost(params=traced.params, macs=traced.macs)
 
 
-def _latency(before: str, after: str, *, rounds: int) -> tuple[dict, dict]:
-    latency: dict[str, dict] = {before: {}, after: {}}
-    ratios = {}
+def _latency(
+    before: str, after: str, *, rounds: int
+) -> tuple[Mapping[str, Mapping[int, Timing]], Mapping[int, Ratio]]:
+    latency: dict[str, dict[int, Timing]] = {before: {}, after: {}}
+    ratios: dict[int, Ratio] = {}
     eager = find_runtime("eager")
     for batch in BATCHES:
         pictures = example_input((batch, 1, 28, 28))

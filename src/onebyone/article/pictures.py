@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import onebyone
 from onebyone.article.networks import Report, seeded
-from onebyone.article.record import ActivationMap, Reduction, Weighting
+from onebyone.article.record import ActivationMap, Reduction, SeedRun, Weighting
+from onebyone.article.shelf import Settings, Shelf
 from onebyone.data import Data
 from onebyone.evaluation import evaluate
 from onebyone.layers import GlobalAverageHead, Pointwise
+from onebyone.profiling.latency import threads
 from onebyone.report.maps import (
     color_map,
     data_uri,
@@ -27,7 +30,7 @@ from onebyone.training import train
 WEIGHT = 4.0  # the article's
 SHOWN = 6  # times as large as they are: 28 pixels would be a stamp
 WIDE_EXAMPLES = 3_000
-WIDE_PICTURES = 9_000  # that the wide network sees in training, each several times
+WIDE_PICTURES = 5_000  # that the wide network sees in training, each several times
 WIDE_RATE = 0.004
 VARIANCE_EXAMPLES = 200
 ERRORS_SHOWN = 4
@@ -52,7 +55,8 @@ def weighting(network: nn.Module, data: Data, *, index: int = 0) -> Weighting:
         before = maps[:, chosen : chosen + 1]
         after = scale(before)
     old, new = before[0, 0].numpy(), after[0, 0].numpy()
-    low, high = float(new.min()), float(new.max())
+    # With nought on the scale, so that four times as much is seen to be four times as far from it.
+    low, high = min(0.0, float(new.min())), max(0.0, float(new.max()))
     return Weighting(
         weight=WEIGHT,
         network=f"map {chosen + 1} of 3 of the convolution-only network's first layer, seed 0",
@@ -60,7 +64,7 @@ def weighting(network: nn.Module, data: Data, *, index: int = 0) -> Weighting:
         before=data_uri(enlarge_pixels(color_map(old, low=low, high=high), SHOWN)),
         after=data_uri(enlarge_pixels(color_map(new, low=low, high=high), SHOWN)),
         before_range=(float(old.min()), float(old.max())),
-        after_range=(low, high),
+        after_range=(float(new.min()), float(new.max())),
     )
 
 
@@ -75,44 +79,33 @@ def wide_network() -> nn.Sequential:
             relu2=nn.ReLU(),
             reduce=Pointwise(512, 32),
             relu3=nn.ReLU(),
-            head=GlobalAverageHead(32, 10),
+            flatten=nn.Flatten(),
+            scores=nn.Linear(32 * 12 * 12, 10),
         )
     )
 
 
-def reduction(data: Data, report: Report, *, index: int = 0) -> Reduction:
+def reduction(data: Data, shelf: Shelf, report: Report, *, index: int = 0) -> Reduction:
     """Train a network with 512 maps and a 1×1 convolution to 32, and look at both.
 
     Args:
         data: Some of its training pictures are learned.
+        shelf: Where the finished training is kept and looked for.
         report: Told how far the training is.
         index: The test picture whose maps are shown.
     """
-    examples = data.train.take(WIDE_EXAMPLES)
-    trained = train(
-        seeded(wide_network, 0),
-        examples,
-        epochs=max(2, round(WIDE_PICTURES / len(examples))),
-        batch_size=32,
-        learning_rate=WIDE_RATE,
-        augment=False,
-        progress=lambda done, total, text: report(
-            0.9 * done / total, f"a network with 512 maps: {text}"
-        ),
-    )
-    network = trained.model
-    assert isinstance(network, nn.Sequential)
+    network, run = _wide(data, shelf, report)
     wide, narrow = network[:5], network[5]
     test = data.test.take(VARIANCE_EXAMPLES)
     with torch.inference_mode():
         many = wide(_inputs(data, index))
         few = narrow(many)
         kept, best = variance_kept((wide(inputs) for inputs, _ in test.batches(50)), narrow)
-    record = Reduction(
+    return Reduction(
         network=(
             "conv 5×5 1→32, max-pool 2, ReLU, conv 3×3 32→512, ReLU, conv 1×1 512→32, ReLU, "
-            f"class maps and their average; trained for {len(trained.log.epochs)} epochs on "
-            f"{len(examples):,} pictures"
+            f"one linear layer; trained for {len(run.log.epochs)} epochs on "
+            f"{run.log.examples:,} pictures"
         ),
         test=evaluate(network, data.test.take(SEARCHED)),
         image=_picture(data, index),
@@ -123,8 +116,33 @@ def reduction(data: Data, report: Report, *, index: int = 0) -> Reduction:
         best=best,
         examples=len(test),
     )
-    report(1.0, "a network with 512 maps: done")
-    return record
+
+
+def _wide(data: Data, shelf: Shelf, report: Report) -> tuple[nn.Sequential, SeedRun]:
+    name, words = "wide", "a network with 512 maps"
+    examples = data.train.take(WIDE_EXAMPLES)
+    epochs = max(2, round(WIDE_PICTURES / len(examples)))
+    settings: Settings = {"epochs": epochs, "onebyone": onebyone.__version__}
+    network = seeded(wide_network, 0)
+    assert isinstance(network, nn.Sequential)
+    run = shelf.find(name, settings)
+    if run is None or not shelf.load(name, network):
+        with threads(1):  # as for all small data: a second one only gets in the way
+            trained = train(
+                network,
+                examples,
+                epochs=epochs,
+                batch_size=32,
+                learning_rate=WIDE_RATE,
+                augment=False,
+                progress=lambda done, total, text: report(done / total, f"{words}: {text}"),
+            )
+        run = SeedRun(network=name, seed=0, log=trained.log)
+        shelf.keep(name, settings, run, model=trained.model)
+        assert isinstance(trained.model, nn.Sequential)
+        network = trained.model
+    report(1.0, f"{words}: done")
+    return network.eval(), run
 
 
 def variance_kept(batches: Iterator[Tensor], reduce: nn.Module) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from onebyone.records import (
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTimes(Record):
-    """The two layers at one batch size, warm and in turn.
+    """The two layers at one batch size and number of threads, warm and in turn.
 
     Attributes:
         pointwise: Time of the 1×1 convolution.
@@ -75,7 +75,7 @@ class LayerComparison(Record):
         output_shape: Of both layers, likewise.
         pointwise: Cost of the 1×1 convolution for one input.
         spatial: Cost of the 3×3 convolution for one input.
-        times: A batch size each.
+        times: A batch size and number of threads each.
         cold: A fresh process each.
     """
 
@@ -199,17 +199,22 @@ class Duel(Record):
     @property
     def test_difference(self) -> Difference | None:
         """Test accuracy after less before, paired over the seeds."""
-        return paired(self.before.test, self.after.test)
+        return paired(self.before.test, self.after.test, grain=self._grain)
 
     @property
     def train_difference(self) -> Difference | None:
         """Training accuracy after less before, paired over the seeds."""
-        return paired(self.before.train, self.after.train)
+        return paired(self.before.train, self.after.train, grain=self._grain)
 
     @property
     def gap_difference(self) -> Difference | None:
         """Generalization gap after less before, paired over the seeds."""
-        return paired(self.before.gap, self.after.gap)
+        return paired(self.before.gap, self.after.gap, grain=self._grain)
+
+    @property
+    def _grain(self) -> float:
+        test = self.before.runs[0].test
+        return 1 / test.n if test is not None else 0.0
 
 
 def spread(values: tuple[float, ...] | list[float]) -> Spread:
@@ -218,16 +223,25 @@ def spread(values: tuple[float, ...] | list[float]) -> Spread:
     return Spread(mean=statistics.fmean(values), std=std, n=len(values))
 
 
-def paired(before: tuple[float, ...], after: tuple[float, ...]) -> Difference | None:
+def paired(
+    before: tuple[float, ...], after: tuple[float, ...], *, grain: float = 0.0
+) -> Difference | None:
     """Return the mean of ``after - before`` with Student's 95 % interval over the pairs.
 
     ``None`` of a single pair: it says nothing about how much chance there is in it.
+
+    Args:
+        before: A value each seed.
+        after: Of the same seeds.
+        grain: The step that the values move in, such as one example's share of an accuracy. The
+            standard deviation is taken to be this at least: a few equal differences of counts
+            are luck, not certainty.
     """
     changes = [new - old for old, new in zip(before, after, strict=True)]
     n = len(changes)
     if n < 2:
         return None
-    mean, deviation = statistics.fmean(changes), statistics.stdev(changes)
+    mean, deviation = statistics.fmean(changes), max(grain, statistics.stdev(changes))
     error = deviation / n**0.5
     reach = float(stats.t.ppf(0.975, n - 1)) * error
     if error > 0:

@@ -1,0 +1,385 @@
+"""What the figures say of the article's claims: sentences computed from them and their spread."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from onebyone.article.record import (
+    ArticleRecord,
+    Duel,
+    LayerComparison,
+    LayerTimes,
+    spread,
+)
+from onebyone.records import Difference
+from onebyone.units import format_count, format_ms, format_percent, format_points, format_ratio
+
+# What the article says.
+PARAMETERS = (16_416, 147_488)
+FASTER = 23
+FEWER = 75
+
+# source: Lin, Chen, Yan, "Network In Network", 2013, arXiv:1312.4400, section 4.6 and its table.
+PAPER = (
+    "The paper that proposed the averaging head measured it in two places. At the end of Network "
+    "in Network it erred less on CIFAR-10 (10.41 %) than a fully connected layer did (11.59 %; "
+    "10.88 % with dropout). At the end of a conventional convolutional network it did better than "
+    "a bare fully connected layer (16.46 % against 17.56 %), but worse than one with dropout "
+    "(15.99 %). The article's network is of the second kind."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim of the article beside what was measured.
+
+    Attributes:
+        said: What the article says.
+        measured: What was measured here.
+        verdict: In a few words.
+        holds: ``None`` where the figures do not show it either way.
+    """
+
+    said: str
+    measured: str
+    verdict: str
+    holds: bool | None
+
+
+def claims(record: ArticleRecord) -> tuple[Claim, ...]:
+    """Return the article's claims, each beside what was measured."""
+    return (
+        _shape_claim(record.layer),
+        _parameter_claim(record.layer),
+        _speed_claim(record.layer),
+        _fewer_claim(record.heads),
+        _nonlinearity_claim(record.nonlinearity),
+        _overfitting_claim(record.heads),
+    )
+
+
+def summary(record: ArticleRecord) -> str:
+    """Return the whole in two sentences."""
+    found = claims(record)
+    held, failed = (sum(claim.holds is value for claim in found) for value in (True, False))
+    unshown = len(found) - held - failed
+    count = [f"{held} of the article's {len(found)} claims hold here"]
+    if failed:
+        count.append(f"{failed} {'does' if failed == 1 else 'do'} not")
+    if unshown:
+        count.append(f"{unshown} {'is' if unshown == 1 else 'are'} not shown either way")
+    sentence = "; ".join(count) + "."
+    return f"{sentence} {overfitting(record.heads)[0]}"
+
+
+# ---------------------------------------------------------------- 512 maps into 32
+
+
+def _shape_claim(layer: LayerComparison) -> Claim:
+    shape = "×".join(map(str, layer.output_shape))
+    return Claim(
+        said="A 1×1 convolution summarizes 512 maps of 12×12 in 32",
+        measured=f"output {shape}",
+        verdict="holds" if layer.output_shape == (32, 12, 12) else "does not hold",
+        holds=layer.output_shape == (32, 12, 12),
+    )
+
+
+def _parameter_claim(layer: LayerComparison) -> Claim:
+    here = (layer.pointwise.params, layer.spatial.params)
+    return Claim(
+        said=f"It has {PARAMETERS[0]:,} parameters, a 3×3 one {PARAMETERS[1]:,}",
+        measured=f"{here[0]:,} and {here[1]:,}",
+        verdict="holds" if here == PARAMETERS else "does not hold",
+        holds=here == PARAMETERS,
+    )
+
+
+def _speed_claim(layer: LayerComparison) -> Claim:
+    warm = [times.ratio.value for times in layer.times]
+    cold = [calls.ratio for calls in layer.cold]
+    said = f"It is {FASTER} times faster than a 3×3 one"
+    measured = f"warm {ratio_range(warm)}, cold {ratio_range(cold)}"
+    steady = [times for times in layer.times if not times.disturbed]
+    if any(times.ratio.low <= FASTER <= times.ratio.high for times in steady):
+        return Claim(said=said, measured=measured, verdict="holds", holds=True)
+    if min(cold) <= FASTER <= max(cold):
+        verdict = "only in a single cold call"
+    elif not steady:
+        verdict = "the times were disturbed"
+        return Claim(said=said, measured=measured, verdict=verdict, holds=None)
+    elif all(times.ratio.verdict == "faster" for times in steady):
+        verdict = f"faster, but not {FASTER} times"
+    else:
+        verdict = "does not hold here"
+    return Claim(said=said, measured=measured, verdict=verdict, holds=False)
+
+
+def warm_speed(times: LayerTimes, layer: LayerComparison) -> str:
+    """Say how the warm ratio comes about: MACs, the fixed cost of a call, and the kernels' speed.
+
+    The ratio of the MACs is the ratio of the times, times what the fixed cost takes off it, times
+    how much faster the one kernel gets through its MACs than the other; all three are figures.
+    """
+    fewer = layer.spatial.macs / layer.pointwise.macs
+    pointwise, spatial = times.pointwise.median_ms, times.spatial.median_ms
+    floor, ratio = times.floor.median_ms, spatial / pointwise
+    head = (
+        f"Batch {times.batch}, {plural(times.pointwise.threads, 'thread')}: the 3×3 takes "
+        f"{format_ratio(ratio)} as long for {format_ratio(fewer)} as many MACs. A convolution of a "
+        f"single pixel takes {format_ms(floor)}, which is {_share(floor / pointwise)} of the 1×1's "
+        f"time and {_share(floor / spatial)} of the 3×3's"
+    )
+    caution = " These times were disturbed by something else on the machine: take them as rough."
+    end = caution if times.disturbed else ""
+    if floor >= min(pointwise, spatial):
+        return head + ": there is nothing but this fixed cost to see." + end
+    without = (spatial - floor) / (pointwise - floor)
+    rates = [
+        cost.macs * times.batch / (ms - floor) / 1e6
+        for cost, ms in ((layer.pointwise, pointwise), (layer.spatial, spatial))
+    ]
+    faster, slower = ("3×3", "1×1") if rates[1] > rates[0] else ("1×1", "3×3")
+    return (
+        f"{head}; less this fixed cost the ratio is {format_ratio(without)}. What is then between "
+        f"it and {format_ratio(fewer)} is how fast each kernel multiplies: {rates[0]:.0f} GMAC/s "
+        f"in the 1×1 and {rates[1]:.0f} GMAC/s in the 3×3, so the {faster} gets "
+        f"{format_ratio(max(rates) / min(rates))} as much out of the processor as the {slower}."
+        f"{end}"
+    )
+
+
+def traffic(layer: LayerComparison) -> str:
+    """Say how much memory the two layers touch for each MAC."""
+    per_macs = []
+    for cost in (layer.pointwise, layer.spatial):
+        values = _size(layer.input_shape) + _size(layer.output_shape) + cost.params
+        per_macs.append(1000 * 4 * values / cost.macs)
+    return (
+        f"Both read and write the same maps. With its weights the 1×1 needs at least "
+        f"{per_macs[0]:.0f} bytes of memory for every thousand MACs and the 3×3 {per_macs[1]:.0f}, "
+        f"at batch 1: {format_ratio(per_macs[0] / per_macs[1])} as many bytes for the same work."
+    )
+
+
+def cold_speed(layer: LayerComparison) -> str:
+    """Say what a single cold call, as the article timed it, measures."""
+    parts = []
+    medians = {}
+    for first, name in (("spatial", "3×3"), ("pointwise", "1×1")):
+        ratios = layer.cold_ratios(first)
+        if ratios:
+            medians[first] = statistics.median(ratios)
+            parts.append(
+                f"with the {name} called first the 3×3 takes {ratio_range(ratios)} as long"
+            )
+    firsts = [
+        calls.spatial_ms if calls.first == "spatial" else calls.pointwise_ms for calls in layer.cold
+    ]
+    warm = next(times for times in layer.times if times.batch == 1)
+    text = (
+        f"A first call in a fresh process, which is how a figure like {FASTER} times comes about: "
+        f"{'; '.join(parts)} ({plural(len(layer.cold), 'process', 'processes')})."
+    )
+    start = statistics.median(firsts)
+    slowest = max(warm.pointwise.median_ms, warm.spatial.median_ms)
+    if start > 2 * slowest:
+        text += (
+            f" Whichever comes first takes {format_ms(start)} (median), against "
+            f"{format_ms(warm.pointwise.median_ms)} and {format_ms(warm.spatial.median_ms)} warm: "
+            f"it pays for starting the library, and that is what is timed."
+        )
+    if len(medians) == 2 and medians["spatial"] > 1.5 * medians["pointwise"]:
+        text += (
+            f" The order decides: {format_ratio(medians['spatial'])} with the 3×3 first, "
+            f"{format_ratio(medians['pointwise'])} with the 1×1 first."
+        )
+    return text
+
+
+def _size(shape: tuple[int, int, int]) -> int:
+    channels, height, width = shape
+    return channels * height * width
+
+
+# ---------------------------------------------------------------- the two heads
+
+
+def _fewer_claim(heads: Duel) -> Claim:
+    before, after = heads.before.cost, heads.after.cost
+    fewer = before.params / after.params
+    return Claim(
+        said=f"The network of convolutions alone has {FEWER} times fewer parameters",
+        measured=f"{before.params:,} → {after.params:,}: {fewer:.1f} times fewer",
+        verdict="holds" if round(fewer) == FEWER else "does not hold",
+        holds=round(fewer) == FEWER,
+    )
+
+
+def cost(duel: Duel) -> str:
+    """Say whether the smaller network is also the cheaper one."""
+    before, after = duel.before.cost, duel.after.cost
+    parameters = _change(before.params, after.params, "parameters")
+    macs = _change(before.macs, after.macs, "MACs")
+    parts = [f"The {duel.after.name} network has {parameters} and {macs}"]
+    for batch, ratio in duel.latency_ratio.items():
+        timings = duel.before.latency[batch], duel.after.latency[batch]
+        if any(timing.disturbed for timing in timings):
+            words = "no verdict on its time, which was disturbed"
+        elif ratio.verdict == "no difference shown":
+            words = "no difference in time is shown"
+        elif ratio.verdict == "faster":
+            words = f"it is {format_ratio(ratio.value)} faster"
+        else:
+            words = f"it is {format_ratio(1 / ratio.value)} slower"
+        parts.append(f"at batch {batch} {words} ({ratio.low:.2f} … {ratio.high:.2f})")
+    faster = [ratio.verdict == "faster" for ratio in duel.latency_ratio.values()]
+    text = "; ".join(parts) + "."
+    if after.params < before.params and not any(faster):
+        text += " Smaller is not faster here."
+    return text
+
+
+def _overfitting_claim(heads: Duel) -> Claim:
+    said = "Averaged class maps instead of fully connected layers mend over-fitting"
+    gap, test = heads.gap_difference, heads.test_difference
+    before, after = spread(heads.before.gap), spread(heads.after.gap)
+    measured = f"gap {points(before.mean)} → {points(after.mean)} points"
+    if gap is None or test is None:
+        return Claim(said=said, measured=measured, verdict="one seed shows nothing", holds=None)
+    measured += f"; test accuracy {format_points(test.value)} points"
+    if direction(gap) >= 0:
+        grown = direction(gap) > 0
+        return Claim(
+            said=said,
+            measured=measured,
+            verdict="the gap grows" if grown else "no difference of the gaps is shown",
+            holds=False if grown else None,
+        )
+    if direction(test) < 0:
+        # Less over-fitted and worse: fitted less, to the training pictures as to the others.
+        return Claim(said=said, measured=measured, verdict="smaller gap, worse net", holds=False)
+    return Claim(said=said, measured=measured, verdict="holds", holds=True)
+
+
+def overfitting(heads: Duel) -> tuple[str, ...]:
+    """Say whether the gap between training and test accuracy shrinks, and at what price."""
+    gap, test, train = heads.gap_difference, heads.test_difference, heads.train_difference
+    before, after = spread(heads.before.gap), spread(heads.after.gap)
+    figures = f"{points(before.mean)} to {points(after.mean)} points"
+    if gap is None or test is None or train is None:
+        words = "a single seed does not show how much of that is chance"
+        return (f"The gap between training and test accuracy goes from {figures}; {words}.",)
+    sentences = []
+    if direction(gap) == 0:
+        sentences.append(
+            f"No difference in over-fitting is shown: the gap between training and test accuracy "
+            f"goes from {figures} ({interval(gap)})."
+        )
+    else:
+        word = "shrinks" if direction(gap) < 0 else "grows"
+        sentences.append(
+            f"Without the fully connected layers the gap between training and test accuracy {word} "
+            f"from {figures} ({interval(gap)}), and {_test_clause(test)}."
+        )
+    if direction(gap) < 0 and direction(train) < 0 and direction(test) < 0:
+        sentences.append(
+            f"The gap is smaller because the training pictures are fitted less "
+            f"({_accuracy(heads.before.train)} → {_accuracy(heads.after.train)}), not because the "
+            f"test pictures are recognized better: that is less capacity, not a cure."
+        )
+    elif direction(gap) < 0 and direction(test) >= 0:
+        sentences.append(
+            f"Training accuracy goes from {_accuracy(heads.before.train)} to "
+            f"{_accuracy(heads.after.train)}: here the article's remedy works."
+        )
+    elif direction(gap) == 0:
+        sentences.append(f"{_test_clause(test)[:1].upper()}{_test_clause(test)[1:]}.")
+    if after.mean <= 0 or before.mean <= 0:
+        sentences.append("A gap of zero or below means that there was nothing to mend.")
+    return tuple(sentences)
+
+
+def _test_clause(test: Difference) -> str:
+    if direction(test) == 0:
+        return f"no difference in test accuracy is shown ({interval(test)})"
+    word = "rises" if direction(test) > 0 else "falls"
+    return f"test accuracy {word} by {points(abs(test.value))} points ({interval(test)})"
+
+
+# ---------------------------------------------------------------- the extra non-linearity
+
+
+def _nonlinearity_claim(duel: Duel) -> Claim:
+    test = duel.test_difference
+    said = "A 1×1 convolution and a ReLU add a non-linearity that helps"
+    if test is None:
+        measured = "one seed each"
+        return Claim(said=said, measured=measured, verdict="one seed shows nothing", holds=None)
+    words = {1: "holds", 0: "no gain is shown", -1: "it harms here"}
+    holds = {1: True, 0: None, -1: False}
+    return Claim(
+        said=said,
+        measured=f"test accuracy {format_points(test.value)} points",
+        verdict=words[direction(test)],
+        holds=holds[direction(test)],
+    )
+
+
+def nonlinearity(duel: Duel) -> str:
+    """Say what the extra layer costs and what it brings."""
+    more = duel.after.cost - duel.before.cost
+    head = (
+        f"The layer adds {more.params:,} parameters and {format_count(more.macs)} MACs "
+        f"({format_percent(more.macs / duel.before.cost.macs, 1)} more)."
+    )
+    test = duel.test_difference
+    if test is None:
+        return f"{head} A single seed does not show what it brings."
+    clause = _test_clause(test)
+    return f"{head} With it, {clause}: {plural(test.n, 'seed')}, the same for both."
+
+
+# ---------------------------------------------------------------- words
+
+
+def direction(difference: Difference) -> int:
+    """Return 1 or −1 where the 95 % interval leaves out no difference, else 0."""
+    return 1 if difference.low > 0 else -1 if difference.high < 0 else 0
+
+
+def interval(difference: Difference) -> str:
+    """Return a difference of fractions with its interval, in points."""
+    low, high = format_points(difference.low), format_points(difference.high)
+    return f"{format_points(difference.value)} [{low} … {high}]"
+
+
+def points(fraction: float) -> str:
+    """Return a fraction in points, with a sign only below zero."""
+    return f"{100 * fraction:.2f}".replace("-", "−")
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def ratio_range(ratios: list[float] | tuple[float, ...]) -> str:
+    """Return the least and the greatest of ratios, or the one."""
+    low, high = format_ratio(min(ratios)), format_ratio(max(ratios))
+    return low if low == high else f"{low.removesuffix('×')}–{high}"
+
+
+def _share(fraction: float) -> str:
+    return "under 1 %" if fraction < 0.01 else format_percent(fraction, 0)
+
+
+def _accuracy(values: tuple[float, ...]) -> str:
+    return format_percent(spread(values).mean, 1)
+
+
+def _change(before: int, after: int, noun: str) -> str:
+    if after < before:
+        return f"{format_ratio(before / after)} fewer {noun}"
+    return f"{format_ratio(after / before)} more {noun}" if after > before else f"as many {noun}"
