@@ -238,6 +238,7 @@ def _last_linear(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]])
             raise _Stop("it does not end in linear layers on a flattened map")
         if node.op == "call_module":
             target = module.get_submodule(str(node.target))
+            _refuse_parametrized(target)
             if is_understood_linear(target):
                 return node
             _open_if_box(module, node, shapes)
@@ -278,9 +279,8 @@ def _step(module: fx.GraphModule, node: fx.Node) -> nn.Module:
     """Return the module that a node of the chain runs or stands for."""
     if node.op == "call_module":
         target = module.get_submodule(str(node.target))
+        _refuse_parametrized(target)
         if is_understood_linear(target):
-            if nn.utils.parametrize.is_parametrized(target):
-                raise _Stop("a linear layer of its head is parametrized")
             return cast("nn.Linear", target)
         if type(target) in _ELEMENTWISE:
             return target
@@ -296,6 +296,11 @@ def _step(module: fx.GraphModule, node: fx.Node) -> nn.Module:
         return _ACTIVATION_FUNCTIONS[node.target]()
     name = getattr(node.target, "__name__", str(node.target))
     raise _Stop(f"its head does {name!r} between the linear layers")
+
+
+def _refuse_parametrized(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear) and nn.utils.parametrize.is_parametrized(module):
+        raise _Stop("a linear layer of its head is parametrized")
 
 
 def _check_linears(module: fx.GraphModule, names: list[str]) -> None:

@@ -1,0 +1,450 @@
+import copy
+import re
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from onebyone.errors import PlanError
+from onebyone.layers import GlobalAverageHead
+from onebyone.models.article import classic
+from onebyone.profiling.trace import trace_layers
+from onebyone.rewrites import head
+from onebyone.rewrites.head import HeadSite, NoHead, find_head, fit_gap
+
+IMAGE = (2, 3, 12, 12)
+
+
+class Body(nn.Module):
+    """Features of 6 channels on half the pixels, then two linear layers; the forward varies."""
+
+    def __init__(self, places=36, hidden=7, bias=True):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.fc1 = nn.Linear(6 * places, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, 4)
+
+    def features(self, x):
+        return F.max_pool2d(F.relu(self.conv(x)), 2)
+
+    def classify(self, x):
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class View(Body):
+    def forward(self, x):
+        x = self.features(x)
+        return self.classify(x.view(x.size(0), -1))
+
+
+class Shape(Body):
+    def forward(self, x):
+        x = self.features(x)
+        return self.classify(x.reshape(x.shape[0], -1))
+
+
+class KnownSize(Body):
+    def forward(self, x):
+        return self.classify(self.features(x).view(-1, 216))
+
+
+class Flatten(Body):
+    def forward(self, x):
+        return self.classify(self.features(x).flatten(1))
+
+
+class TorchFlatten(Body):
+    def forward(self, x):
+        return self.classify(torch.flatten(self.features(x), start_dim=1))
+
+
+class Dropped(Body):
+    def forward(self, x):
+        x = F.dropout(self.features(x), 0.2, training=self.training)
+        x = F.gelu(self.fc1(torch.flatten(x, 1)), approximate="tanh")
+        return self.fc2(F.dropout(x, p=0.3, training=self.training))
+
+
+class LogSoftmax(Body):
+    def forward(self, x):
+        return F.log_softmax(self.classify(self.features(x).flatten(1)), dim=1)
+
+
+class Mean(Body):
+    def forward(self, x):
+        return self.classify(self.features(x).mean([2, 3]))
+
+
+class KeptMean(Body):
+    def forward(self, x):
+        return self.classify(torch.mean(self.features(x), dim=(-2, -1), keepdim=True)[:, :, 0, 0])
+
+
+class Pooled(Body):
+    def forward(self, x):
+        return self.classify(F.adaptive_avg_pool2d(self.features(x), 1).squeeze(3).squeeze(2))
+
+
+class OnePool(Body):
+    def forward(self, x):
+        return self.classify(F.adaptive_avg_pool2d(self.features(x), (1, 1)).flatten(1))
+
+
+class AdaptiveToItself(Body):
+    def forward(self, x):
+        return self.classify(F.adaptive_avg_pool2d(self.features(x), (6, 6)).flatten(1))
+
+
+class Permuted(Body):
+    def forward(self, x):
+        return self.classify(self.features(x).permute(0, 2, 3, 1).flatten(1))
+
+
+FLAT = [
+    View,
+    Shape,
+    KnownSize,
+    Flatten,
+    TorchFlatten,
+    Dropped,
+    LogSoftmax,
+    AdaptiveToItself,
+    Permuted,
+]
+AVERAGED = [Mean, KeptMean, OnePool]
+
+
+def made(kind, **options):
+    torch.manual_seed(0)
+    return kind(places=1 if kind in [*AVERAGED, Pooled] else 36, **options)
+
+
+def exact(network, example):
+    site = find_head(network, example)
+    assert isinstance(site, HeadSite), site
+    return site, head.rewrite(network, example, name=site.name, form="exact", hidden=[])
+
+
+def assert_same_scores(network, example, **tolerance):
+    site, rewritten = exact(network, example)
+    original = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        assert_close(rewritten.eval()(example), original(example), **tolerance)
+    assert_cost_is_counted(site, "exact", [], network, rewritten, example)
+    return rewritten
+
+
+def assert_cost_is_counted(site, form, hidden, network, rewritten, example):
+    """The site's prediction is what the networks differ by."""
+    before, after = trace_layers(network, example[:1]), trace_layers(rewritten, example[:1])
+    predicted = head.cost(site, form, hidden)
+    assert after.params - before.params == predicted.params - site.cost.params
+    assert after.macs - before.macs == predicted.macs - site.cost.macs
+
+
+# ---------------------------------------------------------------- exact
+
+
+@pytest.mark.parametrize("kind", FLAT + AVERAGED)
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_exact_head_gives_the_same_scores_however_the_map_was_flattened(kind, bias):
+    network = made(kind, bias=bias)
+    rewritten = assert_same_scores(network, torch.randn(IMAGE))
+    assert not any(isinstance(m, nn.Linear) for m in rewritten.modules())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_an_average_and_one_linear_layer_become_an_averaging_head(bias, dropout):
+    torch.manual_seed(0)
+    steps = [nn.Dropout(0.1)] if dropout else []
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        *steps,
+        nn.Linear(6, 4, bias=bias),
+    )
+    rewritten = assert_same_scores(network, torch.randn(IMAGE))
+    assert any(isinstance(m, GlobalAverageHead) for m in rewritten.modules())
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(3, stride=3, padding=1),  # sees a border of zeros
+        nn.AvgPool2d(3, divisor_override=4),
+        nn.AvgPool2d(2, stride=2),  # leaves pixels out
+        nn.MaxPool2d(3),
+    ],
+    ids=str,
+)
+def test_a_pooling_that_is_not_the_mean_stays(pool):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(6, 4))
+    rewritten = assert_same_scores(network, torch.randn(2, 3, 5, 5))
+    assert any(type(m) is type(pool) for m in rewritten.modules())
+
+
+def test_the_articles_classic_network_keeps_its_logits():
+    torch.manual_seed(0)
+    assert_same_scores(classic(), torch.randn(3, 1, 28, 28))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torchvision_networks_keep_their_logits(name):
+    torch.manual_seed(0)
+    network = getattr(torchvision.models, name)(num_classes=10)
+    assert_same_scores(network, torch.randn(1, 3, 64, 64), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_vgg11_keeps_its_logits_and_scores_every_place_of_a_larger_image():
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        network = torchvision.models.vgg11(num_classes=10, init_weights=False)
+    # Its own 124 M parameters in linear layers would take longer to draw than all else here.
+    network.classifier[0], network.classifier[3] = nn.Linear(25088, 64), nn.Linear(64, 64)
+    network.classifier[6] = nn.Linear(64, 10)
+    network.features.to_empty(device="cpu").apply(
+        lambda m: m.reset_parameters() if isinstance(m, nn.Conv2d) else None
+    )
+    rewritten = assert_same_scores(network, torch.randn(1, 3, 224, 224), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert rewritten(torch.randn(1, 3, 256, 288)).shape == (1, 10, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_convnext", "mobilenetv3_small_050"]
+)
+def test_timm_networks_keep_their_logits(name):
+    torch.manual_seed(0)
+    network, example = timm.create_model(name, num_classes=10).eval(), torch.randn(1, 3, 64, 64)
+    assert_same_scores(network, example, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (torchvision.models.squeezenet1_1(num_classes=10), "does not end in linear layers on a"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "does not end in linear layers on a"),
+        (timm.create_model("test_vit", img_size=64), "its head does"),
+    ],
+    ids=["squeezenet", "no head", "vit"],
+)
+def test_a_network_without_such_a_head_is_refused_with_a_reason(network, reason):
+    found = find_head(network.eval(), torch.randn(1, 3, 64, 64))
+    assert isinstance(found, NoHead)
+    assert reason in found.reason
+
+
+class Twice(Body):
+    def __init__(self, places=36):
+        super().__init__(places, hidden=216)
+
+    def forward(self, x):
+        return self.fc2(F.relu(self.fc1(F.relu(self.fc1(self.features(x).flatten(1))))))
+
+
+class Tied(Body):
+    def __init__(self, places=36):
+        super().__init__(places, hidden=216)
+        self.fc3 = nn.Linear(216, 216)
+        self.fc3.weight = self.fc1.weight
+
+    def forward(self, x):
+        return self.fc2(self.fc3(F.relu(self.fc1(self.features(x).flatten(1)))))
+
+
+class Branched(Body):
+    def forward(self, x):
+        x = self.features(x).flatten(1)
+        return self.classify(x) + x.sum(1, keepdim=True)
+
+
+class Depends(Body):
+    def forward(self, x):
+        x = self.features(x)
+        if x.sum() > 0:
+            x = x * 2
+        return self.classify(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Twice, "the linear layer 'fc1' is used 2 times"),
+        (Tied, "the weight of the linear layer 'fc1' is shared with another layer"),
+        (Branched, "does not end in linear layers|two places|not one tensor"),
+        (Depends, "its forward cannot be traced by torch.fx"),
+    ],
+)
+def test_a_head_that_cannot_be_rewritten_is_refused_with_the_reason(kind, reason):
+    found = find_head(made(kind), torch.randn(IMAGE))
+    assert isinstance(found, NoHead)
+    assert re.search(reason, found.reason)
+
+
+def test_a_parametrized_linear_layer_is_refused():
+    network = made(Flatten)
+    nn.utils.parametrizations.weight_norm(network.fc1)
+    found = find_head(network, torch.randn(IMAGE))
+    assert isinstance(found, NoHead)
+    assert "parametrized" in found.reason
+
+
+def test_the_original_keeps_no_memory_in_common_with_the_new_network():
+    network = made(Flatten)
+    _, rewritten = exact(network, torch.randn(IMAGE))
+    mine = {p.data_ptr() for p in network.parameters()}
+    assert not mine & {p.data_ptr() for p in rewritten.parameters()}
+
+
+def test_modes_and_frozen_layers_carry_over():
+    network = made(Dropped).train()
+    network.conv.eval()
+    network.fc1.requires_grad_(False)
+    _, rewritten = exact(network, torch.randn(IMAGE))
+    assert rewritten.training
+    assert not rewritten.conv.training
+    new = rewritten.fc1
+    assert new.training
+    assert [p.requires_grad for p in new.parameters()] == [False, False, True, True]
+    assert {m.p for m in new.modules() if isinstance(m, nn.Dropout)} == {0.3}
+
+
+def test_everything_before_the_head_keeps_its_class_name_and_weights():
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=10)
+    _, rewritten = exact(network, torch.randn(1, 3, 32, 32))
+    assert type(rewritten.layer1[0]) is type(network.layer1[0])
+    before, after = network.state_dict(), rewritten.state_dict()
+    kept = [key for key in before if not key.startswith("fc.")]
+    assert set(kept) == {key for key in after if not key.startswith("fc.")}
+    assert all(torch.equal(before[key], after[key]) for key in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_type_carries_over(dtype):
+    network, example = made(Flatten).to(dtype).eval(), torch.randn(IMAGE, dtype=dtype)
+    _, rewritten = exact(network, example)
+    assert {p.dtype for p in rewritten.parameters()} == {dtype}
+    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-10
+    assert_close(rewritten(example), network(example), rtol=tolerance, atol=tolerance)
+
+
+# ---------------------------------------------------------------- larger images
+
+
+def test_each_place_of_the_score_map_is_the_networks_answer_on_that_crop():
+    torch.manual_seed(0)
+    # Nothing is padded, so that a crop sees what the whole image shows there; pooling halves twice.
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 2), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(5 * 3 * 3, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3),
+    ).double().eval()  # fmt: skip
+    crop = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    _, rewritten = exact(network, crop)
+    image = torch.randn(2, 1, 16 + 3 * 4, 16 + 2 * 4, dtype=torch.float64)
+    scores = rewritten(image)
+    assert scores.shape == (2, 3, 4, 3)
+    for row in range(4):
+        for column in range(3):
+            window = image[:, :, 4 * row : 4 * row + 16, 4 * column : 4 * column + 16]
+            assert_close(scores[:, :, row, column], network(window))
+
+
+@pytest.mark.parametrize("kind", [Flatten, AdaptiveToItself])
+def test_a_larger_image_gives_a_map_of_scores(kind):
+    network = made(kind).eval()
+    _, rewritten = exact(network, torch.randn(IMAGE))
+    assert rewritten(torch.randn(2, 3, 16, 20)).shape == (2, 4, 3, 5)
+
+
+# ---------------------------------------------------------------- gap
+
+
+@pytest.mark.parametrize("hidden", [[], [5], [8, 6]])
+@pytest.mark.parametrize("kind", [View, AdaptiveToItself])
+def test_the_cost_of_a_gap_head_is_the_cost_counted(kind, hidden):
+    network, example = made(kind), torch.randn(IMAGE)
+    site = find_head(network, example)
+    rewritten = head.rewrite(network, example, name=site.name, form="gap", hidden=hidden)
+    assert_cost_is_counted(site, "gap", hidden, network, rewritten, example)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        rewritten.eval()(example[:1])
+    convolution = 3 * 6 * 9 * 12 * 12
+    assert flops.get_total_flops() == 2 * (convolution + head.cost(site, "gap", hidden).macs)
+
+
+def test_the_articles_head_is_75_times_smaller():
+    site = find_head(classic(), torch.zeros(1, 1, 28, 28))
+    # conv1 30, conv2 1,792; the article's convolution-only network has 4,232 in all.
+    assert head.cost(site, "gap", [32]).params == 4_232 - 30 - 1_792
+    assert site.cost.params == 316_532 - 30 - 1_792
+
+
+def test_hidden_widths_are_none_or_at_most_the_channels():
+    for channels in (1, 8, 10, 64, 512):
+        widths = head.hidden_widths(channels)
+        assert widths[0] == []
+        assert all(1 <= w <= channels for width in widths[1:] for w in width)
+        assert widths[1:] == sorted(widths[1:])
+
+
+@pytest.mark.parametrize("hidden", [[], [8]])
+def test_a_gap_head_recovers_what_averaging_computes_exactly(hidden):
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    features = torch.randn(600, 8, 4, 4, generator=generator).relu()
+    # Examples differ in how much of each channel they show, as classes do.
+    features *= torch.rand(600, 8, 1, 1, generator=generator) * 2
+    # The linear layer is one and the same map at each place: the mean, then 5 scores.
+    linear = nn.Linear(8 * 16, 5)
+    with torch.no_grad():
+        linear.weight.copy_(
+            (torch.randn(5, 8, 1, generator=generator) * 8).expand(5, 8, 16).flatten(1) / 16
+        )
+        targets = linear(features.flatten(1))
+    new = GlobalAverageHead(8, 5, hidden)
+    left = fit_gap(new, features[:400], targets[:400], linear=linear)
+    with torch.no_grad():
+        answers = new(features[400:])
+    agreement = (answers.argmax(1) == targets[400:].argmax(1)).float().mean()
+    assert left < 0.05
+    assert agreement > 0.95
+
+
+def test_fitting_gives_the_same_head_each_time_and_leaves_the_seed_alone():
+    features, targets, linear = torch.randn(40, 4, 3, 3), torch.randn(40, 3), nn.Linear(36, 6)
+    heads = [GlobalAverageHead(4, 3, [4]) for _ in range(2)]
+    state = torch.get_rng_state()
+    losses = [fit_gap(h, features, targets, linear=linear) for h in heads]
+    assert losses[0] == losses[1]
+    assert_close(heads[0].state_dict(), heads[1].state_dict(), rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_gap_head_is_no_use_where_the_map_is_averaged_already():
+    site = find_head(made(Mean), torch.randn(IMAGE))
+    assert head.why_not(site, "gap") == "its head averages over the map already"
+    assert head.why_not(site, "exact") is None
+
+
+# ---------------------------------------------------------------- plans that do not fit
+
+
+def test_a_plan_for_another_head_is_refused():
+    network, example = made(Flatten), torch.randn(IMAGE)
+    with pytest.raises(PlanError, match=r"head starts at 'fc1', but the plan says 'fc2'"):
+        head.rewrite(network, example, name="fc2", form="exact", hidden=[])
+    with pytest.raises(PlanError, match=r"form of a head must be one of exact, gap, got 'gape'"):
+        head.rewrite(network, example, name="fc1", form="gape", hidden=[])
+    with pytest.raises(PlanError, match=r"The head 'fc1' cannot be rewritten: its forward cannot"):
+        head.rewrite(made(Depends), example, name="fc1", form="exact", hidden=[])
