@@ -1,0 +1,77 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onebyone.errors import BudgetError, UnknownNameError, UsageError
+from onebyone.planning.budget import parse_budgets
+from onebyone.records import Cost
+
+BEFORE = Cost(params=4_000, macs=1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("macs=50%", [("macs", 500_000)]),
+        ("params=20k", [("params", 20_000)]),
+        (" MACs = 1.5M ", [("macs", 1_500_000)]),
+        ("params=4232", [("params", 4232)]),
+        ("macs=100%", [("macs", 1_000_000)]),
+        ("macs=0.4%", [("macs", 4_000)]),
+        ("macs=50%,params=25%", [("macs", 500_000), ("params", 1_000)]),
+    ],
+)
+def test_a_budget_in_words_is_an_upper_bound(text, expected):
+    assert [(b.quantity, b.limit) for b in parse_budgets(text, BEFORE)] == expected
+
+
+def test_several_budgets_may_come_in_a_list_and_keep_what_was_asked():
+    budgets = parse_budgets(["macs=50%", "params=1k"], BEFORE)
+    assert [b.asked for b in budgets] == ["macs=50%", "params=1k"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"A budget must be quantity=amount, such as `macs=50%`, `params=20k`; got ''"),
+        ("50%", r"must be quantity=amount.*got '50%'"),
+        ("=50%", r"must be quantity=amount"),
+        ("macs=50%,", r"must be quantity=amount.*got ''"),
+        ("macs", r"must be quantity=amount"),
+        ("macs=fifty", r"must be a percentage or a number.*got 'fifty' in 'macs=fifty'"),
+        ("macs=", r"must be a percentage or a number"),
+        ("macs=nan%", r"must be a percentage or a number"),
+        ("macs=-5", r"must be a percentage or a number"),
+        ("macs=0%", r"above 0% and at most 100%, got 'macs=0%'"),
+        ("macs=-5%", r"above 0% and at most 100%"),
+        ("macs=101%", r"above 0% and at most 100%"),
+        ("macs=0", r"must be above zero"),
+        ("params=0.001%", r"must be above zero"),
+        ("latency=0%", r"above 0% and at most 100%"),
+        ("latency=50%", r"one in milliseconds cannot be planned for yet"),
+        ("memory=5M", r"one in bytes cannot be planned for yet"),
+        ("macs=50%,macs=1M", r"bounded once, got macs=50%, macs=1M"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_says_why(text, message):
+    with pytest.raises(BudgetError, match=message):
+        parse_budgets(text, BEFORE)
+
+
+def test_no_budget_at_all_is_refused():
+    with pytest.raises(BudgetError, match="At least one budget must be given"):
+        parse_budgets([], BEFORE)
+
+
+def test_an_unknown_quantity_is_told_its_neighbor():
+    with pytest.raises(UnknownNameError, match=r"No budget named 'mac'. Did you mean 'macs'\?"):
+        parse_budgets("mac=50%", BEFORE)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_read_or_refused_by_name(text):
+    try:
+        budgets = parse_budgets(text, BEFORE)
+    except UsageError:
+        return
+    assert all(b.limit >= 1 for b in budgets)
