@@ -1,0 +1,240 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from onebyone import calibration
+from onebyone.calibration import (
+    MomentSum,
+    as_calibration,
+    collect,
+    collect_across,
+    input_rows,
+    output_curvature,
+    output_rows,
+    weight_matrix,
+)
+from onebyone.data import TensorSplit
+from onebyone.errors import DataError, ModelError
+
+
+def rows_of(layer, x):
+    return torch.cat(list(input_rows(layer, x)))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel:UserWarning")
+@settings(max_examples=50, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.sampled_from([1, 2, (2, 1)]),
+    dilation=st.sampled_from([1, 2, (1, 2)]),
+    padding=st.sampled_from([0, 1, (2, 0), "same", "valid"]),
+    mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
+)
+def test_the_kernel_times_the_rows_is_the_convolution(kernel, stride, dilation, padding, mode):
+    stride = 1 if padding == "same" else stride
+    layer = nn.Conv2d(
+        3, 4, kernel, stride=stride, dilation=dilation, padding=padding, padding_mode=mode
+    ).double()
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    given_rows = rows_of(layer, x) @ weight_matrix(layer).T + layer.bias
+    assert_close(given_rows, output_rows(layer, layer(x)))
+
+
+def test_rows_come_in_parts_where_patches_are_many(monkeypatch):
+    layer, x = nn.Conv2d(3, 4, 3), torch.randn(5, 3, 7, 6)
+    whole = rows_of(layer, x)
+    monkeypatch.setattr(calibration, "PATCH_VALUES", 1)
+    assert len(list(input_rows(layer, x))) == 5
+    assert_close(rows_of(layer, x), whole)
+    assert_close(rows_of(layer, x[0]), whole[: len(whole) // 5])
+
+
+def test_a_linear_layer_sees_each_of_its_vectors_as_a_row():
+    assert rows_of(nn.Linear(3, 2), torch.randn(2, 5, 3)).shape == (10, 3)
+
+
+# ---------------------------------------------------------------- moments
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([1, 4, 1000]))
+def test_streamed_moments_are_the_moments_of_all_rows_together(sizes, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "ROWS_A_BLOCK", block)
+        x = torch.randn(sum(sizes), 3, dtype=torch.float64) + 10
+        y = torch.randn(sum(sizes), 2, dtype=torch.float64)
+        total = MomentSum()
+        for part_x, part_y in zip(x.split(sizes), y.split(sizes), strict=True):
+            total.add(part_x, part_y)
+    moments = total.moments()
+    both = torch.cat([x, y], 1)
+    centered = both - both.mean(0)
+    expected = centered.T @ centered / len(x)
+    assert moments.rows == len(x)
+    assert_close(moments.mean_x, x.mean(0))
+    assert_close(moments.mean_y, y.mean(0))
+    assert_close(moments.xx, expected[:3, :3])
+    assert_close(moments.yx, expected[3:, :3])
+    assert_close(moments.yy, expected[3:, 3:])
+
+
+def test_a_large_mean_does_not_swallow_a_small_variance():
+    generator = torch.Generator().manual_seed(0)
+    x = 1000 + 0.1 * torch.randn(5000, 2, generator=generator)
+    total = MomentSum()
+    for part in x.split(500):
+        total.add(part)
+    moments = total.moments(weight=torch.eye(2, dtype=torch.float64))
+    assert_close(moments.xx, torch.cov(x.double().T, correction=0), rtol=1e-3, atol=1e-6)
+
+
+def test_no_rows_have_no_moments():
+    with pytest.raises(DataError, match="at least one row, got none: the layer never ran"):
+        MomentSum().moments()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(20, 3)
+    )  # fmt: skip
+
+
+X = torch.randn(10, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def batches():
+    return X.split(4)
+
+
+def test_collected_moments_are_those_of_the_layers_own_inputs_and_outputs():
+    net = network()
+    moments = collect(net, ["0", "2", "4"], batches)
+    hidden = net[:2](X)
+    rows, outputs = rows_of(net[2], hidden).double(), output_rows(net[2], net[2](hidden)).double()
+    assert_close(moments["2"].mean_x, rows.mean(0).detach(), rtol=1e-4, atol=1e-5)
+    assert_close(moments["2"].mean_y, outputs.mean(0).detach(), rtol=1e-4, atol=1e-5)
+    assert_close(moments["2"].yy, torch.cov(outputs.T, correction=0).detach(), rtol=1e-4, atol=1e-5)
+    assert {name: m.rows for name, m in moments.items()} == {"0": 160, "2": 40, "4": 10}
+
+
+def test_a_layer_that_does_not_run_has_no_moments():
+    net = network()
+    net.add_module("unused", nn.Linear(2, 2))
+    net.forward = nn.Sequential(*list(net)[:5]).forward
+    assert set(collect(net, ["0", "unused"], batches)) == {"0"}
+
+
+def test_across_equal_networks_the_moments_are_the_layers_own():
+    net = network().eval()
+    names = ["0", "2", "4"]
+    own, across = (
+        collect(net, names, batches),
+        collect_across(net, copy.deepcopy(net), names, batches),
+    )
+    for name in names:
+        assert_close(across[name].xx, own[name].xx, rtol=1e-4, atol=1e-5)
+        assert_close(across[name].yx, own[name].yx, rtol=1e-4, atol=1e-5)
+        assert_close(across[name].mean_y, own[name].mean_y, rtol=1e-4, atol=1e-5)
+
+
+class WritesIntoItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.second = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        x = x * 1
+        y = self.first(x)
+        x += 100
+        return self.second(F.relu_(y) + x)
+
+
+def test_inputs_are_those_that_the_layer_saw_though_written_into_later():
+    torch.manual_seed(0)
+    net = WritesIntoItsInput().eval()
+    across = collect_across(net, copy.deepcopy(net), ["first", "second"], batches)
+    assert_close(across["first"].mean_x, X.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    wanted = net.first(X).detach().double().mean((0, 2, 3))
+    assert_close(across["first"].mean_y, wanted, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- curvature
+
+
+def test_the_curvature_predicts_the_divergence_of_a_small_error():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, 4))
+    many = torch.randn(4000, 3, 6, 6)
+    fisher = output_curvature(net, ["1"], lambda: [many])["1"]
+    # Of a softmax the Fisher information is known: diag(p) - p pᵀ.
+    p = net(many).softmax(1).detach().double()
+    known = (torch.diag_embed(p) - p[:, :, None] * p[:, None]).mean(0)
+    assert_close(fisher, known, rtol=0.1, atol=0.01)
+
+
+def test_the_curvature_is_symmetric_positive_and_the_same_each_time():
+    net = network()
+    first, second = (output_curvature(net, ["0", "2", "4"], batches, seed=3) for _ in range(2))
+    for name, matrix in first.items():
+        assert_close(matrix, second[name], rtol=0, atol=0)
+        assert_close(matrix, matrix.T)
+        assert torch.linalg.eigvalsh(matrix).min() > -1e-9
+
+
+def test_an_activation_that_writes_in_place_does_not_change_the_curvature():
+    net = network()
+    plain = copy.deepcopy(net)
+    plain[1].inplace = False
+    one, other = (output_curvature(n, ["0", "2"], batches) for n in (net, plain))
+    assert_close(one, other)
+
+
+def test_the_curvature_of_outputs_that_are_no_class_scores():
+    matrix = output_curvature(network()[:3], ["0", "2"], batches)["2"]
+    assert matrix.shape == (5, 5)
+    assert float(matrix.trace()) > 0
+
+
+def test_a_network_without_one_output_is_refused():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(ModelError, match="output must be one tensor in evaluation mode, got tuple"):
+        output_curvature(Pair(), [], batches)
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_calibration_data_comes_from_any_usual_form_and_is_always_the_same():
+    for source in (X, TensorSplit(X), (X, torch.zeros(10)), torch.utils.data.TensorDataset(X)):
+        data = as_calibration(source)
+        assert len(data) == 10
+        assert_close(torch.cat(list(data.batches())), X)
+        assert_close(data.example(), X[:1])
+    assert as_calibration(data).split is data.split
+
+
+def test_a_smaller_set_is_drawn_from_it_always_alike():
+    data = as_calibration(X)
+    assert data.first(20) is data
+    one, two = (torch.cat(list(data.first(4).batches())) for _ in range(2))
+    assert one.shape == (4, 3, 6, 6)
+    assert_close(one, two)
+    assert (data.info().examples, data.first(4).info().examples) == (10, 4)
+
+
+def test_what_is_no_data_is_refused():
+    with pytest.raises(DataError):
+        as_calibration("photos")
+    with pytest.raises(DataError):
+        as_calibration(torch.empty(0, 3, 6, 6))

@@ -1,0 +1,257 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import nn
+
+from onebyone.data import TensorSplit
+from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
+from onebyone.evaluation import (
+    Scores,
+    accuracy,
+    agreement,
+    divergence,
+    evaluate,
+    expected_calibration_error,
+    find_metric,
+    paired_difference,
+    score,
+    summarize,
+    wilson_interval,
+)
+
+
+def classifier(seed=0, classes=3):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, classes))
+
+
+def data(n=37, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return TensorSplit(
+        torch.randn(n, 4, generator=generator), torch.randint(3, (n,), generator=generator)
+    )
+
+
+def hits(*values, metric="accuracy"):
+    return Scores(metric=metric, scores=np.array(values, float))
+
+
+# ---------------------------------------------------------------- one network
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 36, 37, 100])
+def test_scores_in_batches_are_the_scores_all_at_once(batch_size):
+    networks, split = [classifier(0), classifier(1)], data()
+    whole = score(networks, split, batch_size=1000)
+    parts = score(networks, split, batch_size=batch_size)
+    for one, other in zip(whole.each, parts.each, strict=True):
+        assert np.array_equal(one.scores, other.scores)
+        assert np.array_equal(one.predictions, other.predictions)
+        assert one.confidences == pytest.approx(other.confidences)
+    assert parts.divergences == pytest.approx(whole.divergences)
+    assert whole.divergences[0] == 0
+
+
+def test_accuracy_is_the_share_of_highest_scores_that_are_the_targets():
+    network, split = classifier(), data()
+    (inputs, targets), *_ = split.batches(100)
+    right = int((network(inputs).argmax(1) == targets).sum())
+    metric = evaluate(network, split)
+    assert (metric.name, metric.n, metric.value) == ("accuracy", 37, right / 37)
+    assert (metric.low, metric.high) == wilson_interval(right / 37, 37)
+
+
+def test_a_network_in_training_mode_is_scored_as_in_evaluation_mode():
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.9), nn.Linear(8, 3))
+    network(torch.randn(50, 4))
+    assert evaluate(network, data()) == evaluate(network.eval(), data())
+
+
+def test_a_metric_may_be_a_function_of_outputs_and_targets():
+    def closeness(outputs, targets):
+        return -(outputs[:, 0] - targets).abs()
+
+    metric = evaluate(classifier(), data(), metric=closeness)
+    assert metric.name == "closeness"
+    assert metric.low < metric.value < metric.high < 0
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (1, 4, 4)])
+def test_networks_that_do_not_classify_are_scored_too(shape):
+    class Regression(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, max(1, math.prod(shape)))
+
+        def forward(self, x):
+            return self.fc(x).reshape(len(x), *shape)
+
+    torch.manual_seed(0)
+    networks = [Regression(), Regression()]
+    together = score(
+        networks, data(), metric=lambda o, t: o.reshape(len(o), -1).mean(1), batch_size=8
+    )
+    assert together.divergences[0] == 0
+    assert together.divergences[1] > 0
+    assert together.each[0].predictions is None or shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (
+            lambda o, t: (o.argmax(1) == t).float().mean(),
+            r"one score an example, shape \(37,\), got Tensor",
+        ),
+        (lambda o, t: 0.5, r"got float"),
+        (lambda o, t: None, r"got NoneType"),
+        (lambda o, t: o, r"got \(37, 3\)"),
+        (lambda o, t: o @ t, r"failed on outputs \(37, 3\) and targets \(37,\)"),
+        (lambda o, t: o[:, 9], r"failed on outputs"),
+    ],
+)
+def test_a_metric_that_gives_no_score_an_example_is_refused(metric, message):
+    with pytest.raises(OptionError, match=message):
+        evaluate(classifier(), data(), metric=metric)
+
+
+def test_bad_arguments_have_clear_errors():
+    with pytest.raises(
+        UnknownNameError, match=r"No metric named 'acuracy'. Did you mean 'accuracy'"
+    ):
+        find_metric("acuracy")
+    with pytest.raises(OptionError, match="The metric 'accuracy' failed on outputs"):
+        evaluate(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), data())
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(
+        ModelError, match="output must be one tensor in evaluation mode, but Pair gave tuple"
+    ):
+        evaluate(Pair(), data())
+
+    class Nothing:
+        def __len__(self):
+            return 0
+
+    with pytest.raises(DataError, match="at least one example, got none"):
+        evaluate(classifier(), Nothing())
+
+
+def test_networks_with_other_classes_cannot_be_compared():
+    with pytest.raises(ModelError, match=r"shape of the reference's, \(37, 3\), got \(37, 1\)"):
+        score([classifier(), classifier(classes=1)], data())
+
+
+# ---------------------------------------------------------------- divergence
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.booleans())
+def test_the_divergence_is_zero_only_for_equal_answers(seed, classes):
+    generator = torch.Generator().manual_seed(seed)
+    reference = torch.randn(6, 4 if classes else 1, generator=generator, dtype=torch.float64) * 3
+    assert divergence(reference, reference).abs().max() < 1e-6
+    other = reference + torch.randn(reference.shape, generator=generator, dtype=torch.float64)
+    apart = divergence(reference, other)
+    assert apart.shape == (6,)
+    assert (apart > -1e-6).all()
+    assert apart.mean() > 1e-3
+
+
+def test_the_divergence_of_classifiers_is_kullback_leiblers_and_blind_to_a_constant():
+    reference, outputs = torch.randn(5, 4), torch.randn(5, 4)
+    p, q = reference.softmax(1).double().numpy(), outputs.softmax(1).double().numpy()
+    assert divergence(reference, outputs).numpy() == pytest.approx(
+        stats.entropy(p, q, axis=1), rel=1e-4
+    )
+    assert divergence(reference, reference + 7).abs().max() < 1e-5
+
+
+# ---------------------------------------------------------------- intervals and tests
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_interval_of_a_share_is_scipys_wilson_interval(n, draw):
+    successes = draw.draw(st.integers(0, n))
+    expected = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson_interval(successes / n, n) == pytest.approx(
+        (expected.low, expected.high), abs=1e-9
+    )
+
+
+def test_the_interval_of_other_scores_is_students():
+    scores = np.random.default_rng(0).normal(3, 2, 20)
+    metric = summarize("loss", scores)
+    expected = stats.ttest_1samp(scores, 0).confidence_interval()
+    assert (metric.low, metric.high) == pytest.approx((expected.low, expected.high))
+    assert summarize("loss", np.array([2.5])).value == 2.5
+
+
+def test_mcnemars_test_by_hand():
+    # Of 10 examples 1 was gained and 5 were lost: twice P(X <= 1) of a fair coin thrown 6 times.
+    before = hits(0, 1, 1, 1, 1, 1, 1, 1, 0, 0)
+    after = hits(1, 0, 0, 0, 0, 0, 1, 1, 0, 0)
+    difference = paired_difference(before, after)
+    assert difference.p_value == pytest.approx(2 * (1 + 6) / 64)
+    assert (difference.value, difference.n) == (pytest.approx(-0.4), 10)
+    center, m = (1.5 - 5.5) / 12, 12
+    reach = 1.959964 * math.sqrt(7 - 16 / m) / m
+    assert (difference.low, difference.high) == pytest.approx((center - reach, center + reach))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_a_paired_difference_is_the_opposite_the_other_way_round(pairs):
+    before, after = (hits(*column) for column in zip(*pairs, strict=True))
+    there, back = paired_difference(before, after), paired_difference(after, before)
+    assert there.value == pytest.approx(-back.value)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+    assert there.p_value == pytest.approx(back.p_value)
+    assert -1 <= there.low <= there.high <= 1
+    assert 0 < there.p_value <= 1
+
+
+def test_scores_that_are_no_hits_are_compared_by_students_paired_test():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0, 1, 30), rng.normal(0.5, 1, 30)
+    difference = paired_difference(hits(*first, metric="x"), hits(*second, metric="x"))
+    expected = stats.ttest_rel(second, first)
+    interval = expected.confidence_interval()
+    assert difference.p_value == pytest.approx(expected.pvalue)
+    assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_a_difference_without_spread_is_certain_and_none_is_none():
+    first = np.array([0.2, 0.5, 0.9])
+    same = paired_difference(hits(*first, metric="x"), hits(*first, metric="x"))
+    moved = paired_difference(hits(*first, metric="x"), hits(*(first + 0.1), metric="x"))
+    assert (same.value, same.p_value) == (0, 1)
+    assert moved.value == pytest.approx(0.1)
+    assert moved.p_value == 0
+
+
+def test_the_calibration_error_by_hand():
+    # Two bins: 0.62 and 0.64 with one hit of two, 0.95 with a hit; 15 bins of width 1/15.
+    error = expected_calibration_error(np.array([0.62, 0.64, 0.95]), np.array([1.0, 0.0, 1.0]))
+    assert error == pytest.approx((2 * abs(0.63 - 0.5) + abs(0.95 - 1)) / 3)
+    assert expected_calibration_error(np.array([1.0, 1.0]), np.array([1.0, 1.0])) == 0
+    assert hits(1, 0).calibration_error() is None
+
+
+def test_agreement_is_the_share_of_equal_predictions():
+    first, second = score([classifier(0), classifier(1)], data()).each
+    share = agreement(first, second)
+    assert share.value == (first.predictions == second.predictions).mean()
+    assert agreement(first, first).value == 1
+    assert agreement(hits(1, 0), first) is None
+
+
+def test_accuracy_of_ties_takes_the_first_class():
+    assert accuracy(torch.zeros(2, 3), torch.tensor([0, 1])).tolist() == [1, 0]
