@@ -67,7 +67,7 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"The network {type(model).__name__} must run on an input of shape {shapes}, but it "
-            f"failed: {reason} Check the input's shape, channels and type."
+            f"failed: {reason.rstrip('.')}. Check the input's shape, channels and type."
         ) from error
 
 

@@ -1,0 +1,170 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from onebyone.layers import GlobalAverageHead
+from onebyone.records import Cost, Option, Plan
+from onebyone.rewrites import REWRITES, apply, factorize, restructure
+from onebyone.rewrites import apply as apply_function
+from onebyone.rewrites import head as heads
+
+X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+        nn.Conv2d(8, 10, 3, stride=2, bias=False), nn.ReLU(inplace=True),
+        nn.Conv2d(10, 10, 1), nn.ReLU(), nn.Flatten(), nn.Linear(90, 5),
+    )  # fmt: skip
+
+
+def option(site, rewrite="factorize", **settings):
+    zero = Cost(params=0, macs=0)
+    return Option(site=site, rewrite=rewrite, settings=settings, before=zero, after=zero)
+
+
+def planned(*choices):
+    zero = Cost(params=0, macs=0)
+    return Plan(
+        network="net", input_shape=(1, 3, 8, 8), budgets=(), before=zero, after=zero,
+        choices=choices, left_alone=(),
+    )  # fmt: skip
+
+
+FULL = planned(
+    option("0", form="tucker2", ranks=[3, 8]),
+    option("3", form="reduce", ranks=[8]),
+    option("5", form="pair", ranks=[10]),
+    option("8", form="pair", ranks=[5]),
+)
+LESS = planned(
+    option("0", form="expand", ranks=[3]),
+    option("3", form="tucker2", ranks=[4, 5]),
+    option("5", form="pair", ranks=[5]),
+)
+
+
+def outputs(net, x=X):
+    with torch.no_grad():
+        return net.eval()(x)
+
+
+@pytest.mark.parametrize("calibration", [X, None], ids=["data", "kernels"])
+def test_at_full_rank_the_network_keeps_its_function(calibration):
+    assert_close(
+        outputs(apply(network(), FULL, calibration)), outputs(network()), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_an_exact_head_and_full_rank_on_its_convolution_keep_the_function():
+    both = planned(option("8", "head", form="exact"), option("8.0", form="expand", ranks=[5]))
+    made = apply(network(), both, X)
+    assert_close(outputs(made), outputs(network()), rtol=1e-3, atol=1e-4)
+    assert list(dict(made.get_submodule("8.0").named_children())) == ["spatial", "expand"]
+
+
+def test_the_order_of_head_and_layers_does_not_matter_to_what_is_fitted():
+    head = option("8", "head", form="exact")
+    first = apply(network(), planned(head, *LESS.choices), X)
+    last = apply(network(), planned(*LESS.choices, head), X)
+    assert_close(outputs(first), outputs(last), rtol=1e-3, atol=1e-4)
+
+
+def test_an_empty_plan_is_a_copy():
+    net = network()
+    assert_close(outputs(apply(net, planned(), X)), outputs(net))
+
+
+def test_the_structure_is_the_same_with_and_without_weights():
+    for made in (FULL, LESS, planned(option("8", "head", form="gap", hidden=[8]))):
+        fitted, structure = apply(network(), made, X), restructure(network(), made)
+        assert [(n, type(m).__name__) for n, m in fitted.named_modules()] == [
+            (n, type(m).__name__) for n, m in structure.named_modules()
+        ]
+        structure.load_state_dict(fitted.state_dict())
+        assert_close(outputs(structure), outputs(fitted))
+
+
+def test_layers_mend_the_errors_before_them(monkeypatch):
+    wanted = outputs(network())
+
+    def error(made):
+        return ((outputs(made) - wanted).square().mean() / wanted.var()).item()
+
+    mending = error(apply(network(), LESS, X))
+    # The same without: each layer fitted as though those before it were still the original's.
+    seen = apply_module()
+    monkeypatch.setattr(
+        seen,
+        "collect_across",
+        lambda original, _, names, batches: seen_alone(original, names, batches),
+    )
+    assert mending < error(apply(network(), LESS, X)) < error(apply(network(), LESS, None))
+
+
+def apply_module():
+    import sys
+
+    return sys.modules[apply_function.__module__]
+
+
+def seen_alone(original, names, batches):
+    from onebyone.calibration import collect
+
+    return collect(original, names, batches)
+
+
+def test_many_layers_are_fitted_in_groups_and_still_right(monkeypatch):
+    monkeypatch.setattr(apply_module(), "MOST_PASSES", 2)
+    assert_close(outputs(apply(network(), FULL, X)), outputs(network()), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["exact", "gap"])
+def test_a_network_in_double_precision_can_be_restructured(form):
+    made = restructure(network().double(), planned(option("8", "head", form=form)))
+    assert {p.dtype for p in made.parameters()} == {torch.float64}
+
+
+def test_a_gap_head_is_fitted_to_the_originals_scores(monkeypatch):
+    monkeypatch.setattr(heads, "FIT_STEPS", 50)
+    made = apply(network(), planned(option("8", "head", form="gap", hidden=[])), X)
+    assert isinstance(made.get_submodule("8"), GlobalAverageHead)
+    fresh = restructure(network(), planned(option("8", "head", form="gap", hidden=[])))
+    wanted = outputs(network())
+
+    def apart(net):
+        return (outputs(net) - wanted).log_softmax(1).square().mean()
+
+    assert apart(made) < apart(fresh)
+
+
+def test_progress_ends_when_all_is_done():
+    seen = []
+    choices = (*LESS.choices, option("8", "head", form="exact"))
+    apply(network(), planned(*choices), X, progress=lambda *step: seen.append(step))
+    assert [done for done, _, _ in seen] == [1, 2, 3, 4]
+    assert {total for _, total, _ in seen} == {4}
+    assert [message for _, _, message in seen] == ["factorize"] * 3 + ["head"]
+
+
+def test_a_network_left_in_training_mode_is_fitted_as_it_evaluates():
+    net = network().train()
+    made = apply(net, FULL, X)
+    assert made.training
+    assert_close(outputs(made), outputs(network()), rtol=1e-3, atol=1e-4)
+
+
+def test_the_weights_of_frozen_layers_stay_frozen():
+    net = network()
+    net[3].requires_grad_(False)
+    made = apply(net, LESS, X)
+    assert not any(p.requires_grad for p in made[3].parameters())
+    assert all(p.requires_grad for p in made[0].parameters())
+
+
+def test_every_rewrite_is_described_and_known_forms_are_listed():
+    assert set(REWRITES) == {"factorize", "head"}
+    assert set(factorize.FORMS) == {"reduce", "expand", "tucker2", "pair"}

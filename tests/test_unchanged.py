@@ -1,0 +1,199 @@
+"""The network that is passed in is left as it was, by every public function."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import onebyone.runtimes
+from onebyone.calibration import as_calibration, collect, collect_across, output_curvature
+from onebyone.data import TensorSplit
+from onebyone.errors import BudgetError, ModelError
+from onebyone.evaluation import evaluate, score
+from onebyone.planning import plan
+from onebyone.profiling import profile
+from onebyone.profiling.trace import time_layers, trace_layers
+from onebyone.rewrites import apply, factorize, head, restructure
+from onebyone.sites import check_finite, evaluation_copy, in_evaluation_mode
+
+X = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(4, (16,), generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    """Left in training mode, with a frozen batch norm, hooks, gradients and attributes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 12, 3, padding=1, stride=2),
+        nn.BatchNorm2d(12),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(108, 4),
+    )
+    net(X).sum().backward()
+    net.train()
+    net[1].eval()
+    for parameter in net[1].parameters():
+        parameter.requires_grad = False
+    net[0].register_forward_hook(lambda module, args, output: None)
+    net.register_forward_pre_hook(lambda module, args: None)
+    net.labels = ["a", "b"]
+    return net
+
+
+HOOKS = [name for name in vars(nn.Module()) if name.endswith("hooks")]
+
+
+def equal(old, new):
+    """Whether named or listed tensors, or None, have the same values."""
+    if isinstance(old, dict):
+        return list(old) == list(new) and equal(list(old.values()), list(new.values()))
+    return len(old) == len(new) and all(
+        a is b if a is None or b is None else a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(old, new, strict=True)
+    )
+
+
+class Snapshot:
+    """Everything about a network that a careless function could change."""
+
+    def __init__(self, net):
+        self.identities = [(n, id(t)) for n, t in (*net.named_parameters(), *net.named_buffers())]
+        self.modules = [(n, id(m), type(m), m.forward.__func__) for n, m in net.named_modules()]
+        self.values = copy.deepcopy(net.state_dict())
+        self.versions = [t._version for t in net.state_dict().values()]
+        self.modes = {n: m.training for n, m in net.named_modules()}
+        self.attributes = {n: sorted(vars(m)) for n, m in net.named_modules()}
+        self.hooks = {n: [dict(getattr(m, h)) for h in HOOKS] for n, m in net.named_modules()}
+        self.trained = [p.requires_grad for p in net.parameters()]
+        self.gradients = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+        self.places = [(t.device, t.dtype, t.stride()) for t in net.state_dict().values()]
+        self.labels = list(net.labels)
+
+    def assert_same(self, other):
+        for name, old in vars(self).items():
+            new = getattr(other, name)
+            same = equal(old, new) if name in {"values", "gradients"} else old == new
+            assert same, f"{name} changed"
+
+
+@pytest.fixture(scope="module")
+def plans():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head, "FIT_STEPS", 5)
+        net = plain()
+        yield {
+            "factorize": plan(net, X, budget="macs=70%", head="keep"),
+            "gap": plan(net, X, budget="params=80%", head="gap"),
+            "exact": plan(net, X, budget="macs=70%", head="exact"),
+        }
+
+
+def plain():
+    net = network()
+    # A layer with hooks is left alone; here all are to be rewritten.
+    net[0]._forward_hooks.clear()
+    return net
+
+
+def rewrite_head(form):
+    return lambda net: head.rewrite(net, X[:1], name="8", form=form, hidden=[])
+
+
+CALLS = {
+    "profile": lambda net: profile(net, input_shape=(2, 3, 6, 6), rounds=3),
+    "trace_layers": lambda net: trace_layers(net, X[:1]),
+    "time_layers": lambda net: time_layers(net, X, trace_layers(net, X[:1]).layers, seconds=0.0),
+    "evaluate": lambda net: evaluate(net, TensorSplit(X, Y)),
+    "score": lambda net: score([net, net], TensorSplit(X, Y)),
+    "collect": lambda net: collect(net, ["0", "3", "8"], as_calibration(X).batches),
+    "collect_across": lambda net: collect_across(
+        in_evaluation_mode(net), evaluation_copy(net), ["3"], as_calibration(X).batches
+    ),
+    "output_curvature": lambda net: output_curvature(net, ["0", "8"], as_calibration(X).batches),
+    "find_head": lambda net: head.find_head(net, X[:1]),
+    "head exact": rewrite_head("exact"),
+    "head gap": rewrite_head("gap"),
+    "factorize": lambda net: factorize.fill(
+        factorize.build(net[3], "tucker2", [4, 4]),
+        factorize.solve(factorize.problem_of(net[3], None), "tucker2", [4, 4]),
+    ),
+    "check_finite": check_finite,
+    "runtime eager": lambda net: onebyone.runtimes.find_runtime("eager").prepare(net, X)(),
+    "runtime channels-last": lambda net: onebyone.runtimes.find_runtime("channels-last").prepare(
+        net, X
+    )(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_network_is_left_as_it_was(call):
+    net = network()
+    before = Snapshot(net)
+    call(net)
+    before.assert_same(Snapshot(net))
+
+
+@pytest.mark.parametrize("choice", ["auto", "keep", "exact", "gap"])
+def test_planning_leaves_the_network_as_it_was(choice, monkeypatch):
+    monkeypatch.setattr(head, "FIT_STEPS", 5)
+    net = network()
+    before = Snapshot(net)
+    plan(net, X, budget="params=90%", head=choice)
+    before.assert_same(Snapshot(net))
+
+
+@pytest.mark.parametrize("kind", ["factorize", "gap", "exact"])
+def test_carrying_out_a_plan_leaves_the_network_as_it_was_and_shares_nothing_with_it(kind, plans):
+    net = plain()
+    before = Snapshot(net)
+    for made in (restructure(net, plans[kind]), apply(net, plans[kind], X)):
+        before.assert_same(Snapshot(net))
+        mine = {t.data_ptr() for t in net.state_dict().values()}
+        assert not mine & {t.data_ptr() for t in made.state_dict().values()}
+        # The new network is in the mode of the old one, layer by layer.
+        assert made.training
+        assert not made.get_submodule("1").training
+        assert made.get_submodule("3").training
+        assert not any(p.requires_grad for p in made.get_submodule("1").parameters())
+
+
+def test_a_failure_leaves_the_network_as_it_was_too():
+    net = network()
+    before = Snapshot(net)
+    with pytest.raises(ModelError):
+        trace_layers(net, torch.randn(1, 5, 6, 6))
+    with pytest.raises(BudgetError):
+        plan(net, X, budget="macs=1%", head="keep")
+    before.assert_same(Snapshot(net))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda net: net.eval(),
+        lambda net: net.train(),
+        lambda net: net(X),  # the running statistics move
+        lambda net: setattr(net[3], "total_ops", 3),
+        lambda net: net[2].register_forward_hook(print),
+        lambda net: net.requires_grad_(True),
+        lambda net: net.zero_grad(),
+        lambda net: net.double(),
+        lambda net: net.to(memory_format=torch.channels_last),
+        lambda net: setattr(net[3], "weight", nn.Parameter(net[3].weight.detach().clone())),
+        lambda net: net[3].weight.data.mul_(1.0001),
+        lambda net: net.__setitem__(5, nn.ReLU(inplace=True)),
+        lambda net: net.labels.append("c"),
+    ],
+)
+def test_the_snapshot_notices_what_careless_functions_do(spoil):
+    net = network()
+    before = Snapshot(net)
+    spoil(net)
+    with pytest.raises(AssertionError, match="changed"):
+        before.assert_same(Snapshot(net))
