@@ -32,7 +32,7 @@ def run_demo(
     """Train the classic network on the digits, then rewrite its head and convolutions.
 
     Args:
-        out: Folder for two runs, ``original`` and ``small``; earlier ones are replaced.
+        out: Folder for two runs, ``classic`` and ``small``; earlier ones are replaced.
         command: The command line, for the records.
         progress: Told of the steps done.
 
@@ -51,10 +51,8 @@ def _run(
     with seeded(0):
         classic = load_source("onebyone:classic")
     common: dict[str, Any] = {"overwrite": True, "command": command, "progress": progress}
-    training = TrainSettings(epochs=EPOCHS, out=folder / "original", **common)
+    training = TrainSettings(epochs=EPOCHS, out=folder / "classic", **common)
     train_loaded(classic.model, classic.source, data, training)
-    trained = load_source(folder / "original")
-    shrinking = ShrinkSettings(
-        budget=BUDGET, head="gap", epochs=DISTIL_EPOCHS, out=folder / "small", **common
-    )
+    trained = load_source(folder / "classic")
+    shrinking = ShrinkSettings(budget=BUDGET, epochs=DISTIL_EPOCHS, out=folder / "small", **common)
     return shrink_loaded(trained.model, trained.source, data, shrinking)

@@ -81,12 +81,14 @@ def plan_from(
 ) -> Plan:
     """Choose among options already surveyed: a moment's work, for any number of budgets."""
     budgets = parse_budgets(budget, found.before)
-    start = found.before
-    for option in found.first:
-        start = start - option.saved
+    exact = found.exact if found.exact_asked else None
+    start = found.before - exact.saved if exact else found.before
     chosen = choose(found.options, budgets, start, forced=found.forced, obstacles=_obstacles(found))
-    after = start
-    for option in chosen:
+    if found.exact is not None and any(_is_inside(option, found.exact) for option in chosen):
+        exact = found.exact
+    after = found.before
+    choices = chosen if exact is None else (exact, *chosen)
+    for option in choices:
         after = after - option.saved
     return Plan(
         network=network,
@@ -94,24 +96,39 @@ def plan_from(
         budgets=budgets,
         before=found.before,
         after=after,
-        choices=(*found.first, *chosen),
-        left_alone=_left_alone(found, chosen),
+        choices=choices,
+        left_alone=_left_alone(found, choices, exact),
         calibration=calibration,
         harm=sum(option.harm or 0.0 for option in chosen),
     )
 
 
-def _left_alone(found: Survey, chosen: Sequence[Option]) -> tuple[LeftAlone, ...]:
-    touched = {name for option in chosen for name in (*option.occupies, option.site)}
-    offered = dict.fromkeys(option.site for option in found.options)
-    unused = [
-        LeftAlone(site=site, reason="the budget is met with less harm elsewhere")
-        for site in offered
-        if site not in touched
-    ]
+def _is_inside(option: Option, head: Option) -> bool:
+    """Whether an option's site is a layer that only the exact head has."""
+    return option.rewrite == "factorize" and option.site.startswith(f"{head.site}.")
+
+
+def _left_alone(
+    found: Survey, choices: Sequence[Option], exact: Option | None
+) -> tuple[LeftAlone, ...]:
+    touched = {name for option in choices for name in (*option.occupies, option.site)}
+    reasons = {item.site: item.reason for item in found.left_alone if item.site not in touched}
+    for option in found.options:
+        if option.site not in touched:
+            reasons[option.site] = "the budget is met with less harm elsewhere"
+    if found.exact is not None and exact is None:
+        # The layers of the exact head are not in the network that the plan is for.
+        inside = f"{found.exact.site}."
+        gone = [site for site in reasons if site.startswith(inside)]
+        for site in gone:
+            reason = reasons.pop(site)
+            if found.exact.site not in touched:
+                reasons[found.exact.site] = reason
     order = {layer.name: place for place, layer in enumerate(found.layers)}
-    notes = [item for item in found.left_alone if item.site not in touched]
-    return tuple(sorted(notes + unused, key=lambda item: order.get(item.site, len(order))))
+    return tuple(
+        LeftAlone(site=site, reason=reason)
+        for site, reason in sorted(reasons.items(), key=lambda x: order.get(x[0], len(order)))
+    )
 
 
 def _obstacles(found: Survey) -> str:

@@ -26,6 +26,9 @@ HeadChoice = Literal["auto", "keep", "exact", "gap"]
 
 # Ranks tried along one dimension of a layer, at most.
 GRID = 14
+# What an option must save of its site's MACs and parameters: the layers that it adds cost time of
+# their own in every runtime, which counts do not show.
+LEAST_GAIN = 0.15
 # Options of a site that go to the solver, at most.
 FRONT = 60
 # Options of a site whose harm is measured; that of the others is interpolated between them.
@@ -43,8 +46,10 @@ class Survey:
 
     Attributes:
         network: A copy in evaluation mode whose names the sites are; it differs from the original
-            only if the head was rewritten ``exact``.
-        first: Choices that were made before the survey: the exact head.
+            only if its head was rewritten ``exact``.
+        exact: That rewrite of the head, which costs and harms nothing but makes its layers sites
+            that can be factorized.
+        exact_asked: Whether it is wanted for its own sake.
         options: Of all sites, in order of execution.
         left_alone: Sites without options, and why.
         before: The original's cost.
@@ -52,7 +57,8 @@ class Survey:
     """
 
     network: nn.Module
-    first: tuple[Option, ...]
+    exact: Option | None
+    exact_asked: bool
     options: tuple[Option, ...]
     left_alone: tuple[LeftAlone, ...]
     before: Cost
@@ -85,23 +91,14 @@ def survey(
     original = trace_layers(model, example)
     before = Cost(params=original.params, macs=original.macs)
     _check_has_layers(model, original)
-    network = evaluation_copy(model, device=data.device)
-    first: tuple[Option, ...] = ()
+    base = evaluation_copy(model, device=data.device)
     notes: list[LeftAlone] = []
-    site = _head_site(network, example, head_choice, notes)
-    if site is not None and head_choice == "exact":
-        exact = Option(
-            site=site.name,
-            rewrite="head",
-            settings={"form": "exact"},
-            before=site.cost,
-            after=head.cost(site, "exact", []),
-            occupies=site.occupies,
-            error=0.0,
-            harm=0.0,
-        )
-        first = (exact,)
-        network = head.rewrite(network, example, name=site.name, form="exact", hidden=[])
+    site = _head_site(base, example, head_choice, notes)
+    exact = None
+    network = base
+    if site is not None and head_choice != "gap":
+        exact = _exact_option(site)
+        network = head.rewrite(base, example, name=site.name, form="exact", hidden=[])
     costs = trace_layers(network, example)
     reasons = dict(_reasons(network, costs, leave))
     surveyor = _Surveyor(network, data, costs.layers, progress)
@@ -112,13 +109,39 @@ def survey(
     forced: tuple[str, ...] = ()
     if wants_gap:
         assert site is not None
+        inside = {layer.name for layer in costs.layers if _is_inside(layer.name, site)}
         if head_choice == "gap":
-            inside = set(site.occupies)
             options = [option for option in options if option.site not in inside]
             forced = (site.name,)
-        options += surveyor.gap_options(site, example)
+        options += surveyor.gap_options(site, base, example, tuple(inside))
     notes += [LeftAlone(site=name, reason=reason) for name, reason in reasons.items()]
-    return Survey(network, first, tuple(options), tuple(notes), before, forced, costs.layers)
+    return Survey(
+        network=network,
+        exact=exact,
+        exact_asked=head_choice == "exact",
+        options=tuple(options),
+        left_alone=tuple(notes),
+        before=before,
+        forced=forced,
+        layers=costs.layers,
+    )
+
+
+def _is_inside(name: str, site: head.HeadSite) -> bool:
+    return name in site.occupies or name.startswith(f"{site.name}.")
+
+
+def _exact_option(site: head.HeadSite) -> Option:
+    return Option(
+        site=site.name,
+        rewrite="head",
+        settings={"form": "exact"},
+        before=site.cost,
+        after=head.cost(site, "exact", []),
+        occupies=site.occupies,
+        error=0.0,
+        harm=0.0,
+    )
 
 
 def _check_has_layers(model: nn.Module, costs: LayerCosts) -> None:
@@ -139,8 +162,7 @@ def _head_site(
     if isinstance(found, head.NoHead):
         reason = found.reason
     else:
-        form = "exact" if choice == "exact" else "gap"
-        refusal = head.why_not(found, form)
+        refusal = None if choice == "exact" else head.why_not(found, "gap")
         if refusal is None:
             return found
         reason = refusal
@@ -232,7 +254,7 @@ class _Surveyor:
         for name in names:
             found = self._site_options(name, moments[name], metrics.get(name))
             if not found:
-                reasons[name] = "no rank saves parameters and MACs both"
+                reasons[name] = f"no rank saves {LEAST_GAIN:.0%} of its parameters and MACs"
             options += found
             self._advance(f"options of {name}")
         return options
@@ -315,12 +337,21 @@ class _Surveyor:
                 count += len(inputs)
         return total / count
 
-    def gap_options(self, site: head.HeadSite, example: Tensor) -> list[Option]:
-        """Fit and measure an averaging head of each width."""
+    def gap_options(
+        self, site: head.HeadSite, base: nn.Module, example: Tensor, inside: tuple[str, ...]
+    ) -> list[Option]:
+        """Fit and measure an averaging head of each width.
+
+        Args:
+            site: The head.
+            base: The network with the head as it was.
+            example: An input.
+            inside: Names of the sites that an averaging head leaves no room for.
+        """
         options = []
         for hidden in head.hidden_widths(site.channels):
-            network = head.rewrite(self.network, example, name=site.name, form="gap", hidden=hidden)
-            features, targets = head_data(network, self.network, site.name, self.data)
+            network = head.rewrite(base, example, name=site.name, form="gap", hidden=hidden)
+            features, targets = head_data(network, base, site.name, self.data)
             new = network.get_submodule(site.name)
             assert isinstance(new, GlobalAverageHead)
             head.fit_gap(new, features, targets, linear=site.linears[0])
@@ -330,7 +361,7 @@ class _Surveyor:
                 settings={"form": "gap", "hidden": hidden},
                 before=site.cost,
                 after=head.cost(site, "gap", hidden),
-                occupies=site.occupies,
+                occupies=tuple(dict.fromkeys((*site.occupies, *inside))),
                 harm=self._harm_of(network),
                 measured=True,
             )
@@ -376,9 +407,9 @@ def _cost(module: nn.Module, layer: LayerCost, form: str, ranks: list[int]) -> C
 
 
 def _pays(module: nn.Module, layer: LayerCost, form: str, ranks: list[int]) -> bool:
-    """Whether an option is below break-even, in parameters and in MACs."""
-    cost = _cost(module, layer, form, ranks)
-    return cost.macs < layer.macs and cost.params < layer.params
+    """Whether an option is well below break-even, in parameters and in MACs."""
+    cost, kept = _cost(module, layer, form, ranks), 1 - LEAST_GAIN
+    return cost.macs <= kept * layer.macs and cost.params <= kept * layer.params
 
 
 def _front(options: list[Option]) -> list[Option]:

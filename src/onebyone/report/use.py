@@ -55,7 +55,7 @@ def _apply_code(record: RunRecord) -> str:
         "import onebyone as obo\n",
         f"net = {_original(record.source)}",
         f"plan = obo.Plan.load({path})",
-        "small = obo.apply(net, plan)  # a new module; `net` is untouched",
+        "small = obo.apply(net, plan, calibration)  # a new module; `net` is untouched",
     ]
     return "\n".join(lines)
 
