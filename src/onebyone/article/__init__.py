@@ -1,4 +1,5 @@
 """The article on 1×1 convolutions: every claim of it, measured here."""
 
 from onebyone.article.measure import measure_article as measure_article
+from onebyone.article.page import render_article as render_article
 from onebyone.article.record import ArticleRecord as ArticleRecord

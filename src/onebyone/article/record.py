@@ -24,6 +24,9 @@ from onebyone.records import (
 
 # ---------------------------------------------------------------- 512 maps into 32
 
+CROWDED = 1.25  # times as long with more threads than with one: they wait, they do not work
+STUCK = 0.5  # of the median training accuracy: a run below it has learned next to nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTimes(Record):
@@ -85,6 +88,20 @@ class LayerComparison(Record):
     spatial: Cost
     times: tuple[LayerTimes, ...]
     cold: tuple[ColdCalls, ...]
+
+    def crowded(self, times: LayerTimes) -> bool:
+        """Whether times are no basis for a verdict: disturbed, or slower than with one thread.
+
+        Where other work takes the cores, threads wait for each other, steadily: the spread does
+        not show it.
+        """
+        alone = next(
+            one for one in self.times if one.batch == times.batch and one.pointwise.threads == 1
+        )
+        return times.disturbed or any(
+            many.median_ms > CROWDED * few.median_ms
+            for many, few in ((times.pointwise, alone.pointwise), (times.spatial, alone.spatial))
+        )
 
     def cold_ratios(self, first: str) -> tuple[float, ...]:
         """Return the ratios of the processes in which that layer was called first, sorted."""
@@ -166,6 +183,11 @@ class NetworkRuns(Record):
     def gap(self) -> tuple[float, ...]:
         """Training less test accuracy, a seed each."""
         return tuple(run.gap for run in self.runs)
+
+    @property
+    def stuck(self) -> int:
+        """How many of the runs learned next to nothing."""
+        return sum(value < STUCK * statistics.median(self.train) for value in self.train)
 
     @property
     def learning_rate(self) -> float:

@@ -8,7 +8,7 @@ from onebyone.article.record import ArticleRecord, Duel, LayerComparison, spread
 from onebyone.article.verdicts import claims, interval, plural, ratio_range
 from onebyone.records import Difference
 from onebyone.tables import Table
-from onebyone.units import format_count, format_ms, format_percent, format_ratio
+from onebyone.units import format_ms, format_percent, format_ratio
 
 HEADS = ("Classic", "Convolutions")
 NONLINEARITY = ("Without", "With 1×1 + ReLU")
@@ -66,7 +66,7 @@ def layer_table(layer: LayerComparison) -> Table:
                 f"warm, batch {times.batch}, {plural(times.pointwise.threads, 'thread')}",
                 format_ms(times.pointwise.median_ms),
                 format_ms(times.spatial.median_ms),
-                words + (", disturbed" if times.disturbed else ""),
+                "disturbed" if layer.crowded(times) else words,
             ]
         )
     for first, name in (("spatial", "3×3"), ("pointwise", "1×1")):
@@ -87,8 +87,8 @@ def layer_table(layer: LayerComparison) -> Table:
         title=f"{layer.input_shape[0]} maps into {layer.output_shape[0]}, "
         f"{layer.input_shape[1]}×{layer.input_shape[2]} pixels",
         notes=[
-            f"Warm: median of {repeats} samples in turn after a warm-up, eager, inference mode; "
-            "ratio with its bootstrap 95 % interval.",
+            f"Warm: eager, inference mode, median of {repeats} samples in turn after a warm-up.",
+            "Ratios: of medians over the samples, with a bootstrap 95 % interval.",
             "Cold: one plain call of each layer in a fresh process; median time, range of ratios.",
         ],
     )
@@ -129,8 +129,8 @@ def duel_table(duel: Duel, *, names: tuple[str, str], title: str) -> Table:
         rows=rows,
         title=title,
         notes=[
-            f"Accuracies: mean ± standard deviation over {seeds}; change in points with the 95 % "
-            "interval of a paired t test: one that holds 0 shows no difference.",
+            f"Accuracies: mean ± standard deviation over {seeds}.",
+            "Change: in points, with a 95 % interval (paired t): with 0 in it, none is shown.",
             f"Times: medians of samples in turn, eager, {plural(threads, 'thread')}.",
         ],
     )
@@ -176,4 +176,4 @@ def _counts(name: str, before: int, after: int) -> list[str]:
         change = f"{format_ratio(before / after)} fewer"
     else:
         change = f"{format_ratio(after / before)} more"
-    return [name, format_count(before), format_count(after), change]
+    return [name, f"{before:,}", f"{after:,}", change]

@@ -101,7 +101,7 @@ def _speed_claim(layer: LayerComparison) -> Claim:
     cold = [calls.ratio for calls in layer.cold]
     said = f"It is {FASTER} times faster than a 3×3 one"
     measured = f"warm {ratio_range(warm)}, cold {ratio_range(cold)}"
-    steady = [times for times in layer.times if not times.disturbed]
+    steady = [times for times in layer.times if not layer.crowded(times)]
     if any(times.ratio.low <= FASTER <= times.ratio.high for times in steady):
         return Claim(said=said, measured=measured, verdict="holds", holds=True)
     if min(cold) <= FASTER <= max(cold):
@@ -124,15 +124,15 @@ def warm_speed(times: LayerTimes, layer: LayerComparison) -> str:
     """
     fewer = layer.spatial.macs / layer.pointwise.macs
     pointwise, spatial = times.pointwise.median_ms, times.spatial.median_ms
-    floor, ratio = times.floor.median_ms, spatial / pointwise
+    floor, ratio = times.floor.median_ms, times.ratio.value
     head = (
         f"Batch {times.batch}, {plural(times.pointwise.threads, 'thread')}: the 3×3 takes "
         f"{format_ratio(ratio)} as long for {format_ratio(fewer)} as many MACs. A convolution of a "
         f"single pixel takes {format_ms(floor)}, which is {_share(floor / pointwise)} of the 1×1's "
         f"time and {_share(floor / spatial)} of the 3×3's"
     )
-    caution = " These times were disturbed by something else on the machine: take them as rough."
-    end = caution if times.disturbed else ""
+    caution = " Something else used the processor meanwhile: these times say nothing."
+    end = caution if layer.crowded(times) else ""
     if floor >= min(pointwise, spatial):
         return head + ": there is nothing but this fixed cost to see." + end
     without = (spatial - floor) / (pointwise - floor)
@@ -165,37 +165,42 @@ def traffic(layer: LayerComparison) -> str:
 
 def cold_speed(layer: LayerComparison) -> str:
     """Say what a single cold call, as the article timed it, measures."""
-    parts = []
-    medians = {}
+    medians, parts = {}, []
     for first, name in (("spatial", "3×3"), ("pointwise", "1×1")):
         ratios = layer.cold_ratios(first)
         if ratios:
             medians[first] = statistics.median(ratios)
-            parts.append(
-                f"with the {name} called first the 3×3 takes {ratio_range(ratios)} as long"
-            )
+            parts.append(f"{ratio_range(ratios)} where the {name} was called first")
+    text = (
+        f"The article timed one first call of each layer. In "
+        f"{plural(len(layer.cold), 'fresh process', 'fresh processes')} the 3×3 took, as against "
+        f"the 1×1, {' and '.join(parts)}; {FASTER}× is {_place(FASTER, layer)}."
+    )
     firsts = [
         calls.spatial_ms if calls.first == "spatial" else calls.pointwise_ms for calls in layer.cold
     ]
     warm = next(times for times in layer.times if times.batch == 1)
-    text = (
-        f"A first call in a fresh process, which is how a figure like {FASTER} times comes about: "
-        f"{'; '.join(parts)} ({plural(len(layer.cold), 'process', 'processes')})."
-    )
     start = statistics.median(firsts)
-    slowest = max(warm.pointwise.median_ms, warm.spatial.median_ms)
-    if start > 2 * slowest:
+    if start > 2 * max(warm.pointwise.median_ms, warm.spatial.median_ms):
         text += (
-            f" Whichever comes first takes {format_ms(start)} (median), against "
-            f"{format_ms(warm.pointwise.median_ms)} and {format_ms(warm.spatial.median_ms)} warm: "
-            f"it pays for starting the library, and that is what is timed."
+            f" Whichever came first took {format_ms(start)} (median), against "
+            f"{format_ms(warm.pointwise.median_ms)} for the 1×1 and "
+            f"{format_ms(warm.spatial.median_ms)} for the 3×3 once warm: the rest is the library's "
+            f"start, which the article's figure contains too."
         )
     if len(medians) == 2 and medians["spatial"] > 1.5 * medians["pointwise"]:
         text += (
-            f" The order decides: {format_ratio(medians['spatial'])} with the 3×3 first, "
-            f"{format_ratio(medians['pointwise'])} with the 1×1 first."
+            f" So the order matters as much as the layers: {format_ratio(medians['spatial'])} with "
+            f"the 3×3 first, {format_ratio(medians['pointwise'])} with the 1×1 first (medians)."
         )
     return text
+
+
+def _place(figure: float, layer: LayerComparison) -> str:
+    ratios = [calls.ratio for calls in layer.cold]
+    if figure > max(ratios):
+        return "above all of them"
+    return "below all of them" if figure < min(ratios) else "among them"
 
 
 def _size(shape: tuple[int, int, int]) -> int:
@@ -226,7 +231,7 @@ def cost(duel: Duel) -> str:
     for batch, ratio in duel.latency_ratio.items():
         timings = duel.before.latency[batch], duel.after.latency[batch]
         if any(timing.disturbed for timing in timings):
-            words = "no verdict on its time, which was disturbed"
+            words = "its time was too disturbed for a verdict"
         elif ratio.verdict == "no difference shown":
             words = "no difference in time is shown"
         elif ratio.verdict == "faster":
@@ -234,9 +239,8 @@ def cost(duel: Duel) -> str:
         else:
             words = f"it is {format_ratio(1 / ratio.value)} slower"
         parts.append(f"at batch {batch} {words} ({ratio.low:.2f} … {ratio.high:.2f})")
-    faster = [ratio.verdict == "faster" for ratio in duel.latency_ratio.values()]
     text = "; ".join(parts) + "."
-    if after.params < before.params and not any(faster):
+    if after.params < before.params and "slower" in text:
         text += " Smaller is not faster here."
     return text
 
@@ -275,13 +279,13 @@ def overfitting(heads: Duel) -> tuple[str, ...]:
     if direction(gap) == 0:
         sentences.append(
             f"No difference in over-fitting is shown: the gap between training and test accuracy "
-            f"goes from {figures} ({interval(gap)})."
+            f"goes from {figures} ({around(gap)}), and {_test_clause(test)}."
         )
     else:
         word = "shrinks" if direction(gap) < 0 else "grows"
         sentences.append(
             f"Without the fully connected layers the gap between training and test accuracy {word} "
-            f"from {figures} ({interval(gap)}), and {_test_clause(test)}."
+            f"from {figures} ({around(gap)}), and {_test_clause(test)}."
         )
     if direction(gap) < 0 and direction(train) < 0 and direction(test) < 0:
         sentences.append(
@@ -294,18 +298,46 @@ def overfitting(heads: Duel) -> tuple[str, ...]:
             f"Training accuracy goes from {_accuracy(heads.before.train)} to "
             f"{_accuracy(heads.after.train)}: here the article's remedy works."
         )
-    elif direction(gap) == 0:
-        sentences.append(f"{_test_clause(test)[:1].upper()}{_test_clause(test)[1:]}.")
+    sentences += [words for words in (unfinished(heads), stuck(heads)) if words]
     if after.mean <= 0 or before.mean <= 0:
         sentences.append("A gap of zero or below means that there was nothing to mend.")
     return tuple(sentences)
 
 
+def unfinished(duel: Duel) -> str:
+    """Say that the second network fits its training pictures less, after as many epochs."""
+    train = duel.train_difference
+    if train is None or direction(train) >= 0:
+        return ""
+    losses = [
+        statistics.fmean(run.log.epochs[-1].loss for run in network.runs)
+        for network in (duel.before, duel.after)
+    ]
+    return (
+        f"After {len(duel.after.runs[0].log.epochs)} epochs the training loss of the "
+        f"{duel.after.name} network is {_loss(losses[1])}, against {_loss(losses[0])}: it learns "
+        f"more slowly, and longer training may bring it closer."
+    )
+
+
+def stuck(duel: Duel) -> str:
+    """Say which trainings got stuck, or nothing: one such run moves a mean a long way."""
+    parts = [
+        f"{network.stuck} of {len(network.runs)} trainings of the {network.name} network"
+        for network in (duel.before, duel.after)
+        if network.stuck
+    ]
+    if not parts:
+        return ""
+    return f"{' and '.join(parts)} learned next to nothing; the figures include that."
+
+
 def _test_clause(test: Difference) -> str:
     if direction(test) == 0:
-        return f"no difference in test accuracy is shown ({interval(test)})"
+        value = format_points(test.value)
+        return f"no difference in test accuracy is shown ({value} points, {around(test)})"
     word = "rises" if direction(test) > 0 else "falls"
-    return f"test accuracy {word} by {points(abs(test.value))} points ({interval(test)})"
+    return f"test accuracy {word} by {points(abs(test.value))} points ({around(test)})"
 
 
 # ---------------------------------------------------------------- the extra non-linearity
@@ -338,7 +370,8 @@ def nonlinearity(duel: Duel) -> str:
     if test is None:
         return f"{head} A single seed does not show what it brings."
     clause = _test_clause(test)
-    return f"{head} With it, {clause}: {plural(test.n, 'seed')}, the same for both."
+    text = f"{head} With it, {clause}: {plural(test.n, 'seed')}, the same for both. {stuck(duel)}"
+    return text.rstrip()
 
 
 # ---------------------------------------------------------------- words
@@ -355,6 +388,11 @@ def interval(difference: Difference) -> str:
     return f"{format_points(difference.value)} [{low} … {high}]"
 
 
+def around(difference: Difference) -> str:
+    """Return the interval of a difference of fractions, in points."""
+    return f"95 % interval {format_points(difference.low)} … {format_points(difference.high)}"
+
+
 def points(fraction: float) -> str:
     """Return a fraction in points, with a sign only below zero."""
     return f"{100 * fraction:.2f}".replace("-", "−")
@@ -369,6 +407,10 @@ def ratio_range(ratios: list[float] | tuple[float, ...]) -> str:
     """Return the least and the greatest of ratios, or the one."""
     low, high = format_ratio(min(ratios)), format_ratio(max(ratios))
     return low if low == high else f"{low.removesuffix('×')}–{high}"
+
+
+def _loss(value: float) -> str:
+    return "under 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def _share(fraction: float) -> str:
