@@ -77,6 +77,7 @@ def test_the_choice_is_the_best_that_trying_all_finds(instance, force):
     best = min(sum(o.harm for o in some) for some in possible)
     assert sum(o.harm for o in chosen) <= best * (1 + 2e-4) + 1e-6
     assert all(getattr(after(before, chosen), b.quantity) <= b.limit for b in budgets)
+    assert set(forced) <= {o.site for o in chosen}
     assert [options.index(o) for o in chosen] == sorted(options.index(o) for o in chosen)
 
 
