@@ -185,7 +185,7 @@ def test_what_is_left_alone_has_its_reason():
     assert reasons["tied"] == reasons["tied2"] == "its weight is shared with another layer"
     assert reasons["unused"] == "does not run on this input"
     assert reasons["mine"] == "left alone as asked"
-    assert reasons["tiny"] == "no rank saves parameters and MACs both"
+    assert reasons["tiny"].startswith("no rank saves")
     assert "does not end in linear layers" in reasons["(head)"]
     assert [choice.site for choice in made.choices] == ["plain"]
 
