@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 import onebyone
 from onebyone.article.layer import BATCHES, compare_layers, thread_counts
 from onebyone.article.networks import RATES, Report, Trainer, compare_networks
@@ -65,8 +67,30 @@ def measure_article(
         ModelError: If a network diverges, or a fresh Python process cannot be started.
     """
     _check(data, seeds=seeds, epochs=epochs, cold_processes=cold_processes)
-    shelf = Shelf(folder, data=data.info())
-    trainer = Trainer(data, epochs=epochs or default_epochs(len(data.train)), shelf=shelf)
+    # New layers draw their first weights: the caller's random numbers go on as if none had.
+    with torch.random.fork_rng(devices=[]):
+        return _measure(
+            data,
+            seeds=seeds,
+            epochs=epochs or default_epochs(len(data.train)),
+            rounds=rounds,
+            cold_processes=cold_processes,
+            shelf=Shelf(folder, data=data.info()),
+            progress=progress,
+        )
+
+
+def _measure(
+    data: Data,
+    *,
+    seeds: int,
+    epochs: int,
+    rounds: int,
+    cold_processes: int,
+    shelf: Shelf,
+    progress: Progress | None,
+) -> ArticleRecord:
+    trainer = Trainer(data, epochs=epochs, shelf=shelf)
     steps = len(BATCHES) * len(thread_counts()) + 2 * cold_processes
     work = _Work(progress, trainings=seeds + len(RATES), layer_steps=steps)
     with work.stage("layers"):
