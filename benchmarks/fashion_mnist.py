@@ -110,8 +110,8 @@ def main() -> None:
             rows=rows,
             title="Fashion-MNIST, the classic network and its rewritten heads",
             notes=[
-                f"Mean ± standard deviation over {args.seeds} seeds, {n:,} test images, "
-                f"{args.epochs} epochs of training, {args.distil} of distilling, budget {BUDGET}."
+                f"Mean ± standard deviation over {args.seeds} seeds, {n:,} test images.",
+                f"{args.epochs} epochs of training, {args.distil} of distilling, budget {BUDGET}.",
             ],
         )
     )

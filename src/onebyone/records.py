@@ -587,7 +587,7 @@ class Comparison(Record):
                     f"latency, {runtime}",
                     format_ms(first.median_ms),
                     format_ms(second.median_ms),
-                    f"{ratio} {ratio.verdict}",
+                    f"{ratio} {'disturbed' if self.disturbed(runtime) else ratio.verdict}",
                 ]
             )
         rows += self._metric_rows()
@@ -608,6 +608,11 @@ class Comparison(Record):
             title="Measured",
             notes=notes,
         )
+
+    def disturbed(self, runtime: str) -> bool:
+        """Whether either timing spread too widely for a verdict on speed."""
+        timings = (self.before.latency.get(runtime), self.after.latency.get(runtime))
+        return any(timing.disturbed for timing in timings if timing is not None)
 
     def _metric_rows(self) -> list[list[str]]:
         rows = []

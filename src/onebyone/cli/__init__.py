@@ -38,17 +38,19 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line and, for a slip of the hand, suggest the right word."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"Error: {_with_suggestion(message, self)} See: {self.prog} --help\n")
+        text = message[:1].upper() + message[1:]
+        text += "" if text.endswith(("?", ".")) else "."
+        self.exit(2, f"Error: {text} See: {self.prog} --help\n")
 
-
-def _with_suggestion(message: str, parser: argparse.ArgumentParser) -> str:
-    message = message[:1].upper() + message[1:].rstrip(".") + "."
-    if "unrecognized arguments" in message:
-        word = message.split(": ", 1)[1].split()[0].rstrip(".")
-        known = [flag for action in parser._actions for flag in action.option_strings]  # noqa: SLF001
-        close = difflib.get_close_matches(word, known, n=1)
-        return f"{message} Did you mean {close[0]}?" if close else message
-    return message
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # A command's own parser sees the slip first, and it alone knows the command's options.
+        known, extra = super().parse_known_args(args, namespace)
+        if extra and self._subparsers is None:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(extra[0], flags, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized argument {extra[0]!r}.{hint}")
+        return known, extra
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,9 +40,11 @@ def print_table(table: Table) -> None:
 
 
 def print_error(message: object) -> None:
-    """Print what went wrong on standard error, as it is written."""
+    """Print what went wrong on standard error, in one line."""
+    # Libraries' own messages, quoted in ours, may have several.
+    line = " ".join(str(message).split())
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("Error: ", "bold red"), str(message)))
+    console.print(Text.assemble(("Error: ", "bold red"), line))
 
 
 def _ignore(done: int, total: int, message: str = "") -> None:

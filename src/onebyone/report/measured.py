@@ -9,7 +9,6 @@ from markupsafe import Markup
 from onebyone.records import Difference, Measured, Metric, RunRecord
 from onebyone.report.parts import quantity, section, table
 from onebyone.report.verdict import (
-    disturbed,
     interval,
     metric_interval,
     metric_value,
@@ -91,7 +90,7 @@ def _ratio_cell(record: RunRecord, runtime: str) -> str:
     ratio = comparison.latency_ratio.get(runtime) if comparison else None
     if comparison is None or ratio is None:
         return ""
-    words = speed_words(ratio, too_wide=disturbed(comparison, runtime))
+    words = speed_words(ratio, too_wide=comparison.disturbed(runtime))
     return quantity(ratio.value, words, f"{ratio_interval(ratio)}, {ratio.rounds} rounds")
 
 

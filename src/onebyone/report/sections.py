@@ -208,8 +208,9 @@ def training_section(record: RunRecord) -> Markup:
         return Markup("")
     curves = [chart(curve) for curve in _curves(log)] if len(log.epochs) > 1 else []
     drawn = Markup('<div class="charts">{}</div>').format(Markup("").join(curves))
+    heading = "Fine-tuning" if record.plan is not None else "Training"
     return section(
-        "training", "Fine-tuning", _training_words(log), drawn if curves else table(log.table())
+        "training", heading, _training_words(log), drawn if curves else table(log.table())
     )
 
 
@@ -240,7 +241,7 @@ def _curves(log: TrainLog) -> list[LineChart]:
 def _training_words(log: TrainLog) -> str:
     epochs = "1 epoch" if len(log.epochs) == 1 else f"{len(log.epochs)} epochs"
     return (
-        f"{log.objective.rstrip('.')}. {epochs} of {log.examples:,} examples in "
+        f"Objective: {log.objective.rstrip('.')}. {epochs} of {log.examples:,} examples in "
         f"{format_seconds(log.seconds)} on {log.device}; the weights of epoch "
         f"{log.chosen_epoch} were kept. {log.optimizer}, {log.schedule}, learning rate "
         f"{log.learning_rate:g}, weight decay {log.weight_decay:g}, batch {log.batch_size}, "
@@ -311,7 +312,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[RunRecord], Markup]], ...] = (
     ("measured", "Before and after", measured_section),
     ("network", "Network", network_section),
     ("plan", "Plan", plan_section),
-    ("training", "Fine-tuning", training_section),
+    ("training", "Training", training_section),
     ("differences", "Where they differ", disagreements_section),
     ("use", "How to use it", use_section),
     ("conditions", "Conditions", conditions_section),

@@ -23,7 +23,7 @@ def use_section(record: RunRecord) -> Markup:
     """Return what loads the network, applies the plan, and makes the run again."""
     parts: list[str | Markup] = []
     if record.after is not None and record.status.state == "finished":
-        parts += [_heading("Load the rewritten network"), code(_load_code(record), wrap=True)]
+        parts += [_heading("Load the network"), code(_load_code(record), wrap=True)]
     if record.plan is not None:
         parts += [
             _heading("Apply the plan to a fresh copy"),

@@ -63,16 +63,10 @@ def examples_word(record: RunRecord) -> str:
     return "images" if record.data and len(record.data.input_shape) == 3 else "examples"
 
 
-def disturbed(comparison: Comparison, runtime: str) -> bool:
-    """Whether either timing spread too widely for a verdict on speed."""
-    timings = comparison.before.latency.get(runtime), comparison.after.latency.get(runtime)
-    return any(timing.disturbed for timing in timings if timing is not None)
-
-
 def speed_words(ratio: Ratio, *, too_wide: bool = False) -> str:
     """Return ``2.30× faster``, ``1.20× slower``, or that nothing is shown."""
     if too_wide:
-        return "no verdict: the timings were disturbed"
+        return "no verdict: disturbed"
     if ratio.verdict == "faster":
         return f"{format_ratio(ratio.value)} faster"
     if ratio.verdict == "slower":
@@ -126,6 +120,14 @@ def metric_interval(metric: Metric) -> str:
 
 
 def _no_verdict(record: RunRecord) -> str:
+    if record.status.state == "finished" and record.plan is None and record.after is not None:
+        metric = record.after.metric
+        if metric is None:
+            return "The network was trained; there was no test data."
+        return (
+            f"The network was trained: {metric_value(metric)} {metric.name} on {metric.n:,} test "
+            f"{examples_word(record)} (95 % interval {metric_interval(metric)})."
+        )
     if record.status.state == "finished":
         return "No verdict: this run did not compare the two networks."
     stopped = _STOPPED[record.status.state]
@@ -145,7 +147,7 @@ def _costs(comparison: Comparison) -> tuple[list[str], list[str]]:
     primary = _primary(comparison)
     if primary is not None:
         runtime, ratio = primary
-        if disturbed(comparison, runtime):
+        if comparison.disturbed(runtime):
             clauses.append("the timings were too disturbed for a verdict on speed")
         elif ratio.verdict == "no difference shown":
             clauses.append("no difference in speed is shown")
@@ -198,7 +200,7 @@ def _speed_figure(comparison: Comparison) -> Figure | None:
         return None
     runtime, ratio = primary
     times = _times(comparison, runtime)
-    if disturbed(comparison, runtime):
+    if comparison.disturbed(runtime):
         return Figure(
             value="No verdict", label="on speed: timings disturbed", detail=times, in_words=True
         )
@@ -300,7 +302,7 @@ def _conditions(record: RunRecord, comparison: Comparison, unit: str) -> list[st
         )
     others = list(comparison.latency_ratio.items())[1:]
     for runtime, ratio in others:
-        words = speed_words(ratio, too_wide=disturbed(comparison, runtime))
+        words = speed_words(ratio, too_wide=comparison.disturbed(runtime))
         lines.append(f"In {runtime}: {words}, {ratio_interval(ratio)}.")
     metric, difference = comparison.before.metric, comparison.difference
     if metric is not None and difference is not None:

@@ -559,8 +559,8 @@ def _gap(site: HeadSite, hidden: list[int]) -> GlobalAverageHead:
 # ---------------------------------------------------------------- fitting the averaging head
 
 RIDGE = 1e-4
-FIT_STEPS = 400
-FIT_BATCH = 256
+FIT_STEPS = 300
+FIT_BATCH = 128
 FIT_RATE = 5e-3
 
 
