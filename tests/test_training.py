@@ -419,3 +419,34 @@ def test_training_runs_on_a_gpu():
     assert log.device.startswith("cuda")
     assert next(trained.parameters()).device.type == "cpu"
     assert log.epochs[-1].validation > 0.9
+
+
+def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeypatch):
+    """A student far from its teacher gets there at a higher rate than the lowest."""
+    from onebyone import training
+    from onebyone.data import TensorSplit
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(600, 1, 6, 7, generator=generator)
+    split = TensorSplit(inputs)
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(42, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    for parameter in teacher.parameters():
+        parameter.data *= 3
+    student = nn.Sequential(nn.Flatten(), nn.Linear(42, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    tried = []
+    distance = training._distance
+    monkeypatch.setattr(
+        training, "_distance", lambda *args: tried.append(distance(*args)) or tried[-1]
+    )
+    first = training.distill(student, split, teacher=teacher, epochs=20)
+    assert len(tried) == len(training.TRIED)
+    rates = [
+        training.DISTILL_RATE * (first.log.batch_size / 128) ** 0.5 * m for m in training.TRIED
+    ]
+    assert first.log.learning_rate == pytest.approx(rates[tried.index(min(tried))])
+    assert first.log.learning_rate > rates[0]
+    assert "best of 3 tried" in first.log.objective
+    again = training.distill(student, split, teacher=teacher, epochs=20)
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], value, rtol=0, atol=0)

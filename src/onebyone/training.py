@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from onebyone.data import Data, Split, as_split
 from onebyone.errors import DataError, ModelError, OptionError, OutputError, RecordError
-from onebyone.evaluation import MetricFunction, evaluate, find_metric, is_classifier_output
+from onebyone.evaluation import (
+    MetricFunction,
+    divergence,
+    evaluate,
+    find_metric,
+    is_classifier_output,
+)
 from onebyone.records import Epoch, TrainLog
 from onebyone.sites import copy_network, evaluation_copy, hooks_removed, module_at
 
@@ -34,6 +41,13 @@ PRECISIONS = ("auto", "float32", "bf16")
 WARM_UP = 0.1  # share of the steps
 TRAIN_RATE = 4e-3  # at a batch of 128; see `_default_rate`
 DISTILL_RATE = 1e-3
+# Rates that a distillation tries, as multiples of that: a network that is close to its teacher
+# already wants the low one, one with a new head a high one, and nothing told beforehand which.
+TRIED = (1, 4, 16)
+TRIAL_STEPS = 100
+TRIAL_SHARE = 0.07  # of the training's examples, for each rate
+TRIAL_EXAMPLES = 1000  # that the rates are judged by
+FEWEST_TRIAL_STEPS = 15
 WEIGHT_DECAY = 0.02
 BETAS = (0.9, 0.99)
 # Norm of the whole gradient. Without it a deep network without batch norm dies in the warm-up: a
@@ -178,7 +192,10 @@ def distill(
         features: Names of modules in both networks whose outputs are to be alike as well.
         feature_weight: Weight of each such module's relative squared error.
         batch_size: As for :func:`train`.
-        learning_rate: The highest one; 0.001 at a batch of 128, with its square root at others.
+        learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
+            of 128 (with its square root at others), for 100 steps each, and the one is taken that
+            comes nearest to the teacher on validation data; a training too short for that takes
+            the lowest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -205,9 +222,21 @@ def distill(
     """
     _check_distillation(temperature, label_weight, label_smoothing)
     examples = _examples(data)
+    batch = batch_size or _default_batch(len(examples.train))
+    how = ""
+    if learning_rate is None:
+        again = partial(
+            distill, model, teacher=teacher, temperature=temperature, label_weight=label_weight,
+            features=features, feature_weight=feature_weight, batch_size=batch,
+            weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
+            precision=precision, seed=seed, device=device,
+        )  # fmt: skip
+        learning_rate, how = _tried_rate(
+            again, examples, teacher, epochs=epochs, batch=batch, seed=seed
+        )
     options = _Options(
         epochs=epochs,
-        batch_size=batch_size or _default_batch(len(examples.train)),
+        batch_size=batch,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         augment=augment,
@@ -223,6 +252,7 @@ def distill(
         name += f", smoothed by {label_smoothing:g}" if label_smoothing else ""
     if features:
         name += f", features of {', '.join(features)} × {feature_weight:g}"
+    name += how
     job = _prepare(model, examples, options, default_rate=DISTILL_RATE, name=name, device=device)
     # Always a copy: the layout of its weights changes with channels last.
     guide = evaluation_copy(teacher, device=job.device)
@@ -245,6 +275,49 @@ def distill(
             return total
 
         return _fit(job, objective)
+
+
+def _tried_rate(
+    again: Callable[..., Trained],
+    examples: _Examples,
+    teacher: nn.Module,
+    *,
+    epochs: int,
+    batch: int,
+    seed: int,
+) -> tuple[float | None, str]:
+    """Return the rate that comes nearest to the teacher in a short trial, and how it was found."""
+    total = len(examples.train)
+    seen = int(min(TRIAL_STEPS * batch, TRIAL_SHARE * epochs * total))
+    if seen < FEWEST_TRIAL_STEPS * batch:
+        return None, ""
+    passes = max(1, round(seen / total))
+    part = examples.train.take(min(seen, total), seed)
+    judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
+    base = DISTILL_RATE * math.sqrt(batch / 128)
+    apart = {}
+    for multiple in TRIED:
+        try:
+            student = again(part, epochs=passes, learning_rate=base * multiple).model
+            apart[base * multiple] = _distance(teacher, student, judge)
+        except ModelError:  # it diverged: too high, and so is what is higher
+            break
+    if not apart:
+        return None, ""
+    best = min(apart, key=lambda rate: apart[rate])
+    return best, f"; rate the best of {len(TRIED)} tried"
+
+
+def _distance(teacher: nn.Module, student: nn.Module, split: Split) -> float:
+    """Return the mean divergence of a student's outputs from its teacher's."""
+    device = next(student.parameters()).device
+    guide = evaluation_copy(teacher, device=device)
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for inputs, _ in split.batches(250, device=str(device)):
+            total += float(divergence(guide(inputs), student(inputs)).sum())
+            count += len(inputs)
+    return total / count if math.isfinite(total) else math.inf
 
 
 # ---------------------------------------------------------------- the job
