@@ -34,3 +34,4 @@ def test_the_rate_that_was_taken_is_marked():
     table = trials_table(record())
     assert [row[1] for row in table.rows if row[3] == "taken"] == ["0.01"] * 4
     assert len(table.rows) == 8
+    assert table.notes[0] == "classic: the lowest that was tried is the best of them."

@@ -57,7 +57,7 @@ def test_the_speed_claim_is_judged_by_what_was_timed(times, cold, verdict, holds
     ("after", "verdict", "holds", "sentence"),
     [
         (CURED, "holds", True, "here the article's remedy works"),
-        (LESS_FITTED, "smaller gap, worse net", False, "that is less capacity, not a cure"),
+        (LESS_FITTED, "smaller gap, worse net", False, "that is less fitting, not a cure"),
         (WORSE, "the gap grows", False, "accuracy grows from 5.00 to 9.94 points"),
         (SCATTERED, "no difference of the gaps is shown", None, "No difference in over-fitting"),
     ],

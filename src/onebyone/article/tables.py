@@ -138,9 +138,13 @@ def duel_table(duel: Duel, *, names: tuple[str, str], title: str) -> Table:
 
 def trials_table(record: ArticleRecord) -> Table:
     """Return the learning rates that were tried, and which was taken."""
-    rows = []
+    rows, notes = [], []
     for duel in (record.heads, record.nonlinearity):
         for network in (duel.before, duel.after):
+            tried = [trial.log.learning_rate for trial in network.trials]
+            if len(tried) > 1 and network.learning_rate in (min(tried), max(tried)):
+                end = "lowest" if network.learning_rate == min(tried) else "highest"
+                notes.append(f"{network.name}: the {end} that was tried is the best of them.")
             rows += [
                 [
                     network.name,
@@ -154,6 +158,7 @@ def trials_table(record: ArticleRecord) -> Table:
         columns=("network", ">learning rate", ">validation accuracy", ""),
         rows=rows,
         title="Learning rates",
+        notes=notes,
     )
 
 

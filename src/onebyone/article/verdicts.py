@@ -291,7 +291,7 @@ def overfitting(heads: Duel) -> tuple[str, ...]:
         sentences.append(
             f"The gap is smaller because the training pictures are fitted less "
             f"({_accuracy(heads.before.train)} → {_accuracy(heads.after.train)}), not because the "
-            f"test pictures are recognized better: that is less capacity, not a cure."
+            f"test pictures are recognized better: that is less fitting, not a cure."
         )
     elif direction(gap) < 0 and direction(test) >= 0:
         sentences.append(
