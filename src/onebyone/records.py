@@ -360,7 +360,7 @@ class Plan(Record):
             )
 
     def table(self) -> Table:
-        """Return the choices, then what was left alone."""
+        """Return the choices, and below them what was left alone, by reason."""
         rows = [
             [
                 option.site or "(root)",
@@ -370,9 +370,6 @@ class Plan(Record):
                 "–" if option.harm is None else f"{option.harm:.2g}",
             ]
             for option in self.choices
-        ]
-        rows += [
-            [item.site or "(root)", f"– {item.reason}", "", "", ""] for item in self.left_alone
         ]
         note = (
             f"MACs {format_count(self.before.macs)} → {format_count(self.after.macs)} "
@@ -386,6 +383,10 @@ class Plan(Record):
                 f"Harm: predicted divergence from the original's outputs, on "
                 f"{self.calibration.examples} calibration examples of {self.calibration.data}."
             )
+        reasons: dict[str, list[str]] = {}
+        for item in self.left_alone:
+            reasons.setdefault(item.reason, []).append(item.site or "(root)")
+        notes += [f"Left alone, {why}: {', '.join(sites)}." for why, sites in reasons.items()]
         return Table(
             columns=("site", "rewrite", ">MACs", ">params", ">harm"),
             rows=rows,

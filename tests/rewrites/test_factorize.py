@@ -471,3 +471,8 @@ def test_a_layer_of_a_network_is_replaced_where_it_is():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     replace_module(network, "0", factorize.build(network[0], "reduce", [2]))
     assert list(network[0]._modules) == ["reduce", "spatial"]
+
+
+def test_a_kernel_too_wide_for_second_moments_is_left_alone_with_the_number():
+    wide = nn.Linear(25_088, 3)
+    assert "sees 25,088 values at once, more than the 8,192" in factorize.why_not(wide)

@@ -36,7 +36,7 @@ PROBES = 5
 PROBE_EXAMPLES = 512
 # All probes together may cost this many MACs: a minute or two on two cores. A rule in MACs, not in
 # seconds, so that a plan does not depend on how busy the machine was.
-PROBE_MACS = 1e13
+PROBE_MACS = 5e12
 FEWEST_PROBE_EXAMPLES = 32
 
 

@@ -36,15 +36,30 @@ DAMPING = 1e-4
 # The metric's floor, relative to its mean diagonal: no output may be lost for nothing.
 METRIC_FLOOR = 1e-2
 HOOI_SWEEPS = 2
+# A kernel may see this many values at once: their covariance is a square of that side in float64,
+# 0.5 GB, and the regression needs several.
+MOST_VALUES = 8192
 
 
-def why_not(module: nn.Module) -> str | None:  # noqa: PLR0911 - a reason a line
+def why_not(module: nn.Module) -> str | None:
     """Return why a layer cannot be factorized, in words, or ``None`` where it can."""
     kind = type(module).__name__
     if nn.utils.parametrize.is_parametrized(module):
         return f"the weight of this {kind} is computed by a parametrization"
-    if type(module) is nn.Linear:
-        return None
+    if type(module) is not nn.Linear:
+        reason = _why_no_convolution(module, kind)
+        if reason is not None:
+            return reason
+    channels, _, taps = sizes(module)
+    if channels * taps > MOST_VALUES:
+        return (
+            f"its kernel sees {channels * taps:,} values at once, more than the {MOST_VALUES:,} "
+            f"whose covariance is kept"
+        )
+    return None
+
+
+def _why_no_convolution(module: nn.Module, kind: str) -> str | None:
     if not isinstance(module, nn.Conv2d):
         return f"{kind} is not a convolution that can be factorized"
     # A subclass may compute its weight or its padding in its own forward.
