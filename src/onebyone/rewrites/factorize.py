@@ -345,6 +345,19 @@ def projected(problem: Problem, basis: Tensor) -> Problem:
     )
 
 
+def _leading(problem: Problem, rank: int) -> Problem:
+    """Return the problem seen through its first ``rank`` channels alone."""
+    _, channels, taps = problem.weight.shape
+    xx = problem.xx.reshape(channels, taps, channels, taps)[:rank, :, :rank]
+    return replace(
+        problem,
+        weight=problem.weight[:, :rank],
+        mean_x=problem.mean_x[: rank * taps],
+        xx=xx.reshape(rank * taps, rank * taps),
+        yx=problem.yx[:, : rank * taps],
+    )
+
+
 def regress(problem: Problem) -> Tensor:
     """Return the best map ``(out, in × places)`` from centered inputs to centered outputs.
 
@@ -405,11 +418,9 @@ def errors(problem: Problem, form: str, grid: list[list[int]]) -> list[float]:
     if form in ("expand", "pair"):
         fit = _fit(problem)
         return [(fit.lost + float(fit.values[ranks[0] :].sum())) / scale for ranks in grid]
-    basis = channel_basis(problem)
-    fits = {
-        first: _fit(projected(problem, basis[:, :first]))
-        for first in sorted({ranks[0] for ranks in grid})
-    }
+    # Rotated once; the best r channels are then the first r.
+    rotated = projected(problem, channel_basis(problem))
+    fits = {first: _fit(_leading(rotated, first)) for first in {ranks[0] for ranks in grid}}
     if form == "reduce":
         return [fits[ranks[0]].lost / scale for ranks in grid]
     return [
