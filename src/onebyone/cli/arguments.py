@@ -271,7 +271,9 @@ def show(record: Record, args: argparse.Namespace, *tables: Table) -> None:
     if args.json:
         sys.stdout.write(record.to_json())
         return
-    for table in tables:
+    for place, table in enumerate(tables):
+        if place:
+            sys.stdout.write("\n")
         print_table(table)
 
 
