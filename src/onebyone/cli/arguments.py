@@ -307,3 +307,13 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
     with bar(title) as update:
         yield update
+
+
+@contextmanager
+def stoppable(out: str | Path) -> Iterator[None]:
+    """Say on an interruption where the run is, and how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"Stopped. {out} says where; go on by --out {out} --resume.\n")
+        raise

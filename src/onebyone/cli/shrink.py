@@ -7,7 +7,6 @@ plan.json and model.safetensors, and is itself a network that every command take
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from onebyone.cli.arguments import (
@@ -24,6 +23,7 @@ from onebyone.cli.arguments import (
     runtimes_of,
     say,
     show,
+    stoppable,
 )
 from onebyone.cli.plan import add_planning
 
@@ -69,22 +69,18 @@ def run(args: argparse.Namespace) -> None:
     plan = None if args.plan is None else Plan.load(args.plan)
     data = load_data(args.data, seed=args.seed, limit=args.limit)
     out = args.out or free_folder(loaded.source.name)
-    try:
-        with progress("shrink") as update:
-            settings = ShrinkSettings(
-                budget=args.budget or ["macs=50%"],
-                plan=plan,
-                head=args.head,
-                leave=args.leave,
-                epochs=args.epochs,
-                learning_rate=args.rate,
-                calibration_examples=args.calibration,
-                **run_settings(args, out, update),
-            )
-            shrunk = shrink_loaded(loaded.model, loaded.source, data, settings)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"Stopped. {out} says where; go on by --out {out} --resume.\n")
-        raise
+    with stoppable(out), progress("shrink") as update:
+        settings = ShrinkSettings(
+            budget=args.budget or ["macs=50%"],
+            plan=plan,
+            head=args.head,
+            leave=args.leave,
+            epochs=args.epochs,
+            learning_rate=args.rate,
+            calibration_examples=args.calibration,
+            **run_settings(args, out, update),
+        )
+        shrunk = shrink_loaded(loaded.model, loaded.source, data, settings)
     record = shrunk.record
     assert record.plan is not None
     assert record.comparison is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from onebyone.cli.arguments import (
     add_data,
@@ -19,6 +18,7 @@ from onebyone.cli.arguments import (
     runtimes_of,
     say,
     show,
+    stoppable,
 )
 
 EPILOG = """examples:
@@ -52,18 +52,14 @@ def run(args: argparse.Namespace) -> None:
 
     data = load_data(args.data, seed=args.seed, limit=args.limit)
     out = args.out or free_folder(loaded.source.name)
-    try:
-        with progress("train") as update:
-            settings = TrainSettings(
-                epochs=args.epochs,
-                batch_size=args.batch_size,
-                learning_rate=args.rate,
-                **run_settings(args, out, update),
-            )
-            trained = train_loaded(loaded.model, loaded.source, data, settings)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"Stopped. {out} says where; go on by --out {out} --resume.\n")
-        raise
+    with stoppable(out), progress("train") as update:
+        settings = TrainSettings(
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            learning_rate=args.rate,
+            **run_settings(args, out, update),
+        )
+        trained = train_loaded(loaded.model, loaded.source, data, settings)
     record = trained.record
     assert record.training is not None
     show(record, args, record.training.table())
