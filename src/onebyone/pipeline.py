@@ -29,6 +29,7 @@ from onebyone.evaluation import (
 from onebyone.models import load_weights
 from onebyone.planning import HeadChoice
 from onebyone.planning import plan as make_plan
+from onebyone.planning.budget import check_budgets
 from onebyone.profiling import profile
 from onebyone.records import Disagreement, ModelSource, Plan, Profile, RunRecord, Status
 from onebyone.rewrites import apply, restructure
@@ -272,6 +273,9 @@ def shrink_loaded(
         settings: How.
     """
     check_finite(network)
+    if settings.plan is None and isinstance(settings.budget, str | list | tuple):
+        # A typing error should not leave a folder behind; an iterator can be read only once.
+        check_budgets(settings.budget)
     examples = _data(data, settings.seed)
     line = _start(source, examples, settings)
     original = evaluation_copy(network, device="cpu")

@@ -9,7 +9,7 @@ from torch import nn
 
 from onebyone.calibration import as_calibration
 from onebyone.errors import OptionError
-from onebyone.planning.budget import parse_budgets
+from onebyone.planning.budget import check_budgets, parse_budgets
 from onebyone.planning.options import HeadChoice, Survey, survey
 from onebyone.planning.solve import choose
 from onebyone.records import CalibrationInfo, Cost, LeftAlone, Option, Plan
@@ -57,8 +57,7 @@ def plan(
     check_finite(model)
     data = as_calibration(calibration, device=device)
     texts = [budget] if isinstance(budget, str) else list(budget)
-    # A typing error should not wait for a survey; any share of so large a cost is above zero.
-    parse_budgets(texts, Cost(params=10**15, macs=10**15))
+    check_budgets(texts)  # a typing error should not wait for a survey
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # fresh weights of the heads that are tried
         found = survey(model, data, head_choice=head, leave=leave, progress=progress)

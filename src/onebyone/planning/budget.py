@@ -37,6 +37,16 @@ def parse_budgets(texts: str | Iterable[str], before: Cost) -> tuple[Budget, ...
     return budgets
 
 
+def check_budgets(texts: str | Iterable[str]) -> None:
+    """Check that budgets can be read, before the network's own cost is known.
+
+    Raises:
+        BudgetError: As :func:`parse_budgets`.
+    """
+    # Any share of so large a cost is above zero.
+    parse_budgets(texts, Cost(params=10**15, macs=10**15))
+
+
 def _parse(text: str, before: Cost) -> Budget:
     name, equals, amount = text.partition("=")
     name = name.strip().lower()
