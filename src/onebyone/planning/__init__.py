@@ -12,7 +12,7 @@ from onebyone.errors import OptionError
 from onebyone.planning.budget import check_budgets, parse_budgets
 from onebyone.planning.options import HeadChoice, Survey, survey
 from onebyone.planning.solve import choose
-from onebyone.records import CalibrationInfo, Cost, LeftAlone, Option, Plan
+from onebyone.records import CalibrationInfo, LeftAlone, Option, Plan
 from onebyone.sites import check_finite
 from onebyone.units import format_percent
 
