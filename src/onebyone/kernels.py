@@ -1,0 +1,410 @@
+"""What a convolution or linear layer computes: its kernel as one array, and the rows it meets.
+
+Every convolution is taken as what it is at its outputs: each place of the output is the kernel's
+product with one row of values, those under the kernel. A transposed convolution is one too, over
+its input with zeros between (Dumoulin, Visin 2016, arXiv:1603.07285, section 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# timm's subclasses that are understood, by module and name so that timm need not be imported:
+# those that pad to the input's size over the stride ("same"), and those that standardize their
+# weight at each call.
+_TIMM_PADDED = {
+    ("timm.layers.conv2d_same", "Conv2dSame"),
+    ("timm.layers.std_conv", "StdConv2dSame"),
+    ("timm.layers.std_conv", "ScaledStdConv2dSame"),
+}
+_TIMM_STANDARDIZED = {
+    ("timm.layers.std_conv", name)
+    for name in ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
+}
+_TIMM_LINEAR = ("timm.layers.linear", "Linear")
+# torch's own alias inside nn.MultiheadAttention; the attention reads its weight without calling it,
+# which tracing sees.
+_LINEARS = (nn.Linear,)
+
+
+def why_unknown(module: nn.Module) -> str | None:  # noqa: PLR0911 - a reason a line
+    """Return why a module's kernel is not known, in words, or ``None`` where it is.
+
+    Known are torch's convolutions and linear layers by their exact type or an unchanged forward,
+    also with a parametrized weight (weight or spectral norm), and those subclasses of timm that
+    pad dynamically or standardize their weight.
+    """
+    kind = type(module).__name__
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return f"{kind} has not been run yet, so that it has no weight"
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{kind} is a torch.jit module, which cannot be changed"
+    if type(module).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torchao.")):
+        return f"{kind} is quantized"
+    if is_linear(module):
+        return None
+    if not isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED)):
+        return f"{kind} is neither a convolution nor a linear layer that is understood"
+    if _identity(module) in _TIMM_PADDED | _TIMM_STANDARDIZED:
+        return None
+    base = _base(module)
+    # A subclass may compute its weight or its padding in its own forward.
+    if type(module).forward is not base.forward:
+        return f"{kind} has a forward of its own"
+    if not is_transposed(module) and type(module)._conv_forward is not base._conv_forward:  # noqa: SLF001
+        return f"{kind} computes its convolution in its own way"
+    if getattr(module.weight, "is_quantized", False):
+        return f"{kind} is quantized"
+    return None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, or a subclass known to compute the same."""
+    if not isinstance(module, nn.Linear):
+        return False
+    return type(module).forward is nn.Linear.forward or _identity(module) == _TIMM_LINEAR
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module is a transposed convolution."""
+    return isinstance(module, _TRANSPOSED)
+
+
+def _identity(module: nn.Module) -> tuple[str, str]:
+    kind = type(module)
+    if nn.utils.parametrize.is_parametrized(module):
+        # torch makes a subclass on the fly.
+        kind = kind.__bases__[0]
+    return kind.__module__, kind.__name__
+
+
+def _base(module: nn.Module) -> type[Any]:
+    return next(kind for kind in (*_CONVOLUTIONS, *_TRANSPOSED) if isinstance(module, kind))
+
+
+# ---------------------------------------------------------------- the kernel
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a layer.
+
+    Attributes:
+        channels: Input channels.
+        out: Output channels.
+        groups: Into how many separate parts both are divided.
+        taps: Places of the kernel.
+        transposed: Whether the kernel meets each input place, not each output place, once.
+    """
+
+    channels: int
+    out: int
+    groups: int
+    taps: int
+    transposed: bool = False
+
+    @property
+    def group_channels(self) -> int:
+        """Input channels that one output sees."""
+        return self.channels // self.groups
+
+    @property
+    def group_out(self) -> int:
+        """Output channels of one group."""
+        return self.out // self.groups
+
+    @property
+    def values(self) -> int:
+        """Values that the kernel of one output sees at once."""
+        return self.group_channels * self.taps
+
+
+def shape_of(module: nn.Module) -> Shape:
+    """Return the sizes of a layer that is known."""
+    if isinstance(module, nn.Linear):
+        return Shape(module.in_features, module.out_features, 1, 1)
+    layer = cast("nn.Conv2d", module)
+    return Shape(
+        layer.in_channels,
+        layer.out_channels,
+        layer.groups,
+        math.prod(layer.kernel_size),
+        is_transposed(module),
+    )
+
+
+def kernel_of(module: nn.Module) -> Tensor:
+    """Return a layer's kernel as it acts, shape ``(groups, out, in, places)``.
+
+    In float64 on the CPU; channels are those of one group, places in the order of the rows that
+    :func:`input_rows` gives (of a transposed convolution: turned around).
+    """
+    shape = shape_of(module)
+    weight = effective_weight(module).detach().to(device="cpu", dtype=torch.float64)
+    if not shape.transposed:
+        return weight.reshape(shape.groups, shape.group_out, shape.group_channels, shape.taps)
+    weight = weight.reshape(shape.groups, shape.group_channels, shape.group_out, shape.taps)
+    return weight.transpose(1, 2).flip(3)
+
+
+def set_kernel(module: nn.Module, kernel: Tensor) -> None:
+    """Write a kernel ``(groups, out, in, places)`` into a plain layer, in place."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if is_transposed(module):
+        kernel = kernel.flip(3).transpose(1, 2)
+    with torch.no_grad():
+        weight.copy_(kernel.reshape(weight.shape))
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Return a layer's bias ``(out,)`` in float64 on the CPU, or ``None``."""
+    bias = getattr(module, "bias", None)
+    if not isinstance(bias, Tensor):
+        return None
+    return bias.detach().to(device="cpu", dtype=torch.float64)
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """Return the weight that a layer multiplies with, shaped as its parameter."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if _identity(module) not in _TIMM_STANDARDIZED:
+        return weight
+    # Its forward normalizes each kernel: what it then convolves with is read off the call.
+    layer = cast("nn.Conv2d", module)
+    blank = weight.new_zeros(1, layer.in_channels, *layer.kernel_size)
+    with torch.no_grad(), _WeightOfConvolution() as seen:
+        layer(blank)
+    assert seen.weight is not None
+    return seen.weight
+
+
+class _WeightOfConvolution(torch.overrides.TorchFunctionMode):
+    """Keeps the weight of the convolution that is called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func is F.conv2d:
+            self.weight = args[1]
+        return func(*args, **(kwargs or {}))
+
+
+# ---------------------------------------------------------------- layers of the same geometry
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether a layer's weight is trained: a frozen layer's successors stay frozen."""
+    return any(p.requires_grad for n, p in module.named_parameters() if not n.endswith("bias"))
+
+
+def pointwise_like(
+    module: nn.Module,
+    channels: int,
+    out: int,
+    *,
+    groups: int = 1,
+    bias: bool,
+    stride: Sequence[int] | None = None,
+) -> nn.Module:
+    """Return a fresh 1×1 layer of a layer's own kind, dtype and device: 1-d, 2-d, 3-d, or linear.
+
+    Args:
+        module: The layer that it is like. Not modified.
+        channels: Input channels.
+        out: Output channels.
+        groups: Into how many separate parts both are divided.
+        bias: Whether it has one.
+        stride: Along each axis; 1 if not given.
+    """
+    options = _options(module)
+    if isinstance(module, nn.Linear):
+        return nn.Linear(channels, out, bias=bias, **options)
+    axes = len(cast("nn.Conv2d", module).kernel_size)
+    steps = tuple(stride or (1,) * axes)
+    made: nn.Module = _CONVOLUTIONS[axes - 1](
+        channels, out, 1, stride=cast("Any", steps), groups=groups, bias=bias, **options
+    )
+    return made
+
+
+def spatial_like(
+    module: nn.Module, channels: int, out: int, *, groups: int = 1, bias: bool
+) -> nn.Module:
+    """Return a fresh plain layer of other widths that meets its input as ``module`` does.
+
+    Kernel size, stride, padding, padding mode, dilation and output padding are kept; a kernel that
+    is computed at each call is not. What pads dynamically goes on to do so.
+
+    Args:
+        module: A convolution. Not modified.
+        channels: Input channels.
+        out: Output channels.
+        groups: Into how many separate parts both are divided.
+        bias: Whether it has one.
+    """
+    layer = cast("Any", module)
+    options: dict[str, Any] = {
+        "stride": layer.stride,
+        "dilation": layer.dilation,
+        "groups": groups,
+        "bias": bias,
+        **_options(module),
+    }
+    if pads_dynamically(module):
+        from timm.layers.conv2d_same import Conv2dSame  # noqa: PLC0415 - heavy; loaded already
+
+        return cast("nn.Module", Conv2dSame(channels, out, layer.kernel_size, **options))
+    if is_transposed(module):
+        options["output_padding"] = layer.output_padding
+    options |= {"padding": layer.padding, "padding_mode": layer.padding_mode}
+    return cast("nn.Module", _base(module)(channels, out, layer.kernel_size, **options))
+
+
+def pads_dynamically(module: nn.Module) -> bool:
+    """Whether the padding follows the input's size, as TensorFlow's ``SAME`` does."""
+    return _identity(module) in _TIMM_PADDED and bool(getattr(module, "same_pad", True))
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return {"device": weight.device, "dtype": weight.dtype}
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a convolution's kernel is one place."""
+    return math.prod(cast("nn.Conv2d", module).kernel_size) == 1
+
+
+# ---------------------------------------------------------------- rows
+
+
+def input_rows(module: nn.Module, x: Tensor, *, places: Sequence[Tensor] | None = None) -> Tensor:
+    """Return what the kernel meets at each output place, shape ``(rows, channels × places)``.
+
+    Channels of a group are together, so that columns divide evenly into groups.
+
+    Args:
+        module: A layer that is known. Not modified.
+        x: Its input, with or without a batch.
+        places: Indices of output places along each axis, each of shape ``(places,)``, as
+            :func:`choose_places` gives them; ``None`` for all.
+    """
+    if isinstance(module, nn.Linear):
+        rows = x.reshape(-1, x.shape[-1])
+        return rows if places is None else rows[places[0]]
+    layer = cast("nn.Conv2d", module)
+    axes = len(layer.kernel_size)
+    x = x if x.ndim == axes + 2 else x.unsqueeze(0)
+    view = _spread(module, x) if is_transposed(module) else pad(module, x)
+    steps = (1,) * axes if is_transposed(module) else layer.stride
+    for axis, (size, step, gap) in enumerate(
+        zip(layer.kernel_size, steps, layer.dilation, strict=True)
+    ):
+        view = view.unfold(axis + 2, gap * (size - 1) + 1, step)[..., ::gap]
+    # Now of batch, channels, the output's axes, the kernel's axes.
+    view = view.flatten(2, axes + 1) if places is None else _at(view, places)
+    return view.transpose(1, 2).reshape(view.shape[0] * view.shape[2], -1)
+
+
+def output_rows(module: nn.Module, y: Tensor, *, places: Sequence[Tensor] | None = None) -> Tensor:
+    """Return a layer's output as rows ``(rows, out)``, in the order of :func:`input_rows`."""
+    if isinstance(module, nn.Linear):
+        rows = y.reshape(-1, y.shape[-1])
+        return rows if places is None else rows[places[0]]
+    axes = len(cast("nn.Conv2d", module).kernel_size)
+    y = y if y.ndim == axes + 2 else y.unsqueeze(0)
+    chosen = y.flatten(2) if places is None else _at(y, places)
+    return chosen.transpose(1, 2).reshape(-1, y.shape[1])
+
+
+def _at(values: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """Return the values at places along the axes after batch and channels."""
+    every = slice(None)
+    chosen: Tensor = values[(every, every, *places)]  # type: ignore[index]  # not in torch's stubs
+    return chosen
+
+
+def output_places(module: nn.Module, y: Tensor) -> int:
+    """Return how many rows one example of an output is, or a linear layer's whole batch."""
+    if isinstance(module, nn.Linear):
+        return y[..., 0].numel()
+    return math.prod(y.shape[-len(cast("nn.Conv2d", module).kernel_size) :])
+
+
+def choose_places(
+    module: nn.Module, y: Tensor, count: int, generator: torch.Generator
+) -> list[Tensor] | None:
+    """Draw output places, or return ``None`` where there are no more than ``count``.
+
+    Args:
+        module: A layer that is known.
+        y: Its output, for its size.
+        count: Places of each example (of the whole batch for a linear layer).
+        generator: On the CPU; draws without replacement.
+    """
+    total = output_places(module, y)
+    if total <= count:
+        return None
+    drawn = torch.randperm(total, generator=generator)[:count].sort().values.to(y.device)
+    if isinstance(module, nn.Linear):
+        return [drawn]
+    sizes = y.shape[-len(cast("nn.Conv2d", module).kernel_size) :]
+    return list(torch.unravel_index(drawn, tuple(sizes)))
+
+
+def pad(module: nn.Module, x: Tensor) -> Tensor:
+    """Pad an input ``(batch, channels, …)`` as the convolution does by itself."""
+    layer = cast("Any", module)
+    if pads_dynamically(module):
+        amounts = _same_amounts(layer, x.shape[2:])
+    else:
+        # The convolution keeps the amounts, last axis first, also for ``padding="same"``.
+        amounts = list(layer._reversed_padding_repeated_twice)  # noqa: SLF001
+    if not any(amounts):
+        return x
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(x, amounts, mode=mode)
+
+
+def _same_amounts(layer: Any, sizes: Sequence[int]) -> list[int]:
+    """Return TensorFlow's ``SAME`` padding, last axis first."""
+    amounts: list[int] = []
+    for size, kernel, step, gap in zip(
+        sizes, layer.kernel_size, layer.stride, layer.dilation, strict=True
+    ):
+        total = max((math.ceil(size / step) - 1) * step + (kernel - 1) * gap + 1 - size, 0)
+        amounts = [total // 2, total - total // 2, *amounts]
+    return amounts
+
+
+def _spread(module: nn.Module, x: Tensor) -> Tensor:
+    """Put zeros between and around a transposed convolution's inputs: then it is a plain one."""
+    layer = cast("nn.ConvTranspose2d", module)
+    padding = cast("tuple[int, ...]", layer.padding)
+    axes = len(layer.kernel_size)
+    sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], layer.stride, strict=True)]
+    wide = x.new_zeros(*x.shape[:2], *sizes)
+    wide[(slice(None), slice(None), *(slice(None, None, step) for step in layer.stride))] = x
+    amounts: list[int] = []
+    for axis in range(axes):
+        edge = layer.dilation[axis] * (layer.kernel_size[axis] - 1) - padding[axis]
+        # A negative amount cuts off.
+        amounts = [edge, edge + layer.output_padding[axis], *amounts]
+    return F.pad(wide, amounts)
