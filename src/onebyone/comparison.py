@@ -15,6 +15,7 @@ from onebyone.evaluation import MetricFunction, Together, agreement, paired_diff
 from onebyone.models import save_weights
 from onebyone.profiling import example_input
 from onebyone.profiling.latency import Samples, interleave, threads
+from onebyone.profiling.memory import peak_activation_bytes
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Comparison, Measured, Metric, Ratio, Timing
 from onebyone.runtimes import describe_machine, find_runtime
@@ -154,7 +155,8 @@ def measure(
 ) -> Measured:
     """Return a network's record, its costs counted here."""
     dtype = next((p.dtype for p in model.parameters()), None)
-    costs = trace_layers(model, example_input((1, *input_shape[1:]), dtype=dtype))
+    example = example_input((1, *input_shape[1:]), dtype=dtype)
+    costs = trace_layers(model, example)
     return Measured(
         params=costs.params,
         macs=costs.macs,
@@ -163,6 +165,7 @@ def measure(
         metric=test,
         train_metric=train,
         calibration_error=calibration_error,
+        peak_activation_bytes=peak_activation_bytes(model, example),
     )
 
 

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from onebyone.data import Split
 from onebyone.evaluation import Together
 from onebyone.layers import GlobalAverageHead
-from onebyone.records import Disagreement
+from onebyone.records import ClassCount, ConfusedPair, Confusion, Disagreement
 from onebyone.report.maps import data_uri, overlay
 from onebyone.sites import hooks_removed, in_evaluation_mode
 
+Integers = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
 # More pictures would not be looked at.
 MOST = 24
+# Pixels a side of a picture that is kept, and of one that is kept exactly: seventy pictures of
+# photographs would otherwise be larger than all else that a report holds.
+LARGEST = 160
+EXACT = 64
+# A record stays small with a thousand classes: beyond these, the ones that tell most are kept.
+MOST_CLASSES = 100
+MOST_PAIRS = 150
 
 
 def find_disagreements(
@@ -52,20 +67,80 @@ def find_disagreements(
     found = []
     for place, row in enumerate(rows):
         predictions = (int(first.predictions[row]), int(second.predictions[row]))
-        picture = split.image(row)
+        picture = _reduced(split.image(row))
         found.append(
             Disagreement(
                 index=row,
                 label=int(targets[row]),
                 before=predictions[0],
                 after=predictions[1],
-                image="" if picture is None else data_uri(picture),
+                image="" if picture is None else _address(picture),
                 maps=_overlays(
                     picture, [None if m is None else m[place] for m in maps], predictions
                 ),
             )
         )
     return tuple(found)
+
+
+def count_confusions(split: Split, scored: Together) -> Confusion | None:
+    """Count by class what two networks classify rightly, and which classes they confuse.
+
+    Args:
+        split: The test data that was scored.
+        scored: The scores of both, in that order.
+
+    Returns:
+        The counts; ``None`` where the networks or the targets are no classifiers'.
+    """
+    first, second = scored.each
+    if first.predictions is None or second.predictions is None or split.targets is None:
+        return None
+    targets = split.targets.numpy()
+    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+        return None
+    predicted = [first.predictions, second.predictions]
+    classes = int(max(targets.max(), *(each.max() for each in predicted))) + 1
+    counts = _class_counts(targets, predicted, classes)
+    pairs = _confused_pairs(targets, predicted, classes)
+    return Confusion(
+        classes=classes,
+        counts=counts,
+        pairs=pairs[:MOST_PAIRS],
+        pairs_left_out=max(0, len(pairs) - MOST_PAIRS),
+    )
+
+
+def _class_counts(
+    targets: Integers, predicted: Sequence[Integers], classes: int
+) -> tuple[ClassCount, ...]:
+    n = np.bincount(targets, minlength=classes)
+    right = [np.bincount(targets[each == targets], minlength=classes) for each in predicted]
+    kept = np.flatnonzero(n)
+    if len(kept) > MOST_CLASSES:
+        change = np.abs(right[1] - right[0])[kept]
+        kept = np.sort(kept[np.argsort(-change, kind="stable")][:MOST_CLASSES])
+    return tuple(
+        ClassCount(label=int(c), n=int(n[c]), before=int(right[0][c]), after=int(right[1][c]))
+        for c in kept
+    )
+
+
+def _confused_pairs(
+    targets: Integers, predicted: Sequence[Integers], classes: int
+) -> tuple[ConfusedPair, ...]:
+    """Return all pairs that occur, the most frequent first."""
+    found: dict[int, list[int]] = {}
+    for side, each in enumerate(predicted):
+        wrong = each != targets
+        codes, counts = np.unique(targets[wrong] * classes + each[wrong], return_counts=True)
+        for code, count in zip(codes, counts, strict=True):
+            found.setdefault(int(code), [0, 0])[side] = int(count)
+    ordered = sorted(found.items(), key=lambda item: (-max(item[1]), -sum(item[1]), item[0]))
+    return tuple(
+        ConfusedPair(label=code // classes, predicted=code % classes, before=before, after=after)
+        for code, (before, after) in ordered
+    )
 
 
 def _inputs(split: Split, rows: list[int]) -> Tensor:
@@ -107,14 +182,32 @@ def class_maps(network: nn.Module, inputs: Tensor, *, device: str = "cpu") -> li
     return list(seen[0])
 
 
+def _reduced(picture: Pixels | None) -> Pixels | None:
+    """Return a picture of at most ``LARGEST`` pixels a side, in its own proportions."""
+    if picture is None or max(picture.shape[:2]) <= LARGEST:
+        return picture
+    image = Image.fromarray(picture)
+    image.thumbnail((LARGEST, LARGEST))
+    return np.asarray(image)
+
+
+def _address(picture: Pixels) -> str:
+    """Return a ``data:`` address: exact pixels of a small picture, a large one as JPEG."""
+    if max(picture.shape[:2]) <= EXACT:
+        return data_uri(picture)
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="JPEG", quality=85, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
 def _overlays(
-    picture: Any, maps: list[Tensor | None], predictions: tuple[int, int]
+    picture: Pixels | None, maps: list[Tensor | None], predictions: tuple[int, int]
 ) -> tuple[str, ...]:
     if picture is None:
         return ()
     image = np.moveaxis(np.asarray(picture, dtype=np.float64), -1, 0)
     return tuple(
-        data_uri(overlay(image, each[prediction].numpy()))
+        _address(overlay(image, each[prediction].numpy()))
         for each, prediction in zip(maps, predictions, strict=True)
         if each is not None
     )

@@ -17,7 +17,7 @@ from onebyone import __version__
 from onebyone.calibration import CalibrationData
 from onebyone.comparison import TRAIN_EXAMPLES, measure, side_by_side
 from onebyone.data import Data, as_data, load_data
-from onebyone.differences import find_disagreements
+from onebyone.differences import count_confusions, find_disagreements
 from onebyone.errors import OneByOneError, OptionError, OutputError, UnknownNameError
 from onebyone.evaluation import (
     MetricFunction,
@@ -492,7 +492,9 @@ def _compare(line: _Line, original: nn.Module, small: nn.Module, data: Data) -> 
     if line.folder is not None:
         line.folder.save_network(small)
     differ: tuple[Disagreement, ...] = ()
+    confusion = None
     if both.test is not None:
+        confusion = count_confusions(data.test, both.test)
         differ = find_disagreements(original, small, data.test, both.test, device=line.device)
     line.keep(
         before=both.record.before,
@@ -500,6 +502,7 @@ def _compare(line: _Line, original: nn.Module, small: nn.Module, data: Data) -> 
         comparison=both.record,
         profile_after=after,
         disagreements=differ,
+        confusion=confusion,
     )
 
 

@@ -335,6 +335,22 @@ class CalibrationInfo(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrontPoint(Record):
+    """What another budget would come to: the plan of least predicted harm that meets it.
+
+    Attributes:
+        after: The network's cost under that plan.
+        harm: Predicted, the sum over its rewrites.
+        rewritten: How many sites it rewrites.
+    """
+
+    budget: Budget
+    after: Cost
+    harm: float
+    rewritten: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan(Record):
     """The chosen option for each site, the budgets it meets, and why the rest was left alone.
 
@@ -351,6 +367,7 @@ class Plan(Record):
     left_alone: tuple[LeftAlone, ...]
     calibration: CalibrationInfo | None = None
     harm: float | None = None
+    front: tuple[FrontPoint, ...] = ()
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -511,6 +528,8 @@ class Measured(Record):
     Attributes:
         macs: For one input.
         file_bytes: Size of its weights as safetensors.
+        peak_activation_bytes: Most bytes of activations alive at once in a forward pass of one
+            input, each from the operation that writes it to the last that reads it.
         latency: Time of the whole network by runtime.
         metric: On test data; ``None`` where there is none.
         train_metric: On a sample of the training data.
@@ -524,6 +543,7 @@ class Measured(Record):
     metric: Metric | None = None
     train_metric: Metric | None = None
     calibration_error: float | None = None
+    peak_activation_bytes: int | None = None
 
     @property
     def generalization_gap(self) -> float | None:
@@ -581,6 +601,9 @@ class Comparison(Record):
             _count_row("MACs", self.before.macs, self.after.macs, format_count),
             _count_row("weights", self.before.file_bytes, self.after.file_bytes, format_bytes),
         ]
+        peaks = self.before.peak_activation_bytes, self.after.peak_activation_bytes
+        if peaks[0] is not None and peaks[1] is not None:
+            rows.append(_count_row("activations, peak", peaks[0], peaks[1], format_bytes))
         for runtime, ratio in self.latency_ratio.items():
             first, second = self.before.latency[runtime], self.after.latency[runtime]
             rows.append(
@@ -694,7 +717,14 @@ class ModelSource(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DataInfo(Record):
-    """What a data set is: sizes of its parts, classes, and the shape of one input."""
+    """What a data set is: sizes of its parts, classes, and the shape of one input.
+
+    Attributes:
+        mean: Subtracted from each channel of a picture scaled to 0…1; ``None`` where it is not
+            known how pictures become inputs.
+        std: What each channel is then divided by.
+        crop: Share of a picture's shorter side that is kept when its center is cut out.
+    """
 
     name: str
     train: int
@@ -703,6 +733,9 @@ class DataInfo(Record):
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
     seed: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop: float = 1.0
 
 
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -741,6 +774,54 @@ class Disagreement(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassCount(Record):
+    """How many test examples of a class there are, and how many each network classified rightly.
+
+    Attributes:
+        label: The class's number.
+        before: Right predictions of the original.
+        after: Right predictions of the rewritten network.
+    """
+
+    label: int
+    n: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfusedPair(Record):
+    """How many test examples of one class each network took for another.
+
+    Attributes:
+        label: The true class's number.
+        predicted: The other's.
+    """
+
+    label: int
+    predicted: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion(Record):
+    """Which classes two networks take for which, on the same test examples.
+
+    Attributes:
+        classes: Number of classes.
+        counts: By class, in their order; of many classes, those that changed most.
+        pairs: The most confused first; of many, those alone.
+        pairs_left_out: Confused pairs that are not listed.
+    """
+
+    classes: int
+    counts: tuple[ClassCount, ...]
+    pairs: tuple[ConfusedPair, ...]
+    pairs_left_out: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord(Record):
     """All that a run measured: what its report is made from.
 
@@ -769,6 +850,7 @@ class RunRecord(Record):
     profile_before: Profile | None = None
     profile_after: Profile | None = None
     disagreements: tuple[Disagreement, ...] = ()
+    confusion: Confusion | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
