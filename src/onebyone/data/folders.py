@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from onebyone.data.augment import Augmentation
+from onebyone.data.pictures import fit_picture, open_picture
 from onebyone.data.splits import Data, TensorSplit, held_out
 from onebyone.errors import DataError, OptionError
 from onebyone.units import format_bytes
@@ -19,6 +19,7 @@ from onebyone.units import format_bytes
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SIZE = 224
+CROP = 7 / 8  # of the shorter side: 224 of 256 pixels, as ImageNet's networks are tested
 MEMORY_SHARE = 0.6  # of the memory that is free: the network and its activations need the rest
 
 _SUFFIXES = frozenset(
@@ -67,7 +68,7 @@ def load_folder(
         )
         for name, part in parts.items()
     }
-    return Data(name=folder.resolve().name, classes=classes, seed=seed, **splits)
+    return Data(name=folder.resolve().name, classes=classes, seed=seed, crop=CROP, **splits)
 
 
 class _Files:
@@ -201,25 +202,7 @@ def _decode(paths: list[Path], size: int) -> Tensor:
 
 
 def _read_picture(path: Path, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    shorter = max(size, round(size * 8 / 7))
-    try:
-        with Image.open(path) as opened:
-            # A JPEG decodes two, four or eight times smaller for a fraction of the work.
-            opened.draft("RGB", (2 * shorter, 2 * shorter))
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode == "P":
-                picture = picture.convert("RGBA")  # a palette may hold transparency
-            picture = picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"The picture {path} cannot be read: {error}. Remove it or mend it."
-        ) from error
-    width, height = picture.size
-    scale = shorter / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+    return np.asarray(fit_picture(open_picture(path, size), (size, size), crop=CROP).picture)
 
 
 def _augmentation(size: int) -> Augmentation:

@@ -135,6 +135,11 @@ class TensorSplit:
         return tuple(self._inputs.shape[1:])
 
     @property
+    def holds_pixels(self) -> bool:
+        """Whether inputs are uint8 images, which :attr:`mean` and :attr:`std` normalize."""
+        return self._inputs.dtype == torch.uint8
+
+    @property
     def targets(self) -> Tensor | None:
         """The targets of all examples, in order; ``None`` where there are none."""
         if self._targets is None or self._rows is None:
@@ -399,6 +404,7 @@ class Data:
     Attributes:
         classes: Their names; empty where the targets are no classes.
         seed: Of the division into parts.
+        crop: Share of a picture's shorter side that was kept when its center was cut out.
 
     Raises:
         DataError: If the parts' inputs differ in shape, or a label is no class.
@@ -410,6 +416,7 @@ class Data:
     test: Split
     classes: tuple[str, ...] = ()
     seed: int = 0
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         for part in ("train", "validation", "test"):
@@ -429,7 +436,8 @@ class Data:
         return self.train.input_shape
 
     def info(self) -> DataInfo:
-        """Return sizes, classes and shape as a record."""
+        """Return sizes, classes, shape and normalization as a record."""
+        mean, std = _pixel_statistics(self.test)
         return DataInfo(
             name=self.name,
             train=len(self.train),
@@ -438,6 +446,9 @@ class Data:
             classes=self.classes,
             input_shape=self.input_shape,
             seed=self.seed,
+            mean=mean,
+            std=std,
+            crop=self.crop,
         )
 
     def __str__(self) -> str:
@@ -539,6 +550,15 @@ def _statistics(
     if min(std) <= 0:
         raise OptionError(f"`std` must be above 0 in every channel, got {std}.")
     return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _pixel_statistics(
+    split: Split,
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return mean and standard deviation where inputs are pixels; else their scale is not known."""
+    if isinstance(split, TensorSplit) and split.holds_pixels:
+        return split.mean, split.std
+    return None, None
 
 
 def _check_batches(batch_size: int, seed: int | None, *, augment: bool) -> None:
