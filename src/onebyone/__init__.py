@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onebyone.layers import MLPConv as MLPConv
     from onebyone.layers import Pointwise as Pointwise
     from onebyone.pipeline import shrink as shrink
+    from onebyone.planning import applies as applies
     from onebyone.planning import plan as plan
     from onebyone.profiling import profile as profile
     from onebyone.records import Comparison as Comparison
@@ -43,6 +44,7 @@ _HOMES = {
     "Pointwise": "layers",
     "Profile": "records",
     "RunRecord": "records",
+    "applies": "planning",
     "apply": "rewrites",
     "compare": "comparison",
     "distill": "training",

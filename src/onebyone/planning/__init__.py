@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from onebyone.calibration import as_calibration
 from onebyone.errors import OptionError
+from onebyone.planning.applies import applies
 from onebyone.planning.budget import check_budgets, parse_budgets
+from onebyone.planning.front import front_of
 from onebyone.planning.options import HeadChoice, Survey, survey
 from onebyone.planning.solve import choose
 from onebyone.records import CalibrationInfo, LeftAlone, Option, Plan
 from onebyone.sites import check_finite
 from onebyone.units import format_percent
 
-__all__ = ["HEAD_CHOICES", "HeadChoice", "plan", "plan_from"]
+__all__ = ["HEAD_CHOICES", "HeadChoice", "applies", "plan", "plan_from"]
 
 HEAD_CHOICES = ("auto", "keep", "exact", "gap")
 
@@ -61,13 +65,15 @@ def plan(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # fresh weights of the heads that are tried
         found = survey(model, data, head_choice=head, leave=leave, progress=progress)
-    return plan_from(
+    planned = partial(
+        plan_from,
         found,
-        texts,
         network=name or type(model).__name__,
         input_shape=tuple(data.example().shape),
         calibration=data.info(),
     )
+    made = planned(texts)
+    return replace(made, front=front_of(found, made.budgets[0].quantity, planned))
 
 
 def plan_from(

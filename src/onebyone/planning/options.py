@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,11 +15,12 @@ from onebyone.calibration import CalibrationData, Moments, collect, output_curva
 from onebyone.errors import ModelError
 from onebyone.evaluation import divergence, one_tensor
 from onebyone.layers import GlobalAverageHead
+from onebyone.planning.applies import HEAD, reasons
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option
 from onebyone.rewrites import factorize, head
 from onebyone.rewrites.apply import form_and_ranks, head_data
-from onebyone.sites import aliases, evaluation_copy, module_at, replace_module
+from onebyone.sites import evaluation_copy, module_at, replace_module
 
 Progress = Callable[[int, int, str], None]
 HeadChoice = Literal["auto", "keep", "exact", "gap"]
@@ -100,12 +101,12 @@ def survey(
         exact = _exact_option(site)
         network = head.rewrite(base, example, name=site.name, form="exact", hidden=[])
     costs = trace_layers(network, example)
-    reasons = dict(_reasons(network, costs, leave))
+    why = reasons(network, costs, leave)
     surveyor = _Surveyor(network, data, costs.layers, progress)
-    names = [layer.name for layer in costs.layers if layer.macs and layer.name not in reasons]
+    names = [layer.name for layer in costs.layers if layer.macs and layer.name not in why]
     wants_gap = site is not None and head_choice in ("auto", "gap")
     surveyor.steps = len(names) + int(wants_gap)
-    options = surveyor.factorize_options(names, reasons)
+    options = surveyor.factorize_options(names, why)
     forced: tuple[str, ...] = ()
     if wants_gap:
         assert site is not None
@@ -114,7 +115,7 @@ def survey(
             options = [option for option in options if option.site not in inside]
             forced = (site.name,)
         options += surveyor.gap_options(site, base, example, tuple(inside))
-    notes += [LeftAlone(site=name, reason=reason) for name, reason in reasons.items()]
+    notes += [LeftAlone(site=name, reason=reason) for name, reason in why.items()]
     return Survey(
         network=network,
         exact=exact,
@@ -170,53 +171,8 @@ def _head_site(
         raise ModelError(
             f"The head of {type(network).__name__} cannot be rewritten as {choice!r}: {reason}."
         )
-    notes.append(LeftAlone(site="(head)", reason=reason))
+    notes.append(LeftAlone(site=HEAD, reason=reason))
     return None
-
-
-# ---------------------------------------------------------------- what is left alone
-
-
-def _reasons(
-    network: nn.Module, costs: LayerCosts, leave: Sequence[str]
-) -> Iterator[tuple[str, str]]:
-    """Yield the layers that must be left alone, each with the reason in words."""
-    names = aliases(network)
-    owners = _owners(network)
-    for layer in costs.layers:
-        module = module_at(network, layer.name)
-        computes = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))  # noqa: SLF001
-        if not layer.macs and not computes:
-            continue
-        reason = _reason(layer, module, names.get(layer.name, ()), leave)
-        if reason is None and any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
-            reason = "its weight is shared with another layer"
-        if reason is not None:
-            yield layer.name, reason
-
-
-def _owners(network: nn.Module) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for module in network.modules():
-        for parameter in module.parameters(recurse=False):
-            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    return counts
-
-
-def _reason(
-    layer: LayerCost, module: nn.Module, names: Sequence[str], leave: Sequence[str]
-) -> str | None:
-    if any(layer.name == name or layer.name.startswith(f"{name}.") for name in leave):
-        return "left alone as asked"
-    if layer.calls == 0:
-        return "does not run on this input"
-    if len(names) > 1:
-        return f"shared: the same layer as {names[1]!r}"
-    if layer.calls > 1:
-        return f"runs {layer.calls} times in one pass"
-    if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001
-        return "has hooks, which a rewrite would lose"
-    return factorize.why_not(module)
 
 
 # ---------------------------------------------------------------- options and their harm
@@ -246,7 +202,7 @@ class _Surveyor:
         if self.progress is not None:
             self.progress(self.done, self.steps, message)
 
-    def factorize_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
+    def factorize_options(self, names: list[str], why: dict[str, str]) -> list[Option]:
         moments = collect(self.network, names, self.data.batches)
         metrics = output_curvature(self.network, names, self.data.batches)
         self._prepare_probes(len(names))
@@ -254,7 +210,7 @@ class _Surveyor:
         for name in names:
             found = self._site_options(name, moments[name], metrics.get(name))
             if not found:
-                reasons[name] = f"no rank saves {LEAST_GAIN:.0%} of its parameters and MACs"
+                why[name] = f"no rank saves {LEAST_GAIN:.0%} of its parameters and MACs"
             options += found
             self._advance(f"options of {name}")
         return options

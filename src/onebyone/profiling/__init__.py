@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,8 +13,9 @@ from onebyone.profiling.latency import interleave, threads
 from onebyone.profiling.trace import time_layers, trace_layers
 from onebyone.records import Profile
 from onebyone.runtimes import describe_machine, find_runtime
+from onebyone.sites import Inputs
 
-__all__ = ["example_input", "profile"]
+__all__ = ["as_inputs", "example_input", "profile"]
 
 
 def example_input(
@@ -29,6 +30,22 @@ def example_input(
         raise OptionError(f"`input_shape` must be positive sizes, batch included, got {shape}.")
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=dtype).to(device)
+
+
+def as_inputs(model: nn.Module, inputs: Inputs | tuple[int, ...]) -> Inputs:
+    """Return inputs as they are, or for a shape a standard normal input of the network's type.
+
+    Args:
+        model: Read for its type and device.
+        inputs: Inputs, or the shape of one with the batch in front.
+
+    Raises:
+        OptionError: If a shape has a size that is not positive.
+    """
+    if isinstance(inputs, (Tensor, Mapping)) or not all(isinstance(n, int) for n in inputs):
+        return inputs
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return example_input(inputs, device=str(first.device), dtype=first.dtype)
 
 
 def profile(

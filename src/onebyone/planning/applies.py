@@ -1,0 +1,152 @@
+"""Which rewrite applies to which site of a network, and else why not, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from onebyone.profiling import as_inputs
+from onebyone.profiling.trace import LayerCosts, trace_layers
+from onebyone.records import LayerCost, Record
+from onebyone.rewrites import factorize, head
+from onebyone.sites import Inputs, aliases, module_at
+from onebyone.tables import Table
+
+HEAD = "(head)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRewrite(Record):
+    """Whether a rewrite applies to a site.
+
+    Attributes:
+        site: Name of the layer, or ``(head)`` for a head that was not found.
+        reason: Why it does not apply, in words; ``None`` where it does.
+    """
+
+    site: str
+    kind: str
+    rewrite: str
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applicability(Record):
+    """Each site of a network with each rewrite that could be thought of there."""
+
+    network: str
+    sites: tuple[SiteRewrite, ...]
+
+    def table(self) -> Table:
+        """Return a line for each site and rewrite."""
+        rows = [[s.site or "(root)", s.kind, s.rewrite, s.reason or "applies"] for s in self.sites]
+        count = sum(s.reason is None for s in self.sites)
+        return Table(
+            columns=("site", "kind", "rewrite", "applies, or why not"),
+            rows=rows,
+            title=f"Rewrites of {self.network}",
+            notes=[f"{count} of {len(rows)} apply."],
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def applies(model: nn.Module, inputs: Inputs | tuple[int, ...]) -> Applicability:
+    """Tell for each site of a network which rewrites apply to it, and else why not.
+
+    Args:
+        model: Not modified; copies in evaluation mode are run.
+        inputs: An input: its shape with the batch in front, a tensor, a tuple of arguments, or
+            keyword arguments.
+
+    Raises:
+        ModelError: If the network cannot be copied or run on that input.
+    """
+    example = as_inputs(model, inputs)
+    costs = trace_layers(model, example)
+    why = reasons(model, costs)
+    sites = []
+    for layer in costs.layers:
+        if is_site(layer, module_at(model, layer.name)):
+            site = SiteRewrite(
+                site=layer.name,
+                kind=layer.kind,
+                rewrite="factorize",
+                reason=why.get(layer.name),
+            )
+            sites.append(site)
+    sites += _head_rewrites(model, example)
+    return Applicability(network=type(model).__name__, sites=tuple(sites))
+
+
+def _head_rewrites(model: nn.Module, example: Inputs) -> Iterator[SiteRewrite]:
+    found = (
+        head.find_head(model, example)
+        if isinstance(example, Tensor)
+        else head.NoHead("the network takes something that is not one tensor")
+    )
+    if isinstance(found, head.NoHead):
+        yield SiteRewrite(site=HEAD, kind="head", rewrite="head", reason=found.reason)
+        return
+    for form in head.FORMS:
+        reason = head.why_not(found, form)
+        yield SiteRewrite(site=found.name, kind="head", rewrite=f"head {form}", reason=reason)
+
+
+# ---------------------------------------------------------------- layers and their reasons
+
+
+def is_site(layer: LayerCost, module: nn.Module) -> bool:
+    """Whether a layer multiplies, or would if it ran."""
+    computes = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))  # noqa: SLF001
+    return bool(layer.macs) or computes
+
+
+def reasons(network: nn.Module, costs: LayerCosts, leave: Sequence[str] = ()) -> dict[str, str]:
+    """Return the layers that must be left alone, each with the reason in words.
+
+    Args:
+        network: That was traced. Not modified.
+        costs: Its layers.
+        leave: Names of modules to leave alone, with all inside them.
+    """
+    names = aliases(network)
+    owners = _owners(network)
+    found: dict[str, str] = {}
+    for layer in costs.layers:
+        module = module_at(network, layer.name)
+        if not is_site(layer, module):
+            continue
+        reason = _reason(layer, module, names.get(layer.name, ()), leave)
+        if reason is None and any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
+            reason = "its weight is shared with another layer"
+        if reason is not None:
+            found[layer.name] = reason
+    return found
+
+
+def _owners(network: nn.Module) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    return counts
+
+
+def _reason(
+    layer: LayerCost, module: nn.Module, names: Sequence[str], leave: Sequence[str]
+) -> str | None:
+    if any(layer.name == name or layer.name.startswith(f"{name}.") for name in leave):
+        return "left alone as asked"
+    if layer.calls == 0:
+        return "does not run on this input"
+    if len(names) > 1:
+        return f"shared: the same layer as {names[1]!r}"
+    if layer.calls > 1:
+        return f"runs {layer.calls} times in one pass"
+    if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001
+        return "has hooks, which a rewrite would lose"
+    return factorize.why_not(module)
