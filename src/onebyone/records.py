@@ -411,8 +411,34 @@ class Plan(Record):
             notes=notes,
         )
 
+    def front_table(self) -> Table:
+        """Return what other budgets would come to, a budget a line."""
+        rows = [
+            [
+                *_share_cells(point.after.macs, self.before.macs),
+                *_share_cells(point.after.params, self.before.params),
+                str(point.rewritten),
+                f"{point.harm:.2g}",
+            ]
+            for point in self.front
+        ]
+        notes = ["Each the least predicted harm under its budget, by the same options."]
+        if self.harm is not None:
+            share = format_percent(self.after.macs / max(self.before.macs, 1))
+            notes.append(f"The plan itself: harm {self.harm:.2g} at {share} of the MACs.")
+        return Table(
+            columns=(">MACs", ">%", ">params", ">%", ">sites rewritten", ">harm"),
+            rows=rows,
+            title=f"Front of {self.network}: what other budgets would come to",
+            notes=notes,
+        )
+
     def __str__(self) -> str:
         return str(self.table())
+
+
+def _share_cells(part: int, whole: int) -> tuple[str, str]:
+    return format_count(part), f"{100 * part / max(whole, 1):.1f}"
 
 
 def format_settings(settings: Settings) -> str:

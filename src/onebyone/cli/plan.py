@@ -21,6 +21,7 @@ EPILOG = """examples:
   onebyone plan runs/classic --data digits --budget macs=50%
   onebyone plan timm:resnet18 --weights w.safetensors --data imagefolder:photos/ \\
       --budget macs=40% --budget params=6M --out plans/r18
+  onebyone plan runs/classic --data digits --budget macs=50% --front
 
 The plan is a small JSON file. It can be edited by hand and carried out by
 `onebyone shrink --plan FILE`.
@@ -60,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     add_planning(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
+    parser.add_argument(
+        "--front", action="store_true", help="show what other budgets would come to as well"
+    )
     add_device(parser)
     add_output(parser, "folder for plan.json")
 
@@ -87,5 +91,6 @@ def run(args: argparse.Namespace) -> None:
             device=device,
             progress=update,
         )
-    show(record, args, record.table())
+    tables = [record.table(), *([record.front_table()] if args.front else [])]
+    show(record, args, *tables)
     write_record(record, args.out, "plan.json", args)

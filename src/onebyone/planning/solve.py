@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,33 @@ def choose(
     raise _explained(options, budgets, before, forced, obstacles)
 
 
+def least_cost(
+    options: Sequence[Option],
+    quantity: Literal["params", "macs"],
+    before: Cost,
+    *,
+    forced: Sequence[str] = (),
+) -> Cost:
+    """Return the network's cost under the choice that leaves least of a quantity.
+
+    Args:
+        options: As for :func:`choose`.
+        quantity: What to save.
+        before: The network's own cost.
+        forced: Sites at which some option must be chosen.
+    """
+    if not options:
+        return before
+    rows, low, high = _one_each(options, forced)
+    saved = np.array([_cost(option.saved, quantity) for option in options], float)
+    picked = _solve(-saved / max(float(np.abs(saved).max()), 1.0), rows, low, high)
+    assert picked is not None
+    least = before
+    for option, chosen in zip(options, picked, strict=True):
+        least = least - option.saved if chosen else least
+    return least
+
+
 def _meets(chosen: Sequence[Option], budgets: Sequence[Budget], before: Cost) -> bool:
     cost = before
     for option in chosen:
@@ -123,14 +151,8 @@ def _explained(
     obstacles: str,
 ) -> BudgetError:
     """Find the budget that cannot be met alone, and how far it can."""
-    rows, low, high = _one_each(options, forced)
     for budget in budgets:
-        saved = np.array([_cost(option.saved, budget.quantity) for option in options], float)
-        picked = _solve(-saved / max(float(np.abs(saved).max()), 1.0), rows, low, high)
-        assert picked is not None
-        best = before - Cost(params=0, macs=0)
-        for option, chosen in zip(options, picked, strict=True):
-            best = best - option.saved if chosen else best
+        best = least_cost(options, budget.quantity, before, forced=forced)
         if _cost(best, budget.quantity) > budget.limit:
             return BudgetError(_unreachable(budget, before, best, obstacles))
     asked = ", ".join(budget.asked for budget in budgets)
