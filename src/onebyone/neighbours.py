@@ -1,0 +1,412 @@
+"""Which layer feeds which: one forward pass, operation by operation, of any network that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from onebyone.sites import Inputs, evaluation_copy, hooks_removed, run, tensors_in
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An operation that reads a tensor.
+
+    Attributes:
+        operation: Its name, such as ``relu``, ``add`` or ``convolution``.
+        module: The innermost module that was running: the one whose forward calls the operation.
+        call: Which call of that module, counted over the whole pass.
+        given: Whether the module was given the tensor as an argument of that call.
+    """
+
+    operation: str
+    module: str
+    call: int
+    given: bool
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor as it was between two operations that wrote it.
+
+    Attributes:
+        shape: With the batch.
+        operation: What made it; ``None`` for what was there before: inputs, weights, constants.
+        module: The innermost module that was running when it was made.
+        readings: Every operation that reads it, in order. An operation that gives the same tensor
+            again (``detach``, a view of the same shape) reads nothing.
+        is_output: Whether the network returns it.
+    """
+
+    shape: tuple[int, ...]
+    operation: str | None
+    module: str | None
+    readings: tuple[Reading, ...]
+    is_output: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a module.
+
+    Attributes:
+        inputs: Tensors among its arguments: places in :attr:`Neighbours.values`.
+        outputs: Tensors among what it returned.
+    """
+
+    module: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """The one layer on a side of another, or why there is no such layer.
+
+    Attributes:
+        name: Of that layer; ``None`` where there is none.
+        reason: Why there is none, in words; else empty.
+    """
+
+    name: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Who made each module's input, and who reads its output, in one evaluation pass.
+
+    Modules are named by the first of their names. Modules that do nothing (``nn.Identity``, dropout
+    in evaluation) are transparent: who reads their output reads their input.
+
+    Attributes:
+        calls: Every run of a module, in the order in which they began.
+        values: Every tensor.
+        read_elsewhere: Module name -> the module in whose forward one of its parameters or buffers
+            is read, as ``nn.MultiheadAttention`` reads ``out_proj.weight`` without running
+            ``out_proj``. Such a layer can neither be replaced nor be given another meaning.
+    """
+
+    calls: tuple[Call, ...]
+    values: tuple[Value, ...]
+    read_elsewhere: Mapping[str, str]
+    _layers: frozenset[str]
+
+    def calls_of(self, name: str) -> tuple[Call, ...]:
+        """Return the runs of a module."""
+        return self._calls_by_name.get(name, ())
+
+    @cached_property
+    def _calls_by_name(self) -> dict[str, tuple[Call, ...]]:
+        grouped: dict[str, list[Call]] = {}
+        for call in self.calls:
+            grouped.setdefault(call.module, []).append(call)
+        return {name: tuple(calls) for name, calls in grouped.items()}
+
+    @cached_property
+    def _returned_by(self) -> dict[int, str]:
+        """Value -> the outermost layer that returned it and, itself or a part of it, made it."""
+        makers: dict[int, str] = {}
+        for call in self.calls:
+            for place in call.outputs:
+                maker = self.values[place].module or ""
+                within = maker == call.module or maker.startswith(f"{call.module}.")
+                if within and call.module in self._layers:
+                    makers.setdefault(place, call.module)
+        return makers
+
+    def input_of(self, name: str) -> Value | None:
+        """Return the one tensor that a module is given in its one run, or ``None``."""
+        calls = self.calls_of(name)
+        if len(calls) != 1 or len(calls[0].inputs) != 1:
+            return None
+        return self.values[calls[0].inputs[0]]
+
+    def output_of(self, name: str) -> Value | None:
+        """Return the one tensor that a module returns in its one run, or ``None``."""
+        calls = self.calls_of(name)
+        if len(calls) != 1 or len(calls[0].outputs) != 1:
+            return None
+        return self.values[calls[0].outputs[0]]
+
+    def only_consumer(self, name: str) -> Neighbour:
+        """Return the layer that takes a module's output, if it alone does and nothing else.
+
+        A layer is a module without children, or with parameters or buffers of its own (timm's
+        ``BatchNormAct2d`` has an activation as a child). What a container does by itself to the
+        output, such as ``F.relu(self.conv(x))`` or a sum, is no layer: then the reason says so.
+
+        Args:
+            name: A module's first name.
+
+        Examples:
+            >>> import torch
+            >>> chain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True))
+            >>> find_neighbours(chain, torch.zeros(1, 3, 5, 7)).only_consumer("0").name
+            '1'
+        """
+        reason = self._why_not_one_run(name) or self._why_not_read_once(self.output_of(name))
+        if reason is not None:
+            return Neighbour(None, reason)
+        output = self.output_of(name)
+        assert output is not None
+        reading = output.readings[0]
+        if not reading.given or reading.module not in self._layers:
+            return Neighbour(None, f"its output goes into {_in_words(reading)}, not into a layer")
+        reason = self._why_not_one_run(reading.module)
+        if reason is not None:
+            return Neighbour(None, f"its output goes into {reading.module!r}, but {reason}")
+        return Neighbour(reading.module)
+
+    def only_producer(self, name: str) -> Neighbour:
+        """Return the layer that made a module's input and whose output goes nowhere else."""
+        reason = self._why_not_one_run(name)
+        if reason is not None:
+            return Neighbour(None, reason)
+        value = self.input_of(name)
+        if value is None:
+            return Neighbour(None, "it does not take one tensor")
+        if value.module is None:
+            return Neighbour(None, "its input is an input of the network")
+        maker = self._returned_by.get(self.calls_of(name)[0].inputs[0])
+        if maker is None:
+            made = f"`{value.operation}` in {_named(value.module)}"
+            return Neighbour(None, f"its input is made by {made}, not by a layer")
+        consumer = self.only_consumer(maker)
+        if consumer.name != name:
+            why = consumer.reason or f"its output goes into {consumer.name!r}"
+            return Neighbour(None, f"its input comes from {maker!r}, but {why}")
+        return Neighbour(maker)
+
+    def _why_not_read_once(self, output: Value | None) -> str | None:
+        if output is None:
+            return "it does not return one tensor"
+        if output.is_output:
+            return "its output is an output of the network"
+        if not output.readings:
+            return "nothing reads its output"
+        if len({(reading.module, reading.call) for reading in output.readings}) > 1:
+            readers = dict.fromkeys(_in_words(reading) for reading in output.readings)
+            return f"its output is read more than once, by {' and '.join(readers)}"
+        return None
+
+    def _why_not_one_run(self, name: str) -> str | None:
+        runs = len(self.calls_of(name))
+        if runs == 1:
+            return None
+        return f"it runs {runs} times" if runs else "it does not run"
+
+
+def _in_words(reading: Reading) -> str:
+    where = _named(reading.module)
+    return where if reading.given else f"`{reading.operation}` in {where}"
+
+
+def _named(module: str | None) -> str:
+    return repr(module) if module else "the network"
+
+
+def find_neighbours(model: nn.Module, inputs: Inputs) -> Neighbours:
+    """Run a copy of the network once and note which operation reads what.
+
+    Tensors are followed by their memory: views and in-place operations are seen for what they are.
+    Nothing is traced symbolically, so this works for every network that runs; of a forward that
+    branches on its data, the branch of these inputs is seen.
+
+    Args:
+        model: Not modified; a copy in evaluation mode is run.
+        inputs: A tensor ``(batch, …)``, a tuple of arguments, or keyword arguments.
+
+    Raises:
+        ModelError: If the network cannot be copied or run on these inputs.
+    """
+    network = evaluation_copy(model)
+    watch = _Watch(network)
+    handles: list[Any] = []
+    for name, module in network.named_modules():
+        handles.append(
+            module.register_forward_pre_hook(watch.entering(name), prepend=True, with_kwargs=True)
+        )
+        handles.append(module.register_forward_hook(watch.leaving(), always_call=True))
+    with hooks_removed(handles), watch:
+        output = run(network, inputs)
+    returned = {watch.value_of(tensor) for tensor in tensors_in(output)}
+    return Neighbours(
+        calls=tuple(Call(c.module, c.inputs, c.outputs) for c in watch.calls),
+        values=tuple(
+            Value(v.shape, v.operation, v.module, tuple(v.readings), place in returned)
+            for place, v in enumerate(watch.values)
+        ),
+        read_elsewhere=dict(watch.read_elsewhere),
+        _layers=frozenset(name for name, m in network.named_modules() if _is_layer(m)),
+    )
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if next(module.children(), None) is None:
+        return True
+    return any(True for _ in module.parameters(recurse=False)) or any(
+        True for _ in module.buffers(recurse=False)
+    )
+
+
+@dataclass
+class _Call:
+    module: str
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+
+@dataclass
+class _Value:
+    shape: tuple[int, ...]
+    operation: str | None
+    module: str | None
+    readings: list[Reading] = field(default_factory=list)
+
+
+@dataclass
+class _Memory:
+    """A piece of memory and what is known of it.
+
+    Attributes:
+        version: How often it was written.
+        writer: The operation that wrote it last, and the module that was running.
+        held: Keeps its address from being given to another one.
+    """
+
+    version: int = 0
+    writer: tuple[str | None, str | None] = (None, None)
+    held: object = None
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows tensors through operations and module calls."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[_Call] = []
+        self.values: list[_Value] = []
+        self.read_elsewhere: dict[str, str] = {}
+        self._running: list[int] = []
+        self._memories: dict[int, _Memory] = {}
+        self._places: dict[tuple[Any, ...], int] = {}
+        self._owners: dict[int, set[str]] = {}
+        for name, module in network.named_modules():
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                self._owners.setdefault(self._address(tensor), set()).add(name)
+
+    # ------------------------------------------------------------ modules
+
+    def entering(self, name: str) -> Callable[..., None]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._running.append(len(self.calls))
+            self.calls.append(_Call(name, self._values_in((args, kwargs))))
+
+        return enter
+
+    def leaving(self) -> Callable[..., None]:
+        def leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            self.calls[self._running.pop()].outputs = self._values_in(output)
+
+        return leave
+
+    def _values_in(self, value: Any) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(self.value_of(tensor) for tensor in tensors_in(value)))
+
+    # ------------------------------------------------------------ operations
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        read = {self.value_of(tensor): tensor for tensor in tensors_in((args, kwargs))}
+        output = func(*args, **kwargs)
+        name = func._overloadpacket.__name__  # noqa: SLF001
+        written = _written(func, args, kwargs)
+        running = self._running[-1] if self._running else None
+        module = self.calls[running].module if running is not None else ""
+        for tensor in written:
+            memory = self._memory(tensor)
+            memory.version += 1
+            memory.writer = (name, module)
+        made = set()
+        for tensor in tensors_in(output):
+            made.add(self.value_of(tensor, made_by=(name, module)))
+        for place, tensor in read.items():
+            self._note_owner(tensor, module)
+            if place not in made:
+                given = running is not None and place in self.calls[running].inputs
+                reading = Reading(name, module, -1 if running is None else running, given)
+                self.values[place].readings.append(reading)
+        return output
+
+    def _note_owner(self, tensor: Tensor, module: str) -> None:
+        owners = self._owners.get(self._address(tensor), ())
+        # What runs inside of its owner, such as a parametrization, runs for it.
+        if any(module == o or module.startswith(f"{o}.") or not o for o in owners):
+            return
+        for owner in owners:
+            self.read_elsewhere.setdefault(owner, module)
+
+    def value_of(
+        self, tensor: Tensor, *, made_by: tuple[str | None, str | None] | None = None
+    ) -> int:
+        """Return the number of a tensor as it is now; a new one if it was not seen so before."""
+        memory = self._memory(tensor)
+        key = (self._address(tensor), memory.version, *_layout(tensor))
+        if key not in self._places:
+            self._places[key] = len(self.values)
+            self.values.append(_Value(tuple(tensor.shape), *(made_by or memory.writer)))
+        return self._places[key]
+
+    def _memory(self, tensor: Tensor) -> _Memory:
+        address = self._address(tensor)
+        if address not in self._memories:
+            self._memories[address] = _Memory(held=_holder(tensor))
+        return self._memories[address]
+
+    def _address(self, tensor: Tensor) -> int:
+        storage = _storage(tensor)
+        return id(tensor) if storage is None else int(storage._cdata)  # noqa: SLF001
+
+
+def _storage(tensor: Tensor) -> Any:
+    """Return a tensor's memory, which its views share, or ``None`` for one of several pieces."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # sparse, nested, opaque
+        return None
+
+
+def _holder(tensor: Tensor) -> object:
+    storage = _storage(tensor)
+    # The data itself may go: only its address must stay taken.
+    return tensor if storage is None else StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    if _storage(tensor) is None:
+        return (tuple(tensor.shape),)
+    return (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operation writes into."""
+    schema = func._schema  # noqa: SLF001
+    if not schema.is_mutable:
+        return []
+    written: list[Tensor] = []
+    for place, argument in enumerate(schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        written.extend(tensors_in(value))
+    return written
