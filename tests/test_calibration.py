@@ -14,49 +14,53 @@ from onebyone.calibration import (
     as_calibration,
     collect,
     collect_across,
-    input_rows,
     output_curvature,
-    output_rows,
-    weight_matrix,
 )
 from onebyone.data import TensorSplit
 from onebyone.errors import DataError, ModelError
+from onebyone.kernels import input_rows, output_rows
+
+# ---------------------------------------------------------------- sampling
 
 
-def rows_of(layer, x):
-    return torch.cat(list(input_rows(layer, x)))
-
-
-@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel:UserWarning")
-@settings(max_examples=50, deadline=None)
-@given(
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.sampled_from([1, 2, (2, 1)]),
-    dilation=st.sampled_from([1, 2, (1, 2)]),
-    padding=st.sampled_from([0, 1, (2, 0), "same", "valid"]),
-    mode=st.sampled_from(["zeros", "reflect", "circular", "replicate"]),
-)
-def test_the_kernel_times_the_rows_is_the_convolution(kernel, stride, dilation, padding, mode):
-    stride = 1 if padding == "same" else stride
-    layer = nn.Conv2d(
-        3, 4, kernel, stride=stride, dilation=dilation, padding=padding, padding_mode=mode
-    ).double()
-    x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
-    given_rows = rows_of(layer, x) @ weight_matrix(layer).T + layer.bias
-    assert_close(given_rows, output_rows(layer, layer(x)))
+def moments_of(layer, x, **options):
+    return collect(nn.Sequential(layer), ["0"], lambda: [x], **options)["0"]
 
 
 def test_rows_come_in_parts_where_patches_are_many(monkeypatch):
     layer, x = nn.Conv2d(3, 4, 3), torch.randn(5, 3, 7, 6)
-    whole = rows_of(layer, x)
+    whole = moments_of(layer, x)[0]
     monkeypatch.setattr(calibration, "PATCH_VALUES", 1)
-    assert len(list(input_rows(layer, x))) == 5
-    assert_close(rows_of(layer, x), whole)
-    assert_close(rows_of(layer, x[0]), whole[: len(whole) // 5])
+    parts = moments_of(layer, x)[0]
+    assert parts.rows == whole.rows
+    assert_close(parts.xx, whole.xx, rtol=1e-5, atol=1e-6)
 
 
-def test_a_linear_layer_sees_each_of_its_vectors_as_a_row():
-    assert rows_of(nn.Linear(3, 2), torch.randn(2, 5, 3)).shape == (10, 3)
+def test_of_large_maps_so_many_places_are_drawn_as_the_values_need(monkeypatch):
+    monkeypatch.setattr(calibration, "MOMENT_MACS", 0)
+    monkeypatch.setattr(calibration, "ROWS_A_VALUE", 30)
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(2, 4, 3).double(), torch.randn(20, 2, 24, 25, dtype=torch.float64)
+    every, some = moments_of(layer, x)[0], moments_of(layer, x, examples=20)[0]
+    # 30 times 18 values, spread over 20 examples.
+    assert (every.rows, some.rows) == (20 * 22 * 23, 20 * 27)
+    assert_close(some.yy, every.yy, rtol=0.3, atol=0.05)
+    # What it gives still follows from what it sees.
+    weight = layer.weight.detach().flatten(1)
+    assert_close(some.yx, weight @ some.xx)
+
+
+def test_the_groups_of_a_layer_have_moments_of_their_own():
+    layer, x = nn.Conv2d(6, 4, 3, groups=2).double(), torch.randn(5, 6, 7, 6, dtype=torch.float64)
+    halves = []
+    for part in range(2):
+        half = nn.Conv2d(3, 2, 3).double()
+        half.weight.data = layer.weight.data[2 * part : 2 * part + 2]
+        half.bias.data = layer.bias.data[2 * part : 2 * part + 2]
+        halves.append(moments_of(half, x[:, 3 * part : 3 * part + 3])[0])
+    for mine, expected in zip(moments_of(layer, x), halves, strict=True):
+        for name in ("mean_x", "mean_y", "xx", "yx", "yy"):
+            assert_close(getattr(mine, name), getattr(expected, name))
 
 
 # ---------------------------------------------------------------- moments
@@ -115,9 +119,12 @@ def batches():
 
 def test_collected_moments_are_those_of_the_layers_own_inputs_and_outputs():
     net = network()
-    moments = collect(net, ["0", "2", "4"], batches)
+    moments = {name: m[0] for name, m in collect(net, ["0", "2", "4"], batches).items()}
     hidden = net[:2](X)
-    rows, outputs = rows_of(net[2], hidden).double(), output_rows(net[2], net[2](hidden)).double()
+    rows, outputs = (
+        input_rows(net[2], hidden).double(),
+        output_rows(net[2], net[2](hidden)).double(),
+    )
     assert_close(moments["2"].mean_x, rows.mean(0).detach(), rtol=1e-4, atol=1e-5)
     assert_close(moments["2"].mean_y, outputs.mean(0).detach(), rtol=1e-4, atol=1e-5)
     assert_close(moments["2"].yy, torch.cov(outputs.T, correction=0).detach(), rtol=1e-4, atol=1e-5)
@@ -139,9 +146,9 @@ def test_across_equal_networks_the_moments_are_the_layers_own():
         collect_across(net, copy.deepcopy(net), names, batches),
     )
     for name in names:
-        assert_close(across[name].xx, own[name].xx, rtol=1e-4, atol=1e-5)
-        assert_close(across[name].yx, own[name].yx, rtol=1e-4, atol=1e-5)
-        assert_close(across[name].mean_y, own[name].mean_y, rtol=1e-4, atol=1e-5)
+        assert_close(across[name][0].xx, own[name][0].xx, rtol=1e-4, atol=1e-5)
+        assert_close(across[name][0].yx, own[name][0].yx, rtol=1e-4, atol=1e-5)
+        assert_close(across[name][0].mean_y, own[name][0].mean_y, rtol=1e-4, atol=1e-5)
 
 
 class WritesIntoItsInput(nn.Module):
@@ -161,9 +168,9 @@ def test_inputs_are_those_that_the_layer_saw_though_written_into_later():
     torch.manual_seed(0)
     net = WritesIntoItsInput().eval()
     across = collect_across(net, copy.deepcopy(net), ["first", "second"], batches)
-    assert_close(across["first"].mean_x, X.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert_close(across["first"][0].mean_x, X.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     wanted = net.first(X).detach().double().mean((0, 2, 3))
-    assert_close(across["first"].mean_y, wanted, rtol=1e-4, atol=1e-5)
+    assert_close(across["first"][0].mean_y, wanted, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------- curvature

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onebyone.data import Split, as_split
 from onebyone.errors import DataError, ModelError
+from onebyone.kernels import (
+    bias_of,
+    choose_places,
+    input_rows,
+    is_linear,
+    kernel_of,
+    output_places,
+    output_rows,
+    shape_of,
+)
 from onebyone.records import CalibrationInfo
 from onebyone.sites import evaluation_copy, hooks_removed
 
@@ -19,6 +28,13 @@ from onebyone.sites import evaluation_copy, hooks_removed
 ROWS_A_BLOCK = 65_536
 # Values of unfolded patches held at once: 64 M float32 are 256 MB.
 PATCH_VALUES = 64_000_000
+# A kernel may see this many values at once: their covariance is a square of that side in float64,
+# 0.5 GB, and the regression needs several. Of a wider layer the outputs alone are kept.
+MOST_VALUES = 8192
+# Neighbouring places say nearly the same: where a map is large, so many rows are drawn that each
+# value is seen this often, and more as long as their products cost no more than this many MACs.
+ROWS_A_VALUE = 8
+MOMENT_MACS = 400_000_000_000
 
 
 @dataclass(frozen=True)
@@ -32,23 +48,28 @@ class Moments:
         rows: How many were summed.
         mean_x: Shape ``(d,)``.
         mean_y: Shape ``(o,)``.
-        xx: Covariance of ``x``, shape ``(d, d)``.
-        yx: Covariance of ``y`` with ``x``, shape ``(o, d)``.
+        xx: Covariance of ``x``, shape ``(d, d)``; ``None`` of a layer too wide for it.
+        yx: Covariance of ``y`` with ``x``, shape ``(o, d)``; ``None`` likewise.
         yy: Covariance of ``y``, shape ``(o, o)``.
     """
 
     rows: int
     mean_x: Tensor
     mean_y: Tensor
-    xx: Tensor
-    yx: Tensor
+    xx: Tensor | None
+    yx: Tensor | None
     yy: Tensor
 
 
 class MomentSum:
-    """Adds up rows, block by block; never holds them all."""
+    """Adds up rows, block by block; never holds them all.
 
-    def __init__(self) -> None:
+    Args:
+        outputs_only: Keep of the inputs the mean alone.
+    """
+
+    def __init__(self, *, outputs_only: bool = False) -> None:
+        self.outputs_only = outputs_only
         self.rows = 0
         self._sums: dict[str, Tensor] = {}
         self._origins: dict[str, Tensor] = {}
@@ -58,12 +79,14 @@ class MomentSum:
         for start in range(0, len(x), ROWS_A_BLOCK):
             block = self._shifted("x", x[start : start + ROWS_A_BLOCK])
             self._accumulate("x", block.sum(0))
-            self._accumulate("xx", block.T @ block)
+            if not self.outputs_only:
+                self._accumulate("xx", block.T @ block)
             if y is not None:
                 other = self._shifted("y", y[start : start + ROWS_A_BLOCK])
                 self._accumulate("y", other.sum(0))
-                self._accumulate("yx", other.T @ block)
                 self._accumulate("yy", other.T @ other)
+                if not self.outputs_only:
+                    self._accumulate("yx", other.T @ block)
         self.rows += len(x)
 
     def _shifted(self, name: str, rows: Tensor) -> Tensor:
@@ -89,8 +112,8 @@ class MomentSum:
         """Return the centered moments.
 
         Args:
-            weight: Shape ``(o, d)``; with it the moments of ``y = weight @ x + bias`` follow from
-                those of ``x`` alone.
+            weight: Shape ``(o, d)``; if no outputs were added, their moments follow from those of
+                ``x``, for ``y = weight @ x + bias``.
             bias: Shape ``(o,)``.
 
         Raises:
@@ -100,71 +123,103 @@ class MomentSum:
             raise DataError("Moments need at least one row, got none: the layer never ran.")
         n = self.rows
         mean_x, near_x = self._mean("x")
-        xx = self._sums["xx"] / n - torch.outer(near_x, near_x)
-        if weight is not None:
+        xx = None
+        if not self.outputs_only:
+            xx = self._sums["xx"] / n - torch.outer(near_x, near_x)
+        if "y" not in self._sums:
+            assert xx is not None
+            assert weight is not None
             mean_y = weight @ mean_x + (0 if bias is None else bias)
             yx = weight @ xx
             return Moments(n, mean_x, mean_y, xx, yx, yx @ weight.T)
         mean_y, near_y = self._mean("y")
-        yx = self._sums["yx"] / n - torch.outer(near_y, near_x)
         yy = self._sums["yy"] / n - torch.outer(near_y, near_y)
+        if xx is None:
+            return Moments(n, mean_x, mean_y, None, None, yy)
+        yx = self._sums["yx"] / n - torch.outer(near_y, near_x)
         return Moments(n, mean_x, mean_y, xx, yx, yy)
 
 
-# ---------------------------------------------------------------- rows
+# ---------------------------------------------------------------- one layer
 
 
-def weight_matrix(module: nn.Module) -> Tensor:
-    """Return a layer's kernel as ``(out, in × kernel places)`` in float64 on the CPU."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().to(device="cpu", dtype=torch.float64).flatten(1)
+class LayerSum:
+    """The moments of one layer, of each of its groups, over a sample of its output places.
 
+    Args:
+        module: The layer; only read.
+        examples: How many will be seen, if known: then a large map's places are sampled.
+        generator: That draws them.
+    """
 
-def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
-    """Yield what the kernel meets at each place, as rows ``(places, in × kernel places)``."""
-    if isinstance(module, nn.Linear):
-        yield x.reshape(-1, x.shape[-1])
-        return
-    assert isinstance(module, nn.Conv2d)
-    if x.ndim == 3:
-        x = x.unsqueeze(0)
-    padded = pad(module, x)
-    values = padded[0].numel() * module.kernel_size[0] * module.kernel_size[1]
-    step = max(1, PATCH_VALUES // max(values, 1))
-    for start in range(0, len(padded), step):
-        part = padded[start : start + step]
-        if module.kernel_size == (1, 1):
-            places = part[:, :, :: module.stride[0], :: module.stride[1]].flatten(2)
-        else:
-            places = F.unfold(
-                part, module.kernel_size, dilation=module.dilation, stride=module.stride
-            )
-        yield places.transpose(1, 2).reshape(-1, places.shape[1])
+    def __init__(self, module: nn.Module, examples: int | None, generator: torch.Generator) -> None:
+        self.module = module
+        self.shape = shape_of(module)
+        self._examples = examples
+        self._generator = generator
+        self._outputs_only = self.shape.values > MOST_VALUES
+        self._sums = [MomentSum(outputs_only=self._outputs_only) for _ in range(self.shape.groups)]
 
+    @property
+    def ran(self) -> bool:
+        """Whether anything was added."""
+        return any(total.rows for total in self._sums)
 
-def pad(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """Pad an input ``(batch, channels, height, width)`` as the convolution does by itself."""
-    # The convolution keeps the amounts, last axis first, also for ``padding="same"``.
-    amounts = module._reversed_padding_repeated_twice  # noqa: SLF001
-    if not any(amounts):
-        return x
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    return F.pad(x, amounts, mode=mode)
+    def add(self, x: Tensor, y: Tensor, *, own: bool) -> None:
+        """Add a batch.
 
+        Args:
+            x: The layer's input.
+            y: What it gives, or should give.
+            own: Whether ``y`` is the layer's own output: its moments then follow from those of
+                ``x``.
+        """
+        x, y = _working(x), _working(y)
+        places = None
+        if self._examples is not None:
+            places = choose_places(self.module, y, self._wanted(y), self._generator)
+        for inputs, outputs in self._parts(x, y, places):
+            rows = input_rows(self.module, inputs, places=places)
+            given = None
+            if self._outputs_only or not own:
+                given = output_rows(self.module, outputs, places=places)
+            self._add_rows(rows, given)
 
-def output_rows(module: nn.Module, y: Tensor) -> Tensor:
-    """Return a layer's output as rows ``(places, out)``."""
-    if isinstance(module, nn.Linear):
-        return y.reshape(-1, y.shape[-1])
-    if y.ndim == 3:
-        y = y.unsqueeze(0)
-    return y.flatten(2).transpose(1, 2).reshape(-1, y.shape[1])
+    def _wanted(self, y: Tensor) -> int:
+        """Return the places to look at: of each example, or of a linear layer's whole batch."""
+        values = self.shape.out if self._outputs_only else self.shape.values
+        rows = max(ROWS_A_VALUE * values, MOMENT_MACS // values**2)
+        share = len(y) if is_linear(self.module) else 1
+        return -(-rows * share // max(self._examples or 1, 1))
 
+    def _parts(
+        self, x: Tensor, y: Tensor, places: list[Tensor] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Cut a batch so that its unfolded patches are not held all at once."""
+        if is_linear(self.module) or x.ndim == len(cast("nn.Conv2d", self.module).kernel_size) + 1:
+            yield x, y  # no batch to cut
+            return
+        count = output_places(self.module, y) if places is None else len(places[0])
+        values = count * self.shape.channels * self.shape.taps
+        step = max(1, PATCH_VALUES // max(values, 1))
+        for start in range(0, len(x), step):
+            yield x[start : start + step], y[start : start + step]
 
-def _working(tensor: Tensor) -> Tensor:
-    """Return values in the precision that sums are made in: float32 or better."""
-    return tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
+    def _add_rows(self, rows: Tensor, given: Tensor | None) -> None:
+        for group, total in enumerate(self._sums):
+            out = slice(group * self.shape.group_out, (group + 1) * self.shape.group_out)
+            seen = slice(group * self.shape.values, (group + 1) * self.shape.values)
+            total.add(rows[:, seen], None if given is None else given[:, out])
+
+    def moments(self) -> tuple[Moments, ...]:
+        """Return the centered moments of each group."""
+        kernel, bias = kernel_of(self.module).flatten(2), bias_of(self.module)
+        found = []
+        for group, total in enumerate(self._sums):
+            out = slice(group * self.shape.group_out, (group + 1) * self.shape.group_out)
+            offset = None if bias is None else bias[out]
+            found.append(total.moments(weight=kernel[group], bias=offset))
+        return tuple(found)
 
 
 # ---------------------------------------------------------------- passes over the data
@@ -229,42 +284,42 @@ def as_calibration(examples: object, *, device: str = "cpu") -> CalibrationData:
     return CalibrationData(split=split, device=device)
 
 
-def collect(model: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, Moments]:
-    """Return the moments of layers' inputs, and of their outputs, in one pass over the data.
+def collect(
+    model: nn.Module, names: Sequence[str], batches: Batches, *, examples: int | None = None
+) -> dict[str, tuple[Moments, ...]]:
+    """Return the moments of layers' inputs and outputs, of each group, in one pass over the data.
 
     Args:
         model: Not modified; a copy in evaluation mode is run.
         names: Convolutions and linear layers.
         batches: The inputs.
+        examples: How many there are; large maps are then sampled, else every place is taken.
     """
     network = evaluation_copy(model)
-    modules = {name: network.get_submodule(name) for name in names}
-    sums = {name: MomentSum() for name in names}
+    generator = torch.Generator().manual_seed(0)
+    sums = {name: LayerSum(network.get_submodule(name), examples, generator) for name in names}
 
-    def recorder(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple[Any, ...]) -> None:
-            for rows in input_rows(module, _working(args[0])):
-                sums[name].add(rows)
+    def recorder(total: LayerSum) -> Callable[..., None]:
+        def record(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            total.add(_input(args, kwargs), output, own=True)
 
         return record
 
-    handles = [m.register_forward_pre_hook(recorder(name)) for name, m in modules.items()]
+    handles = [
+        total.module.register_forward_hook(recorder(total), with_kwargs=True)
+        for total in sums.values()
+    ]
     with hooks_removed(handles), torch.no_grad():
         for inputs in batches():
             network(inputs)
-    return {
-        name: sums[name].moments(weight=weight_matrix(module), bias=_bias(module))
-        for name, module in modules.items()
-        if sums[name].rows
-    }
+    return {name: total.moments() for name, total in sums.items() if total.ran}
 
 
-def _bias(module: nn.Module) -> Tensor | None:
-    bias = getattr(module, "bias", None)
-    if bias is None:
-        return None
-    assert isinstance(bias, Tensor)
-    return bias.detach().to(device="cpu", dtype=torch.float64)
+def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the one tensor that a layer was called with, by place or by name."""
+    value = args[0] if args else next(iter(kwargs.values()))
+    assert isinstance(value, Tensor)
+    return value
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: the pass need not go on
@@ -272,8 +327,13 @@ class _Reached(Exception):  # noqa: N818 - not an error: the pass need not go on
 
 
 def collect_across(  # noqa: C901 - two hooks and a pass
-    original: nn.Module, rewritten: nn.Module, names: Sequence[str], batches: Batches
-) -> dict[str, Moments]:
+    original: nn.Module,
+    rewritten: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    *,
+    examples: int | None = None,
+) -> dict[str, tuple[Moments, ...]]:
     """Return moments of the rewritten network's inputs with the original's outputs.
 
     This is the asymmetric regression of Zhang et al. (2016, section 3.3): each layer is fitted to
@@ -284,18 +344,20 @@ def collect_across(  # noqa: C901 - two hooks and a pass
         rewritten: The network so far, in evaluation mode; the named layers still the original's.
         names: Layers, all fitted from this one pass.
         batches: The inputs.
+        examples: How many there are; large maps are then sampled, else every place is taken.
 
     Raises:
         DataError: If a layer does not run on these inputs.
     """
-    sums = {name: MomentSum() for name in names}
+    generator = torch.Generator().manual_seed(0)
+    sums = {name: LayerSum(original.get_submodule(name), examples, generator) for name in names}
     seen_x: dict[str, Tensor] = {}
     seen_y: dict[str, Tensor] = {}
 
     def keep_input(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             # A copy: what follows may write into it.
-            seen_x[name] = args[0].detach().clone()
+            seen_x[name] = _input(args, kwargs).detach().clone()
             if len(seen_x) == len(names):
                 raise _Reached
 
@@ -311,7 +373,11 @@ def collect_across(  # noqa: C901 - two hooks and a pass
 
     handles = []
     for name in names:
-        handles.append(rewritten.get_submodule(name).register_forward_pre_hook(keep_input(name)))
+        handles.append(
+            rewritten.get_submodule(name).register_forward_pre_hook(
+                keep_input(name), with_kwargs=True
+            )
+        )
         handles.append(original.get_submodule(name).register_forward_hook(keep_output(name)))
     with hooks_removed(handles), torch.no_grad():
         for inputs in batches():
@@ -322,8 +388,7 @@ def collect_across(  # noqa: C901 - two hooks and a pass
             _check_ran(names, seen_y)
             _check_ran(names, seen_x)
             for name in names:
-                module = original.get_submodule(name)
-                _add_pair(sums[name], module, _working(seen_x[name]), _working(seen_y[name]))
+                sums[name].add(seen_x[name], seen_y[name], own=False)
     return {name: total.moments() for name, total in sums.items()}
 
 
@@ -343,12 +408,9 @@ def _run_until_reached(network: nn.Module, inputs: Tensor) -> None:
         return
 
 
-def _add_pair(total: MomentSum, module: nn.Module, x: Tensor, y: Tensor) -> None:
-    outputs = output_rows(module, y)
-    start = 0
-    for rows in input_rows(module, x):
-        total.add(rows, outputs[start : start + len(rows)])
-        start += len(rows)
+def _working(tensor: Tensor) -> Tensor:
+    """Return values in the precision that sums are made in: float32 or better."""
+    return tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
 
 
 def output_curvature(

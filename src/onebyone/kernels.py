@@ -185,7 +185,7 @@ def effective_weight(module: nn.Module) -> Tensor:
     blank = weight.new_zeros(1, layer.in_channels, *layer.kernel_size)
     with torch.no_grad(), _WeightOfConvolution() as seen:
         layer(blank)
-    assert seen.weight is not None
+    assert isinstance(seen.weight, Tensor)
     return seen.weight
 
 
@@ -194,7 +194,7 @@ class _WeightOfConvolution(torch.overrides.TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight: Tensor | None = None
+        self.weight: object = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -159,7 +159,7 @@ class Odd(nn.Module):
         self.twice = nn.Conv2d(12, 12, 3, padding=1)
         self.hooked = nn.Conv2d(12, 12, 3, padding=1)
         self.hooked.register_forward_hook(lambda module, args, output: output * 2)
-        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=12)
         self.tied = nn.Conv2d(12, 12, 3, padding=1)
         self.tied2 = nn.Conv2d(12, 12, 3, padding=1)
         self.tied2.weight = self.tied.weight
@@ -181,11 +181,11 @@ def test_what_is_left_alone_has_its_reason():
     assert reasons["shared"] == "shared: the same layer as 'again'"
     assert reasons["twice"] == "runs 2 times in one pass"
     assert reasons["hooked"] == "has hooks, which a rewrite would lose"
-    assert reasons["grouped"] == "grouped (3 groups)"
+    assert reasons["grouped"] == "depthwise: no channels to mix"
     assert reasons["tied"] == reasons["tied2"] == "its weight is shared with another layer"
     assert reasons["unused"] == "does not run on this input"
     assert reasons["mine"] == "left alone as asked"
-    assert reasons["tiny"].startswith("no rank saves")
+    assert reasons["tiny"] == "one value a place goes in or out: no rank to lower"
     assert "does not end in linear layers" in reasons["(head)"]
     assert [choice.site for choice in made.choices] == ["plain"]
 
@@ -239,7 +239,7 @@ def first_choice(**changes):
         ({"settings": {"ranks": [3]}}, r"must have a `form` and a list of `ranks`"),
         ({"settings": {"form": "reduce", "ranks": 3}}, r"must have a `form` and a list of `ranks`"),
         ({"site": "conv9"}, r"site 'conv9' must be a layer of the network"),
-        ({"site": "1"}, r"site '1' cannot be factorized: BatchNorm2d is not a convolution"),
+        ({"site": "1"}, r"site '1' cannot be rewritten: BatchNorm2d is neither a convolution"),
         ({"rewrite": "head", "site": "8", "settings": {"form": "gape"}}, r"form of a head must be one of"),
         ({"rewrite": "head", "site": "3", "settings": {"form": "exact"}}, r"head starts at '8', but the plan says '3'"),
         ({"rewrite": "head", "site": "8", "settings": {"form": "gap", "hidden": 8}}, r"`hidden` widths .* must be a list"),

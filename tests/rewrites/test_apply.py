@@ -100,7 +100,7 @@ def test_layers_mend_the_errors_before_them(monkeypatch):
     monkeypatch.setattr(
         seen,
         "collect_across",
-        lambda original, _, names, batches: seen_alone(original, names, batches),
+        lambda original, _, names, batches, **options: seen_alone(original, names, batches),
     )
     assert mending < error(apply(network(), LESS, X)) < error(apply(network(), LESS, None))
 

@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onebyone.calibration import CalibrationData, Moments, collect, output_curvature
+from onebyone.calibration import CalibrationData, collect, output_curvature
 from onebyone.errors import ModelError
 from onebyone.evaluation import divergence, one_tensor
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning.applies import HEAD, reasons
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option
-from onebyone.rewrites import factorize, head
-from onebyone.rewrites.apply import form_and_ranks, head_data
-from onebyone.sites import evaluation_copy, module_at, replace_module
+from onebyone.rewrites import head
+from onebyone.rewrites.apply import head_data
+from onebyone.rewrites.layerwise import LAYER_REWRITES, cost_of, layer_rewrite
+from onebyone.rewrites.regression import Problem, problems_of
+from onebyone.sites import evaluation_copy, module_at, replace_module, run
 
 Progress = Callable[[int, int, str], None]
 HeadChoice = Literal["auto", "keep", "exact", "gap"]
 
-# Ranks tried along one dimension of a layer, at most.
-GRID = 14
 # What an option must save of its site's MACs and parameters: the layers that it adds cost time of
 # their own in every runtime, which counts do not show.
 LEAST_GAIN = 0.15
@@ -106,7 +106,7 @@ def survey(
     names = [layer.name for layer in costs.layers if layer.macs and layer.name not in why]
     wants_gap = site is not None and head_choice in ("auto", "gap")
     surveyor.steps = len(names) + int(wants_gap)
-    options = surveyor.factorize_options(names, why)
+    options = surveyor.layer_options(names, why)
     forced: tuple[str, ...] = ()
     if wants_gap:
         assert site is not None
@@ -202,43 +202,57 @@ class _Surveyor:
         if self.progress is not None:
             self.progress(self.done, self.steps, message)
 
-    def factorize_options(self, names: list[str], why: dict[str, str]) -> list[Option]:
-        moments = collect(self.network, names, self.data.batches)
-        metrics = output_curvature(self.network, names, self.data.batches)
+    def layer_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
+        """Return the options of layers by themselves; ``reasons`` takes those without any."""
+        batches, examples = self.data.batches, len(self.data)
+        moments = collect(self.network, names, batches, examples=examples)
+        metrics = output_curvature(self.network, names, batches)
         self._prepare_probes(len(names))
         options: list[Option] = []
         for name in names:
-            found = self._site_options(name, moments[name], metrics.get(name))
-            if not found:
-                why[name] = f"no rank saves {LEAST_GAIN:.0%} of its parameters and MACs"
+            module = module_at(self.network, name)
+            problems = problems_of(module, moments.pop(name), metric=metrics.get(name))
+            try:
+                found = self._with_harm(module, problems, self._site_options(name, problems))
+            except ModelError as error:
+                found = []
+                reasons[name] = f"the network does not run with it rewritten: {error}"
+            else:
+                if not found:
+                    reasons[name] = f"no option saves {LEAST_GAIN:.0%} of its parameters and MACs"
             options += found
             self._advance(f"options of {name}")
         return options
 
-    def _site_options(self, name: str, moments: Moments, metric: Tensor | None) -> list[Option]:
-        module = module_at(self.network, name)
-        layer = self.layers[name]
+    def _site_options(self, name: str, problems: Sequence[Problem]) -> list[Option]:
+        module, layer = module_at(self.network, name), self.layers[name]
         before = Cost(params=layer.params, macs=layer.macs)
-        problem = factorize.problem_of(module, moments, metric=metric)
         options = []
-        for form in factorize.forms_of(module):
-            grid = [g for g in _rank_grid(module, form) if _pays(module, layer, form, g)]
-            errors = factorize.errors(problem, form, grid) if grid else []
-            for ranks, error in zip(grid, errors, strict=True):
-                option = Option(
+        for rewrite, how in LAYER_REWRITES.items():
+            if how.why_not(module) is not None:
+                continue
+            costs = [(each, cost_of(rewrite, module, layer, each)) for each in how.grid(module)]
+            paying = [(each, cost) for each, cost in costs if _pays(cost, before)]
+            if any(problem.xx is None for problem in problems):
+                # Of a layer too wide for its covariance, the outputs alone are known.
+                paying = [pair for pair in paying if pair[0]["form"] in ("expand", "pair")]
+            errors = how.errors(problems, module, [each for each, _ in paying]) if paying else []
+            options += [
+                Option(
                     site=name,
-                    rewrite="factorize",
-                    settings={"form": form, "ranks": ranks},
+                    rewrite=rewrite,
+                    settings=settings,
                     before=before,
-                    after=_cost(module, layer, form, ranks),
+                    after=cost,
                     occupies=(name,),
                     error=error,
                 )
-                options.append(option)
-        return self._with_harm(module, problem, _front(options))
+                for (settings, cost), error in zip(paying, errors, strict=True)
+            ]
+        return _front(options)
 
     def _with_harm(
-        self, module: nn.Module, problem: factorize.Problem, options: list[Option]
+        self, module: nn.Module, problems: Sequence[Problem], options: list[Option]
     ) -> list[Option]:
         """Measure the harm of a few options and interpolate that of the rest by their errors."""
         if not options:
@@ -247,10 +261,11 @@ class _Surveyor:
         spots = np.linspace(0, len(options) - 1, min(PROBES, len(options))).round().astype(int)
         measured: dict[int, float] = {}
         for spot in sorted({int(s) for s in spots}):
-            form, ranks = form_and_ranks(options[spot])
-            chain = factorize.build(module, form, ranks)
-            factorize.fill(chain, factorize.solve(problem, form, ranks))
-            measured[spot] = self._harm_with(options[spot].site, chain)
+            option = options[spot]
+            how = layer_rewrite(option.rewrite)
+            chain = how.build(module, option.settings)
+            how.fit(chain, problems, option.settings, module)
+            measured[spot] = self._harm_with(option.site, chain)
         known = np.array(sorted(measured))
         errors = np.log([max(options[i].error or 0.0, 1e-12) for i in known])
         harms = np.log([max(measured[int(i)], 1e-12) for i in known])
@@ -289,7 +304,7 @@ class _Surveyor:
         total, count = 0.0, 0
         with torch.inference_mode():
             for inputs, reference in zip(self._probe.batches(), self._reference, strict=True):
-                total += float(divergence(reference, network(inputs)).sum())
+                total += float(divergence(reference, run(network, inputs)).sum())
                 count += len(inputs)
         return total / count
 
@@ -326,46 +341,10 @@ class _Surveyor:
         return options
 
 
-def _rank_grid(module: nn.Module, form: str) -> list[list[int]]:
-    channels, out, _ = factorize.sizes(module)
-    inner, outer = _ranks_up_to(channels), _ranks_up_to(out)
-    if form == "reduce":
-        return [[r] for r in inner]
-    if form == "expand":
-        return [[r] for r in outer]
-    if form == "pair":
-        return [[r] for r in _ranks_up_to(min(channels, out))]
-    return [[a, b] for a in inner for b in outer]
-
-
-def _ranks_up_to(limit: int) -> list[int]:
-    """Return ranks to try: multiples of a power of two, and quarters of it below the first.
-
-    Multiples because runtimes like them; the few small ones because a large layer, such as the
-    first of a head, may have to lose nearly all of its channels.
-    """
-    step = 1
-    while limit / step > GRID:
-        step *= 2
-    small = {step * quarters // 4 for quarters in (1, 2, 3)} - {0}
-    return sorted(small | set(range(step, limit + 1, step)))
-
-
-def _places(layer: LayerCost, module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, nn.Linear):
-        return math.prod(layer.input_shape[:-1]), math.prod(layer.output_shape[:-1])
-    return math.prod(layer.input_shape[1:]), math.prod(layer.output_shape[1:])
-
-
-def _cost(module: nn.Module, layer: LayerCost, form: str, ranks: list[int]) -> Cost:
-    inner, outer = _places(layer, module)
-    return factorize.cost(module, form, ranks, input_places=inner, output_places=outer)
-
-
-def _pays(module: nn.Module, layer: LayerCost, form: str, ranks: list[int]) -> bool:
+def _pays(cost: Cost, before: Cost) -> bool:
     """Whether an option is well below break-even, in parameters and in MACs."""
-    cost, kept = _cost(module, layer, form, ranks), 1 - LEAST_GAIN
-    return cost.macs <= kept * layer.macs and cost.params <= kept * layer.params
+    kept = 1 - LEAST_GAIN
+    return cost.macs <= kept * before.macs and cost.params <= kept * before.params
 
 
 def _front(options: list[Option]) -> list[Option]:

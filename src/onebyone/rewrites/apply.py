@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from onebyone.calibration import (
     CalibrationData,
+    Moments,
     as_calibration,
     collect_across,
     output_curvature,
@@ -19,7 +20,9 @@ from onebyone.calibration import (
 from onebyone.errors import PlanError, UnknownNameError
 from onebyone.layers import GlobalAverageHead
 from onebyone.records import Option, Plan
-from onebyone.rewrites import factorize, head
+from onebyone.rewrites import head
+from onebyone.rewrites.layerwise import LAYER_REWRITES, layer_rewrite
+from onebyone.rewrites.regression import problems_of
 from onebyone.sites import (
     copy_network,
     evaluation_copy,
@@ -98,19 +101,28 @@ def apply(
             progress(done, total, message)
 
     with _own_randomness():
-        for rewrite, group in groupby(plan.choices, key=lambda option: option.rewrite):
-            if rewrite == "factorize":
-                network = _factorized(network, reference, list(group), data, advance)
+        for layerwise, group in groupby(plan.choices, key=_is_layerwise):
+            if layerwise:
+                network = _refitted(network, reference, list(group), data, advance)
                 continue
             for option in group:
                 network = _restructured(network, option, example)
-                if option.settings.get("form") == "exact":
+                if _keeps_function(option):
                     # The same function under new names: later choices refer to these.
                     reference = _restructured(reference, option, example)
                 else:
                     _fit_head(network, reference, option, data)
-                advance(1, rewrite)
+                advance(1, option.rewrite)
     return network.to(home)
+
+
+def _is_layerwise(option: Option) -> bool:
+    return option.rewrite in LAYER_REWRITES
+
+
+def _keeps_function(option: Option) -> bool:
+    """Whether a rewrite changes the structure only, not what the network computes."""
+    return option.rewrite != "head" or option.settings.get("form") == "exact"
 
 
 def _example(model: nn.Module, plan: Plan) -> Tensor:
@@ -129,10 +141,9 @@ def _own_randomness() -> Iterator[None]:
 
 def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Module:
     """Return the network with one site's structure changed; ``network`` may be modified."""
-    if option.rewrite == "factorize":
-        form, ranks = form_and_ranks(option)
-        old = _layer_at(network, option.site)
-        chain = factorize.build(old, form, ranks, site=option.site)
+    if _is_layerwise(option):
+        old = _layer_at(network, option)
+        chain = layer_rewrite(option.rewrite).build(old, option.settings, site=option.site)
         return replace_module(network, option.site, chain)
     if option.rewrite == "head":
         hidden = option.settings.get("hidden", [])
@@ -142,71 +153,55 @@ def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Mod
             )
         form = str(option.settings.get("form"))
         return head.rewrite(network, example, name=option.site, form=form, hidden=hidden)
-    raise UnknownNameError("rewrite", option.rewrite, ("factorize", "head"))
+    raise UnknownNameError("rewrite", option.rewrite, (*LAYER_REWRITES, "head"))
 
 
-def form_and_ranks(option: Option) -> tuple[str, list[int]]:
-    """Return the form and the ranks in a factorize option's settings.
-
-    Raises:
-        PlanError: If they are not there, or not of their types.
-    """
-    form, ranks = option.settings.get("form"), option.settings.get("ranks")
-    if not isinstance(form, str) or not isinstance(ranks, list):
-        raise PlanError(
-            f"The settings of {option.site!r} must have a `form` and a list of `ranks`, "
-            f"got {option.settings}."
-        )
-    return form, ranks
-
-
-def _layer_at(network: nn.Module, site: str) -> nn.Module:
+def _layer_at(network: nn.Module, option: Option) -> nn.Module:
+    site = option.site
     try:
         layer = network.get_submodule(site)
     except AttributeError as error:
         raise PlanError(
             f"The plan's site {site!r} must be a layer of the network, but {error}."
         ) from error
-    reason = factorize.why_not(layer)
+    reason = layer_rewrite(option.rewrite).why_not(layer)
     if reason is not None:
-        raise PlanError(f"The plan's site {site!r} cannot be factorized: {reason}.")
+        raise PlanError(f"The plan's site {site!r} cannot be rewritten: {reason}.")
     names = [n for n, m in network.named_modules(remove_duplicate=False) if m is layer]
     if len(names) > 1:
         raise PlanError(
-            f"The plan's site {site!r} cannot be factorized: it is one layer of several names, "
+            f"The plan's site {site!r} cannot be rewritten: it is one layer of several names, "
             f"{', '.join(map(repr, names))}."
         )
     return layer
 
 
-def _factorized(
+def _refitted(
     network: nn.Module,
     reference: nn.Module,
     options: Sequence[Option],
     data: CalibrationData | None,
     advance: Callable[[int, str], None],
 ) -> nn.Module:
-    """Factorize layers group by group; ``network`` may be modified."""
+    """Rewrite layers group by group; ``network`` may be modified."""
     names = [option.site for option in options]
-    for name in names:
-        _layer_at(network, name)
+    for option in options:
+        _layer_at(network, option)
     metrics = {} if data is None else output_curvature(reference, names, data.batches)
-    size = -(-len(options) // MOST_PASSES)
+    size = 1 if data is None else -(-len(options) // MOST_PASSES)
     for start in range(0, len(options), size):
         part = options[start : start + size]
         sites = [option.site for option in part]
-        moments: dict[str, Any] = {}
+        moments: dict[str, tuple[Moments, ...]] = {}
         if data is not None:
             seen = in_evaluation_mode(network, device=data.device)
-            moments = collect_across(reference, seen, sites, data.batches)
+            moments = collect_across(reference, seen, sites, data.batches, examples=len(data))
         for option in part:
-            layer = _layer_at(network, option.site)
-            form, ranks = form_and_ranks(option)
-            chain = factorize.build(layer, form, ranks, site=option.site)
-            problem = factorize.problem_of(
-                layer, moments.get(option.site), metric=metrics.get(option.site)
-            )
-            factorize.fill(chain, factorize.solve(problem, form, ranks))
+            layer, how = _layer_at(network, option), layer_rewrite(option.rewrite)
+            chain = how.build(layer, option.settings, site=option.site)
+            metric = metrics.get(option.site)
+            problems = problems_of(layer, moments.get(option.site), metric=metric)
+            how.fit(chain, problems, option.settings, layer)
             network = replace_module(network, option.site, chain)
         advance(len(part), "factorize")
     return network

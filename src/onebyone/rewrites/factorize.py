@@ -1,29 +1,38 @@
-"""A convolution or linear layer becomes a chain through fewer channels, with 1×1 convolutions.
-
-The weights are not those of the nearest kernel but those of the nearest *output on calibration
-data*, in closed form from second moments: reduced-rank regression (Izenman 1975; for asymmetric
-data Zhang et al. 2016, "Accelerating Very Deep Convolutional Networks") in a metric that says
-which output errors the rest of the network feels. With white inputs and the plain metric this is
-the truncated SVD, and for the Tucker-2 form the higher-order SVD with HOOI sweeps.
-"""
+"""A convolution or linear layer becomes a chain through fewer channels, with 1×1 convolutions."""
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from dataclasses import dataclass, replace
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from onebyone.calibration import Moments
-from onebyone.errors import OptionError, PlanError
-from onebyone.records import Cost
+from onebyone.errors import PlanError
+from onebyone.kernels import (
+    is_linear,
+    is_pointwise,
+    is_trained,
+    pointwise_like,
+    set_kernel,
+    shape_of,
+    spatial_like,
+    why_unknown,
+)
+from onebyone.records import Cost, Settings
+from onebyone.rewrites.regression import (
+    Factors,
+    Fit,
+    Problem,
+    between,
+    inward,
+    outward,
+    regression,
+    relative,
+    through_channels,
+)
 
-_Pair = tuple[int, int]
-
-# Form -> what it makes of a layer from C to O channels.
+# Form -> what it makes of a layer from C to O channels; of a grouped one, in each group.
 FORMS = {
     "reduce": "1×1 C→r, k×k r→O",
     "expand": "k×k C→r, 1×1 r→O",
@@ -31,45 +40,20 @@ FORMS = {
     "pair": "1×1 C→r, 1×1 r→O (two linear layers for a linear layer)",
 }
 
-# Damping of the normal equations, relative to their mean diagonal: dead channels stay solvable.
-DAMPING = 1e-4
-# The metric's floor, relative to its mean diagonal: no output may be lost for nothing.
-METRIC_FLOOR = 1e-2
-HOOI_SWEEPS = 2
-# A kernel may see this many values at once: their covariance is a square of that side in float64,
-# 0.5 GB, and the regression needs several.
-MOST_VALUES = 8192
+# Ranks tried along one dimension of a layer, at most.
+GRID = 14
 
 
 def why_not(module: nn.Module) -> str | None:
     """Return why a layer cannot be factorized, in words, or ``None`` where it can."""
-    kind = type(module).__name__
-    if nn.utils.parametrize.is_parametrized(module):
-        return f"the weight of this {kind} is computed by a parametrization"
-    if type(module) is not nn.Linear:
-        reason = _why_no_convolution(module, kind)
-        if reason is not None:
-            return reason
-    channels, _, taps = sizes(module)
-    if channels * taps > MOST_VALUES:
-        return (
-            f"its kernel sees {channels * taps:,} values at once, more than the {MOST_VALUES:,} "
-            f"whose covariance is kept"
-        )
-    return None
-
-
-def _why_no_convolution(module: nn.Module, kind: str) -> str | None:
-    if not isinstance(module, nn.Conv2d):
-        return f"{kind} is not a convolution that can be factorized"
-    # A subclass may compute its weight or its padding in its own forward.
-    if type(module).forward is not nn.Conv2d.forward:
-        return f"{kind} has a forward of its own"
-    if type(module)._conv_forward is not nn.Conv2d._conv_forward:  # noqa: SLF001
-        return f"{kind} computes its convolution in its own way"
-    if module.groups != 1:
-        depthwise = module.groups == module.in_channels
-        return "depthwise: no channels to mix" if depthwise else f"grouped ({module.groups} groups)"
+    reason = why_unknown(module)
+    if reason is not None:
+        return reason
+    shape = shape_of(module)
+    if shape.groups > 1 and shape.group_channels == 1:
+        return "depthwise: no channels to mix"
+    if min(shape.values, shape.group_out) == 1:
+        return "one value a place goes in or out: no rank to lower"
     return None
 
 
@@ -78,78 +62,126 @@ def _why_no_convolution(module: nn.Module, kind: str) -> str | None:
 
 def forms_of(module: nn.Module) -> tuple[str, ...]:
     """Return the forms that a layer can take."""
-    if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-        return ("reduce", "expand", "tucker2")
-    return ("pair",)
+    if is_linear(module) or is_pointwise(module):
+        return ("pair",)
+    shape = shape_of(module)
+    # Through one channel there is nothing to reduce.
+    return ("expand",) if shape.group_channels == 1 else ("reduce", "expand", "tucker2")
 
 
-def sizes(module: nn.Module) -> tuple[int, int, int]:
-    """Return input channels, output channels and places of the kernel."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features, 1
-    assert isinstance(module, nn.Conv2d)
-    return module.in_channels, module.out_channels, math.prod(module.kernel_size)
+def full_ranks(module: nn.Module, form: str) -> tuple[int, ...]:
+    """Return the full rank along each dimension of a form, of one group."""
+    shape = shape_of(module)
+    return {
+        "reduce": (shape.group_channels,),
+        "expand": (min(shape.group_out, shape.values),),
+        "tucker2": (shape.group_channels, shape.group_out),
+        "pair": (min(shape.group_channels, shape.group_out),),
+    }[form]
 
 
-def check_ranks(module: nn.Module, form: str, ranks: list[int], *, site: str) -> None:
-    """Check that a form and its ranks fit a layer.
+def form_and_ranks(settings: Settings, *, site: str = "") -> tuple[str, list[int]]:
+    """Return the form and the ranks in an option's settings.
+
+    Raises:
+        PlanError: If they are not there, or not of their types.
+    """
+    form, ranks = settings.get("form"), settings.get("ranks")
+    if not isinstance(form, str) or not isinstance(ranks, list):
+        raise PlanError(
+            f"The settings of {site!r} must have a `form` and a list of `ranks`, got {settings}."
+        )
+    return form, ranks
+
+
+def check(module: nn.Module, settings: Settings, *, site: str = "") -> tuple[str, list[int]]:
+    """Check that a form and its ranks fit a layer, and return them.
 
     Raises:
         PlanError: If they do not; says what must hold.
     """
+    form, ranks = form_and_ranks(settings, site=site)
     allowed = forms_of(module)
     if form not in allowed:
         raise PlanError(f"The form of {site!r} must be one of {', '.join(allowed)}, got {form!r}.")
-    channels, out, taps = sizes(module)
-    limits = {
-        "reduce": (channels,),
-        "expand": (min(out, channels * taps),),
-        "tucker2": (channels, out),
-        "pair": (min(channels, out),),
-    }[form]
-    ok = len(ranks) == len(limits) and all(1 <= r <= m for r, m in zip(ranks, limits, strict=True))
+    most = full_ranks(module, form)
+    ok = len(ranks) == len(most) and all(1 <= r <= m for r, m in zip(ranks, most, strict=True))
     if not ok:
         raise PlanError(
-            f"The ranks of {site!r} as {form!r} must be {len(limits)} from 1 up to "
-            f"{', '.join(map(str, limits))}, got {ranks}."
+            f"The ranks of {site!r} as {form!r} must be {len(most)} from 1 up to "
+            f"{', '.join(map(str, most))}, got {ranks}."
         )
+    return form, ranks
 
 
-def cost(
-    module: nn.Module,
-    form: str,
-    ranks: list[int],
-    *,
-    input_places: int,
-    output_places: int,
-) -> Cost:
+def grid(module: nn.Module, *, most: int = GRID) -> list[Settings]:
+    """Return the settings worth considering for a layer, of every form.
+
+    Args:
+        module: The layer.
+        most: Ranks along one dimension.
+    """
+    found: list[Settings] = []
+    for form in forms_of(module):
+        axes = [_ranks_up_to(limit, most) for limit in full_ranks(module, form)]
+        if len(axes) == 1:
+            found += [{"form": form, "ranks": [rank]} for rank in axes[0]]
+        else:
+            found += [{"form": form, "ranks": [a, b]} for a in axes[0] for b in axes[1]]
+    return found
+
+
+def _ranks_up_to(limit: int, most: int) -> list[int]:
+    """Return ranks to try: multiples of a power of two, and quarters of it below the first.
+
+    Multiples because runtimes like them; the few small ones because a large layer, such as the
+    first of a head, may have to lose nearly all of its channels.
+    """
+    step = 1
+    while limit / step > most:
+        step *= 2
+    small = {step * quarters // 4 for quarters in (1, 2, 3)} - {0}
+    return sorted(small | set(range(step, limit + 1, step)))
+
+
+def cost(module: nn.Module, settings: Settings, *, input_places: int, output_places: int) -> Cost:
     """Return what the factorized layer costs for one input; its last factor has a bias.
 
     Args:
         module: The layer that is replaced.
-        form: One of :data:`FORMS`.
-        ranks: One rank, two for ``tucker2``.
+        settings: The form, one of :data:`FORMS`, and the ranks of one group.
         input_places: Height × width of the input (1 for a linear layer on vectors).
         output_places: Height × width of the output.
     """
-    channels, out, taps = sizes(module)
-    if form == "reduce":
-        weights = [(channels * ranks[0], input_places), (ranks[0] * taps * out, output_places)]
-    elif form in ("expand", "pair"):
-        weights = [(channels * taps * ranks[0], output_places), (ranks[0] * out, output_places)]
+    form, ranks = form_and_ranks(settings)
+    shape = shape_of(module)
+    # A transposed kernel meets each place of its input, a plain one each place of its output.
+    met = input_places if shape.transposed else output_places
+    if form == "pair":
+        weights = [(shape.channels * ranks[0], met), (ranks[0] * shape.out, met)]
+    elif form == "reduce":
+        weights = [
+            (shape.channels * ranks[0], input_places),
+            (ranks[0] * shape.taps * shape.out, met),
+        ]
+    elif form == "expand":
+        weights = [
+            (shape.channels * shape.taps * ranks[0], met),
+            (ranks[0] * shape.out, output_places),
+        ]
     else:
         weights = [
-            (channels * ranks[0], input_places),
-            (ranks[0] * taps * ranks[1], output_places),
-            (ranks[1] * out, output_places),
+            (shape.channels * ranks[0], input_places),
+            (shape.groups * ranks[0] * shape.taps * ranks[1], met),
+            (ranks[1] * shape.out, output_places),
         ]
     return Cost(
-        params=sum(size for size, _ in weights) + out,
+        params=sum(size for size, _ in weights) + shape.out,
         macs=sum(size * places for size, places in weights),
     )
 
 
-def build(module: nn.Module, form: str, ranks: list[int], *, site: str = "") -> nn.Sequential:
+def build(module: nn.Module, settings: Settings, *, site: str = "") -> nn.Sequential:
     """Return the factorized layer's structure with fresh weights.
 
     Padding, padding mode and dilation go to the k×k factor (a 1×1 without bias maps padding of
@@ -159,337 +191,131 @@ def build(module: nn.Module, form: str, ranks: list[int], *, site: str = "") -> 
     Args:
         module: The layer that is replaced. Not modified; its dtype, device, mode and whether its
             weight is trained carry over.
-        form: One of :data:`FORMS`.
-        ranks: One rank, two for ``tucker2``.
+        settings: The form, one of :data:`FORMS`, and the ranks of one group.
         site: The layer's name, for errors.
 
     Raises:
         PlanError: If the form or the ranks do not fit the layer.
     """
-    check_ranks(module, form, ranks, site=site)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    device, dtype = weight.device, weight.dtype
-    channels, out, _ = sizes(module)
+    form, ranks = check(module, settings, site=site)
+    shape = shape_of(module)
+    groups = shape.groups
+    inner, outer = ranks[0] * groups, ranks[-1] * groups
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    if isinstance(module, nn.Linear):
-        parts["reduce"] = nn.Linear(channels, ranks[0], bias=False, device=device, dtype=dtype)
-        parts["expand"] = nn.Linear(ranks[0], out, bias=True, device=device, dtype=dtype)
+
+    def pointwise(channels: int, out: int, *, bias: bool) -> nn.Module:
+        return pointwise_like(module, channels, out, groups=groups, bias=bias)
+
+    def spatial(channels: int, out: int, *, bias: bool) -> nn.Module:
+        if is_linear(module):
+            return pointwise(channels, out, bias=bias)
+        return spatial_like(module, channels, out, groups=groups, bias=bias)
+
+    if form == "pair" and not shape.transposed:
+        parts["reduce"] = spatial(shape.channels, inner, bias=False)
+        parts["expand"] = pointwise(inner, shape.out, bias=True)
+    elif form == "pair":
+        # Its output is larger than its input: the first factor works before it grows.
+        parts["reduce"] = pointwise(shape.channels, inner, bias=False)
+        parts["expand"] = spatial(inner, shape.out, bias=True)
+    elif form == "reduce":
+        parts["reduce"] = pointwise(shape.channels, inner, bias=False)
+        parts["spatial"] = spatial(inner, shape.out, bias=True)
     else:
-        assert isinstance(module, nn.Conv2d)
-        inner = channels
-        if form in ("reduce", "tucker2"):
-            parts["reduce"] = nn.Conv2d(
-                channels, ranks[0], 1, bias=False, device=device, dtype=dtype
-            )
-            inner = ranks[0]
-        last = form == "reduce"
-        parts["reduce" if form == "pair" else "spatial"] = nn.Conv2d(
-            inner,
-            out if last else ranks[-1],
-            cast("_Pair", module.kernel_size),
-            stride=cast("_Pair", module.stride),
-            padding=cast("str | _Pair", module.padding),
-            dilation=cast("_Pair", module.dilation),
-            padding_mode=module.padding_mode,
-            bias=last,
-            device=device,
-            dtype=dtype,
-        )
-        if not last:
-            parts["expand"] = nn.Conv2d(ranks[-1], out, 1, bias=True, device=device, dtype=dtype)
+        before = shape.channels
+        if form == "tucker2":
+            parts["reduce"] = pointwise(shape.channels, inner, bias=False)
+            before = inner
+        parts["spatial"] = spatial(before, outer, bias=False)
+        parts["expand"] = pointwise(outer, shape.out, bias=True)
     chain = nn.Sequential(parts)
-    chain.requires_grad_(weight.requires_grad)
+    chain.requires_grad_(is_trained(module))
     return chain.train(module.training)
 
 
-# ---------------------------------------------------------------- the regression
+# ---------------------------------------------------------------- errors and weights
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What a factorized layer should give from what it sees, all in float64.
+def errors(
+    problems: Sequence[Problem], module: nn.Module, options: Sequence[Settings]
+) -> list[float]:
+    """Return the relative squared error of each option, without building any.
 
-    Attributes:
-        weight: The kernel, shape ``(out, in, places)``: what the data leaves open stays near it.
-        mean_x: Shape ``(in × places,)``.
-        mean_y: Shape ``(out,)``.
-        xx: Shape ``(in × places, in × places)``.
-        yx: Shape ``(out, in × places)``.
-        yy: Shape ``(out, out)``.
-        root: Symmetric square root of the metric on output errors, shape ``(out, out)``.
-        damping: Relative to the mean diagonal of ``xx``.
-    """
-
-    weight: Tensor
-    mean_x: Tensor
-    mean_y: Tensor
-    xx: Tensor
-    yx: Tensor
-    yy: Tensor
-    root: Tensor
-    damping: float = DAMPING
-
-    @property
-    def scale(self) -> float:
-        """Mean square of the outputs in the metric: what errors are relative to."""
-        return float((self.root @ self.yy @ self.root).trace())
-
-
-def problem_of(
-    module: nn.Module, moments: Moments | None, *, metric: Tensor | None = None
-) -> Problem:
-    """Return the regression problem of a layer.
+    One decomposition of each group serves all forms and ranks. For ``tucker2`` this is the error
+    before the HOOI sweeps.
 
     Args:
-        module: A convolution or linear layer. Not modified.
-        moments: Of its data; ``None`` for the kernel alone (white inputs).
-        metric: Positive semi-definite, shape ``(out, out)``: how errors of the outputs count;
-            ``None`` for all alike.
+        problems: Of each group.
+        module: The layer.
+        options: The settings of each option.
     """
-    channels, out, taps = sizes(module)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    flat = weight.detach().to(device="cpu", dtype=torch.float64).reshape(out, channels * taps)
-    bias = module.bias
-    offset = torch.zeros(out, dtype=torch.float64)
-    if isinstance(bias, Tensor):
-        offset = bias.detach().to(device="cpu", dtype=torch.float64)
-    root = torch.eye(out, dtype=torch.float64) if metric is None else metric_root(metric)
-    kernel = flat.reshape(out, channels, taps)
-    if moments is None:
-        identity = torch.eye(channels * taps, dtype=torch.float64)
-        zero = torch.zeros(channels * taps, dtype=torch.float64)
-        return Problem(kernel, zero, offset, identity, flat, flat @ flat.T, root)
-    return Problem(kernel, moments.mean_x, moments.mean_y, moments.xx, moments.yx, moments.yy, root)
+    del module
+    asked = [form_and_ranks(settings) for settings in options]
+    lost = [0.0] * len(options)
+    scale = 0.0
+    for problem in problems:
+        scale += problem.scale
+        whole = _whole_fit(problem, asked)
+        first = {ranks[0] for form, ranks in asked if form in ("reduce", "tucker2")}
+        through = through_channels(problem, sorted(first)) if first else {}
+        for place, (form, ranks) in enumerate(asked):
+            if form in ("reduce", "tucker2"):
+                found = through[ranks[0]]
+                lost[place] += found.lost if form == "reduce" else found.tail(ranks[1])
+            else:
+                assert whole is not None
+                lost[place] += whole.tail(ranks[0])
+    return [value / max(scale, 1e-300) for value in lost]
 
 
-def metric_root(metric: Tensor, *, floor: float = METRIC_FLOOR) -> Tensor:
-    """Return the symmetric square root of a metric, floored and scaled to mean diagonal 1."""
-    mean = float(metric.diagonal().mean())
-    if not math.isfinite(mean) or mean <= 0:
-        return torch.eye(len(metric), dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(metric.double() / mean)
-    values = values.clamp_min(0) + floor
-    root: Tensor = (vectors * values.sqrt()) @ vectors.T
-    return root
+def _whole_fit(problem: Problem, asked: Sequence[tuple[str, list[int]]]) -> Fit | None:
+    if any(form in ("expand", "pair") for form, _ in asked):
+        return regression(problem)
+    return None
 
 
-@dataclass(frozen=True)
-class Factors:
-    """The factors of a layer, in float64; those that a form lacks are ``None``.
-
-    Attributes:
-        reduce: Shape ``(r1, in)``.
-        spatial: Shape ``(r2, r1, places)``.
-        expand: Shape ``(out, r2)``.
-        bias: Shape ``(out,)``.
-        error: Squared error of the outputs in the metric, relative to their variance.
-    """
-
-    reduce: Tensor | None
-    spatial: Tensor
-    expand: Tensor | None
-    bias: Tensor
-    error: float
-
-
-def channel_basis(problem: Problem, *, directions: Tensor | None = None) -> Tensor:
-    """Return an orthonormal basis of the input channels, the most useful directions first.
-
-    The span of the first r columns is the best r-channel summary if the data's correlations over
-    channels and over kernel places were independent (the nearest Kronecker product is taken); for
-    white inputs that is the higher-order SVD.
-
-    Args:
-        problem: The regression.
-        directions: Output directions that count, orthonormal in the metric, shape ``(out, r2)``;
-            ``None`` for all.
-
-    Returns:
-        Shape ``(in, in)``.
-    """
-    _, channels, taps = problem.weight.shape
-    blocks = problem.xx.reshape(channels, taps, channels, taps)
-    between_channels = torch.einsum("cpdp->cd", blocks) / taps
-    between_places = torch.einsum("cpcq->pq", blocks) / channels
-    between_places = between_places / between_places.trace().clamp_min(1e-300) * taps
-    weighted = torch.einsum("po,ocq->pcq", problem.root, problem.weight)
-    if directions is not None:
-        weighted = torch.einsum("po,pcq->ocq", directions, weighted)
-    use = torch.einsum("ocp,pq,odq->cd", weighted, between_places, weighted)
-    root = _root(use)
-    _, vectors = torch.linalg.eigh(root @ between_channels @ root)
-    basis: Tensor = torch.linalg.qr(root @ vectors.flip(1))[0]
-    return basis
-
-
-def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    return root
-
-
-def projected(problem: Problem, basis: Tensor) -> Problem:
-    """Return the problem seen through a summary of the input channels, ``basis`` ``(in, r)``."""
-    out, channels, taps = problem.weight.shape
-    rank = basis.shape[1]
-    half = torch.einsum("cr,cpx->rpx", basis, problem.xx.reshape(channels, taps, -1))
-    full = torch.einsum("ds,rpdq->rpsq", basis, half.reshape(rank, taps, channels, taps))
-    return replace(
-        problem,
-        weight=torch.einsum("ocp,cr->orp", problem.weight, basis),
-        mean_x=torch.einsum("cr,cp->rp", basis, problem.mean_x.reshape(channels, taps)).flatten(),
-        xx=full.reshape(rank * taps, rank * taps),
-        yx=torch.einsum("ocp,cr->orp", problem.yx.reshape(out, channels, taps), basis).flatten(1),
-    )
-
-
-def _leading(problem: Problem, rank: int) -> Problem:
-    """Return the problem seen through its first ``rank`` channels alone."""
-    _, channels, taps = problem.weight.shape
-    xx = problem.xx.reshape(channels, taps, channels, taps)[:rank, :, :rank]
-    return replace(
-        problem,
-        weight=problem.weight[:, :rank],
-        mean_x=problem.mean_x[: rank * taps],
-        xx=xx.reshape(rank * taps, rank * taps),
-        yx=problem.yx[:, : rank * taps],
-    )
-
-
-def regress(problem: Problem) -> Tensor:
-    """Return the best map ``(out, in × places)`` from centered inputs to centered outputs.
-
-    Damped towards the kernel itself: directions in which the data says nothing keep its weights.
-    """
-    prior = problem.weight.flatten(1)
-    residual = problem.yx - prior @ problem.xx
-    # Rounding only: the data is the kernel's own, and the kernel is the answer.
-    if float(residual.abs().max()) <= 1e-12 * max(float(problem.yx.abs().max()), 1e-300):
-        return prior
-    damped = problem.xx.clone()
-    diagonal = damped.diagonal()
-    diagonal += problem.damping * float(diagonal.mean()) + 1e-300
-    step = torch.cholesky_solve(residual.T, torch.linalg.cholesky(damped)).T
-    return prior + step
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A regression with the principal directions of what it gives, in the metric.
-
-    Attributes:
-        weight: Shape ``(out, in × places)``.
-        vectors: Orthonormal, shape ``(out, out)``, the largest first.
-        values: Mean squares along them.
-        lost: Squared error that no rank can mend, in the metric.
-    """
-
-    weight: Tensor
-    vectors: Tensor
-    values: Tensor
-    lost: float
-
-
-def _fit(problem: Problem) -> _Fit:
-    weight = regress(problem)
-    root = problem.root
-    given = root @ (weight @ problem.xx @ weight.T) @ root
-    values, vectors = torch.linalg.eigh((given + given.T) / 2)
-    cross = weight @ problem.yx.T
-    error = root @ (problem.yy - cross - cross.T) @ root
-    lost = float(error.trace()) + float(given.trace())
-    return _Fit(weight, vectors.flip(1), values.flip(0).clamp_min(0), max(lost, 0.0))
-
-
-def errors(problem: Problem, form: str, grid: list[list[int]]) -> list[float]:
-    """Return the relative error of each option of a form, without building any.
-
-    One decomposition serves all ranks of ``expand`` and ``pair``, one for each first rank those of
-    ``tucker2``. For ``tucker2`` this is the value before the HOOI sweeps.
-
-    Args:
-        problem: The regression.
-        form: One of :data:`FORMS`.
-        grid: The ranks of each option.
-    """
-    scale = max(problem.scale, 1e-300)
-    if form in ("expand", "pair"):
-        fit = _fit(problem)
-        return [(fit.lost + float(fit.values[ranks[0] :].sum())) / scale for ranks in grid]
-    # Rotated once; the best r channels are then the first r.
-    rotated = projected(problem, channel_basis(problem))
-    fits = {first: _fit(_leading(rotated, first)) for first in {ranks[0] for ranks in grid}}
+def solve(problem: Problem, form: str, ranks: Sequence[int]) -> Factors:
+    """Return the factors whose outputs are nearest to what one group should give."""
     if form == "reduce":
-        return [fits[ranks[0]].lost / scale for ranks in grid]
-    return [
-        (fits[ranks[0]].lost + float(fits[ranks[0]].values[ranks[1] :].sum())) / scale
-        for ranks in grid
-    ]
+        return inward(problem, ranks[0])
+    if form == "tucker2":
+        return between(problem, ranks[0], ranks[1])
+    return outward(problem, ranks[0])
 
 
-def solve(problem: Problem, form: str, ranks: list[int]) -> Factors:
-    """Return the factors whose outputs are nearest to what the layer should give.
+def fit(
+    chain: nn.Sequential, problems: Sequence[Problem], settings: Settings, module: nn.Module
+) -> float:
+    """Write the best factors into a factorized layer, in place; return its relative error.
 
-    Raises:
-        OptionError: If there is no such form.
+    Args:
+        chain: From :func:`build`.
+        problems: Of each group.
+        settings: That it was built with.
+        module: The layer that it replaces.
     """
-    if form not in FORMS:
-        raise OptionError(f"`form` must be one of {', '.join(FORMS)}, got {form!r}.")
-    scale = max(problem.scale, 1e-300)
-    out, channels, taps = problem.weight.shape
-    if form in ("expand", "pair"):
-        fit = _fit(problem)
-        expand, core = _expanded(problem, fit, ranks[0])
-        lost = fit.lost + float(fit.values[ranks[0] :].sum())
-        bias = problem.mean_y - expand @ (core @ problem.mean_x)
-        return Factors(None, core.reshape(ranks[0], channels, taps), expand, bias, lost / scale)
-    basis = channel_basis(problem)[:, : ranks[0]]
-    small = projected(problem, basis)
-    fit = _fit(small)
-    if form == "reduce":
-        bias = problem.mean_y - fit.weight @ small.mean_x
-        core = fit.weight.reshape(out, ranks[0], taps)
-        return Factors(basis.T, core, None, bias, fit.lost / scale)
-    for _ in range(HOOI_SWEEPS):
-        again = channel_basis(problem, directions=fit.vectors[:, : ranks[1]])[:, : ranks[0]]
-        other = projected(problem, again)
-        second = _fit(other)
-        if _tail(second, ranks[1]) >= _tail(fit, ranks[1]):
-            break
-        basis, small, fit = again, other, second
-    expand, core = _expanded(small, fit, ranks[1])
-    bias = problem.mean_y - expand @ (core @ small.mean_x)
-    core = core.reshape(ranks[1], ranks[0], taps)
-    return Factors(basis.T, core, expand, bias, _tail(fit, ranks[1]) / scale)
+    form, ranks = form_and_ranks(settings)
+    shape = shape_of(module)
+    groups = [solve(problem, form, ranks) for problem in problems]
+    kernels = {
+        "reduce": _stacked([g.reduce for g in groups]),
+        "spatial": _stacked([g.spatial for g in groups]),
+        "expand": _stacked([g.expand for g in groups]),
+    }
+    if form == "pair":
+        # A pair: the kernel is one place, and the first of the two.
+        kernels["reduce"] = kernels["spatial"]
+    biases = torch.cat([g.bias for g in groups])
+    for name, part in chain.named_children():
+        kernel = kernels[name]
+        assert kernel is not None
+        set_kernel(part, kernel.reshape(shape.groups, *kernel.shape[1:3], -1))
+        if isinstance(part.bias, Tensor):
+            with torch.no_grad():
+                part.bias.copy_(biases)
+    return relative((g.lost, g.scale) for g in groups)
 
 
-def _tail(fit: _Fit, rank: int) -> float:
-    return fit.lost + float(fit.values[rank:].sum())
-
-
-def _expanded(problem: Problem, fit: _Fit, rank: int) -> tuple[Tensor, Tensor]:
-    """Split a fit into an orthonormal expansion ``(out, r)`` and what feeds it."""
-    vectors = fit.vectors[:, :rank]
-    outward = torch.linalg.solve(problem.root, vectors)
-    inward = vectors.T @ problem.root @ fit.weight
-    expand, rest = torch.linalg.qr(outward)
-    return expand, rest @ inward
-
-
-def fill(chain: nn.Sequential, factors: Factors) -> None:
-    """Write factors into a factorized layer; ``chain`` is modified in place."""
-    tensors = {"reduce": factors.reduce, "spatial": factors.spatial, "expand": factors.expand}
-    if not hasattr(chain, "spatial"):
-        # A pair: the k×k factor is the first 1×1.
-        tensors = {"reduce": factors.spatial, "expand": factors.expand}
-    with torch.no_grad():
-        for name, module in chain.named_children():
-            value = tensors[name]
-            weight, bias = module.weight, module.bias
-            assert value is not None
-            assert isinstance(weight, Tensor)
-            weight.copy_(value.reshape(weight.shape))
-            if isinstance(bias, Tensor):
-                bias.copy_(factors.bias)
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.stack(present) if present else None

@@ -1,0 +1,70 @@
+"""The rewrites of one layer by itself, which a plan weighs by their errors in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import nn
+
+from onebyone.errors import UnknownNameError
+from onebyone.kernels import is_linear
+from onebyone.records import Cost, LayerCost, Settings
+from onebyone.rewrites import factorize
+from onebyone.rewrites.regression import Problem
+
+
+class LayerRewrite(Protocol):
+    """What a module of this package has if it rewrites one layer by itself."""
+
+    def why_not(self, module: nn.Module) -> str | None:
+        """Return why a layer cannot be rewritten, in words, or ``None`` where it can."""
+
+    def grid(self, module: nn.Module) -> list[Settings]:
+        """Return the settings worth considering for a layer."""
+
+    def cost(
+        self, module: nn.Module, settings: Settings, *, input_places: int, output_places: int
+    ) -> Cost:
+        """Return what the rewritten layer costs for one input."""
+
+    def build(self, module: nn.Module, settings: Settings, *, site: str = "") -> nn.Sequential:
+        """Return the rewritten layer's structure with fresh weights."""
+
+    def errors(
+        self, problems: Sequence[Problem], module: nn.Module, options: Sequence[Settings]
+    ) -> list[float]:
+        """Return the relative squared error of each option, without building any."""
+
+    def fit(
+        self,
+        chain: nn.Sequential,
+        problems: Sequence[Problem],
+        settings: Settings,
+        module: nn.Module,
+    ) -> float:
+        """Write the best weights into a rewritten layer, in place; return its relative error."""
+
+
+LAYER_REWRITES: dict[str, LayerRewrite] = {"factorize": factorize}
+
+
+def layer_rewrite(name: str) -> LayerRewrite:
+    """Return the rewrite of that name.
+
+    Raises:
+        UnknownNameError: If there is none.
+    """
+    if name not in LAYER_REWRITES:
+        raise UnknownNameError("rewrite", name, LAYER_REWRITES)
+    return LAYER_REWRITES[name]
+
+
+def cost_of(rewrite: str, module: nn.Module, layer: LayerCost, settings: Settings) -> Cost:
+    """Return what a layer costs once rewritten, for one input, at the shapes it was seen at."""
+    sizes = layer.input_shape[1:], layer.output_shape[1:]
+    if is_linear(module):
+        sizes = layer.input_shape[:-1], layer.output_shape[:-1]
+    inner, outer = (math.prod(size) for size in sizes)
+    return layer_rewrite(rewrite).cost(module, settings, input_places=inner, output_places=outer)

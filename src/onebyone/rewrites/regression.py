@@ -1,0 +1,360 @@
+"""The best low-rank layer for given data, in closed form from second moments.
+
+Reduced-rank regression (Izenman 1975; for asymmetric data Zhang et al. 2016, "Accelerating Very
+Deep Convolutional Networks") in a metric that says which output errors the rest of the network
+feels. With white inputs and the plain metric it is the truncated SVD, and between two sets of
+channels the higher-order SVD with HOOI sweeps (De Lathauwer et al. 2000).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.calibration import Moments
+from onebyone.kernels import bias_of, kernel_of, shape_of
+
+# Damping of the normal equations, relative to their mean diagonal: dead channels stay solvable.
+DAMPING = 1e-4
+# The metric's floor, relative to its mean diagonal: no output may be lost for nothing.
+METRIC_FLOOR = 1e-2
+HOOI_SWEEPS = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one group of a layer should give from what it sees, all in float64 on the CPU.
+
+    Attributes:
+        weight: The kernel, shape ``(out, in, places)``: what the data leaves open stays near it.
+        mean_x: Shape ``(in × places,)``.
+        mean_y: Shape ``(out,)``.
+        xx: Covariance of what it sees, shape ``(in × places, in × places)``; ``None`` where only
+            the outputs are known, or, of the kernel alone, for white inputs.
+        yx: Covariance of what it should give with what it sees, shape ``(out, in × places)``;
+            ``None`` as ``xx``: the layer itself is then the best map.
+        yy: Covariance of what it should give, shape ``(out, out)``.
+        root: Symmetric square root of the metric on output errors, shape ``(out, out)``.
+        ridge: Added to the diagonal of ``xx``.
+        whole: Whether all input channels are seen, not a summary of them.
+    """
+
+    weight: Tensor
+    mean_x: Tensor
+    mean_y: Tensor
+    xx: Tensor | None
+    yx: Tensor | None
+    yy: Tensor
+    root: Tensor
+    ridge: float = 0.0
+    whole: bool = True
+
+    @property
+    def scale(self) -> float:
+        """Mean square of the outputs in the metric: what errors are relative to."""
+        return float((self.root @ self.yy @ self.root).trace())
+
+
+def problems_of(
+    module: nn.Module, moments: Sequence[Moments] | None = None, *, metric: Tensor | None = None
+) -> list[Problem]:
+    """Return the regression problem of each group of a layer.
+
+    Args:
+        module: A convolution or linear layer. Not modified.
+        moments: Of each group's data; ``None`` for the kernel alone (white inputs).
+        metric: Positive semi-definite, shape ``(out, out)``: how errors of the outputs count;
+            ``None`` for all alike. Between groups it is not seen.
+    """
+    shape = shape_of(module)
+    kernel = kernel_of(module)
+    bias = bias_of(module)
+    offsets = torch.zeros(shape.out, dtype=torch.float64) if bias is None else bias
+    problems = []
+    for group in range(shape.groups):
+        mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
+        root = torch.eye(shape.group_out, dtype=torch.float64)
+        if metric is not None:
+            root = metric_root(metric[mine, mine])
+        data = None if moments is None else moments[group]
+        problems.append(_problem(kernel[group], offsets[mine], data, root))
+    return problems
+
+
+def _problem(kernel: Tensor, offset: Tensor, data: Moments | None, root: Tensor) -> Problem:
+    if data is None:
+        flat = kernel.flatten(1)
+        zero = torch.zeros(flat.shape[1], dtype=torch.float64)
+        return Problem(kernel, zero, offset, None, None, flat @ flat.T, root)
+    ridge = 0.0
+    if data.xx is not None:
+        ridge = DAMPING * float(data.xx.diagonal().mean()) + 1e-300
+    return Problem(kernel, data.mean_x, data.mean_y, data.xx, data.yx, data.yy, root, ridge)
+
+
+def metric_root(metric: Tensor, *, floor: float = METRIC_FLOOR) -> Tensor:
+    """Return the symmetric square root of a metric, floored and scaled to mean diagonal 1."""
+    mean = float(metric.diagonal().mean())
+    if not math.isfinite(mean) or mean <= 0:
+        return torch.eye(len(metric), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(metric.double() / mean)
+    values = values.clamp_min(0) + floor
+    root: Tensor = (vectors * values.sqrt()) @ vectors.T
+    return root
+
+
+# ---------------------------------------------------------------- summaries of the input
+
+
+def channel_basis(problem: Problem, *, directions: Tensor | None = None) -> Tensor:
+    """Return an orthonormal basis of the input channels, the most useful directions first.
+
+    The span of the first r columns is the best r-channel summary if the data's correlations over
+    channels and over kernel places were independent (the nearest Kronecker product is taken); for
+    white inputs that is the higher-order SVD.
+
+    Args:
+        problem: The regression.
+        directions: Output directions that count, orthonormal in the metric, shape ``(out, r2)``;
+            ``None`` for all.
+
+    Returns:
+        Shape ``(in, in)``.
+    """
+    _, channels, taps = problem.weight.shape
+    seen = problem.root if directions is None else directions.T @ problem.root
+    weighted = torch.einsum("po,ocq->cpq", seen, problem.weight)
+    if problem.xx is None:
+        flat = weighted.flatten(1)
+        _, vectors = torch.linalg.eigh(flat @ flat.T)
+        turned: Tensor = vectors.flip(1)
+        return turned
+    blocks = problem.xx.reshape(channels, taps, channels, taps)
+    between_channels = torch.einsum("cpdp->cd", blocks) / taps
+    between_places = torch.einsum("cpcq->pq", blocks) / channels
+    between_places = between_places / between_places.trace().clamp_min(1e-300) * taps
+    use = (weighted @ between_places).flatten(1) @ weighted.flatten(1).T
+    root = _root(use)
+    _, vectors = torch.linalg.eigh(root @ between_channels @ root)
+    basis: Tensor = torch.linalg.qr(root @ vectors.flip(1))[0]
+    return basis
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root
+
+
+def projected(problem: Problem, basis: Tensor) -> Problem:
+    """Return the problem seen through a summary of the input channels, ``basis`` ``(in, r)``."""
+    out, channels, taps = problem.weight.shape
+    rank = basis.shape[1]
+    weight = torch.einsum("ocp,cr->orp", problem.weight, basis)
+    mean_x = torch.einsum("cr,cp->rp", basis, problem.mean_x.reshape(channels, taps)).flatten()
+    if problem.xx is None or problem.yx is None:
+        return replace(problem, weight=weight, mean_x=mean_x, whole=False)
+    half = (basis.T @ problem.xx.reshape(channels, -1)).reshape(rank * taps, channels, taps)
+    full = torch.einsum("ds,adq->asq", basis, half)
+    yx = torch.einsum("ocp,cr->orp", problem.yx.reshape(out, channels, taps), basis)
+    return replace(
+        problem,
+        weight=weight,
+        mean_x=mean_x,
+        xx=full.reshape(rank * taps, rank * taps),
+        yx=yx.flatten(1),
+        whole=False,
+    )
+
+
+# ---------------------------------------------------------------- the regression
+
+
+def regress(problem: Problem) -> Tensor:
+    """Return the best map ``(out, in × places)`` from centered inputs to centered outputs.
+
+    Damped towards the kernel itself: directions in which the data says nothing keep its weights.
+    """
+    prior = problem.weight.flatten(1)
+    if problem.xx is None or problem.yx is None:
+        return prior
+    residual = problem.yx - prior @ problem.xx
+    # Rounding only: the data is the kernel's own, and the kernel is the answer.
+    if float(residual.abs().max()) <= 1e-12 * max(float(problem.yx.abs().max()), 1e-300):
+        return prior
+    step = torch.cholesky_solve(residual.T, torch.linalg.cholesky(_damped(problem, problem.xx))).T
+    return prior + step
+
+
+def _damped(problem: Problem, xx: Tensor) -> Tensor:
+    damped = xx.clone()
+    damped.diagonal().add_(problem.ridge)
+    return damped
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A regression with the principal directions of what it gives, in the metric.
+
+    Attributes:
+        weight: Shape ``(out, in × places)``.
+        vectors: Orthonormal, shape ``(out, out)``, the largest first.
+        values: Mean squares along them.
+        lost: Squared error that no rank can mend, in the metric.
+    """
+
+    weight: Tensor
+    vectors: Tensor
+    values: Tensor
+    lost: float
+
+    def tail(self, rank: int) -> float:
+        """Return the squared error of that rank, in the metric."""
+        return self.lost + float(self.values[rank:].sum())
+
+
+def regression(problem: Problem) -> Fit:
+    """Return the regression and its principal directions."""
+    weight = regress(problem)
+    if problem.xx is None or problem.yx is None:
+        # Its own outputs, or those through a summary of white inputs.
+        given = problem.yy if problem.whole else weight @ weight.T
+        return _decomposed(problem, weight, given, given)
+    given = weight @ problem.xx @ weight.T
+    return _decomposed(problem, weight, given, weight @ problem.yx.T)
+
+
+def _decomposed(problem: Problem, weight: Tensor, given: Tensor, cross: Tensor) -> Fit:
+    root = problem.root
+    mine = root @ given @ root
+    error = root @ (problem.yy - cross - cross.T) @ root
+    values, vectors = torch.linalg.eigh((mine + mine.T) / 2)
+    lost = float(error.trace()) + float(mine.trace())
+    return Fit(weight, vectors.flip(1), values.flip(0).clamp_min(0), max(lost, 0.0))
+
+
+# ---------------------------------------------------------------- every rank at once
+
+
+class Nested:
+    """The regressions through the first r of a problem's best input channels, for any r.
+
+    The channels are rotated once, into the order of their use. The normal equations of the first r
+    are then the leading block of all, and so is their Cholesky factor: one decomposition serves
+    every r, and with it every second rank.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = projected(problem, channel_basis(problem))
+        self._lower: Tensor | None = None
+        self._half: Tensor | None = None
+        if self.problem.xx is not None and self.problem.yx is not None:
+            self._lower = torch.linalg.cholesky(_damped(self.problem, self.problem.xx))
+            prior = self.problem.weight.flatten(1)
+            target = (self.problem.yx + self.problem.ridge * prior).T
+            self._half = torch.linalg.solve_triangular(self._lower, target, upper=False)
+
+    def fit(self, rank: int) -> Fit:
+        """Return the regression through the first ``rank`` channels."""
+        taps = self.problem.weight.shape[2]
+        if self._lower is None or self._half is None:
+            leading = self.problem.weight[:, :rank].flatten(1)
+            given = leading @ leading.T
+            return _decomposed(self.problem, leading, given, given)
+        size = rank * taps
+        half = self._half[:size]
+        weight = torch.linalg.solve_triangular(self._lower[:size, :size].T, half, upper=True).T
+        given = half.T @ half - self.problem.ridge * (weight @ weight.T)
+        assert self.problem.yx is not None
+        return _decomposed(self.problem, weight, given, weight @ self.problem.yx[:, :size].T)
+
+
+def through_channels(problem: Problem, ranks: Sequence[int]) -> dict[int, Fit]:
+    """Return the regression through the best r input channels for each r in ``ranks``."""
+    nested = Nested(problem)
+    return {rank: nested.fit(rank) for rank in sorted(set(ranks))}
+
+
+# ---------------------------------------------------------------- factors
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of one group of a layer, in float64; those that a form lacks are ``None``.
+
+    Attributes:
+        reduce: Shape ``(r1, in)``.
+        spatial: Shape ``(r2, r1, places)``.
+        expand: Shape ``(out, r2)``.
+        bias: Shape ``(out,)``.
+        lost: Squared error of the outputs in the metric.
+        scale: Their mean square in the metric.
+    """
+
+    reduce: Tensor | None
+    spatial: Tensor
+    expand: Tensor | None
+    bias: Tensor
+    lost: float
+    scale: float
+
+
+def outward(problem: Problem, rank: int) -> Factors:
+    """Return the best layer through ``rank`` output channels: the kernel, then a 1×1."""
+    _, channels, taps = problem.weight.shape
+    found = regression(problem)
+    expand, core = _expanded(problem, found, rank)
+    bias = problem.mean_y - expand @ (core @ problem.mean_x)
+    core = core.reshape(rank, channels, taps)
+    return Factors(None, core, expand, bias, found.tail(rank), problem.scale)
+
+
+def inward(problem: Problem, rank: int) -> Factors:
+    """Return the best layer through ``rank`` input channels: a 1×1, then the kernel."""
+    out, _, taps = problem.weight.shape
+    basis = channel_basis(problem)[:, :rank]
+    small = projected(problem, basis)
+    found = regression(small)
+    bias = problem.mean_y - found.weight @ small.mean_x
+    core = found.weight.reshape(out, rank, taps)
+    return Factors(basis.T, core, None, bias, found.lost, problem.scale)
+
+
+def between(problem: Problem, inner: int, outer: int) -> Factors:
+    """Return the best layer from ``inner`` input channels to ``outer`` output channels: Tucker-2.
+
+    Starts from the best input channels for all outputs, then turns to those that the kept outputs
+    need, for as long as that helps.
+    """
+    _, _, taps = problem.weight.shape
+    basis = channel_basis(problem)[:, :inner]
+    small = projected(problem, basis)
+    found = regression(small)
+    for _ in range(HOOI_SWEEPS):
+        again = channel_basis(problem, directions=found.vectors[:, :outer])[:, :inner]
+        other = projected(problem, again)
+        second = regression(other)
+        if second.tail(outer) >= found.tail(outer):
+            break
+        basis, small, found = again, other, second
+    expand, core = _expanded(small, found, outer)
+    bias = problem.mean_y - expand @ (core @ small.mean_x)
+    core = core.reshape(outer, inner, taps)
+    return Factors(basis.T, core, expand, bias, found.tail(outer), problem.scale)
+
+
+def _expanded(problem: Problem, found: Fit, rank: int) -> tuple[Tensor, Tensor]:
+    """Split a fit into an orthonormal expansion ``(out, r)`` and what feeds it."""
+    vectors = found.vectors[:, :rank]
+    expand, rest = torch.linalg.qr(torch.linalg.solve(problem.root, vectors))
+    return expand, rest @ (vectors.T @ problem.root @ found.weight)
+
+
+def relative(parts: Iterable[tuple[float, float]]) -> float:
+    """Return the error of several groups relative to their outputs, from ``(lost, scale)`` each."""
+    lost, scale = map(sum, zip(*parts, strict=True))
+    return lost / max(scale, 1e-300)
