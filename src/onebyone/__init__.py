@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onebyone.data import load_data as load_data
     from onebyone.errors import OneByOneError as OneByOneError
     from onebyone.evaluation import evaluate as evaluate
+    from onebyone.explaining import explain as explain
     from onebyone.layers import GlobalAverageHead as GlobalAverageHead
     from onebyone.layers import MLPConv as MLPConv
     from onebyone.layers import Pointwise as Pointwise
@@ -49,6 +50,7 @@ _HOMES = {
     "compare": "comparison",
     "distill": "training",
     "evaluate": "evaluation",
+    "explain": "explaining",
     "load_data": "data",
     "load_model": "runs",
     "plan": "planning",

@@ -138,6 +138,42 @@ def load_source(
     return load(str(spec), weights=weights, **options)
 
 
+def load_original(
+    folder: str | Path,
+    *,
+    weights: str | Path | None = None,
+    original: Callable[[], nn.Module] | nn.Module | None = None,
+) -> nn.Module:
+    """Return the network that a run was made from, with its weights.
+
+    Args:
+        folder: The run's.
+        weights: The original's, where they came from a file: the record keeps the file's name only.
+        original: For a run made from a module in memory: that network, or a function that makes it.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        OptionError: If the run was made from a module in memory, and none is given.
+        WeightsError: If the weights are not known.
+        RecordError: If the folder has no readable run.
+    """
+    source = RunRecord.load(Path(folder) / RECORD).source
+    if original is None and source.spec is not None:
+        known = is_run(source.spec) or source.spec.partition(":")[0].endswith(".py")
+        pretrained = "pretrained" if source.weights == "pretrained" else None
+        if weights is None and not known and pretrained is None:
+            raise WeightsError(
+                f"The weights of the original, {source.weights or 'random ones'}, are not in the "
+                f"run {folder}: give their file."
+            )
+        chosen = weights if weights is not None else pretrained
+        options: dict[str, Any] = dict(source.options)
+        return load_source(source.spec, weights=chosen, **options).model
+    return _base_network(source, original, Path(folder)).eval()
+
+
 def _load_run(
     folder: Path,
     weights: str | Path | None,

@@ -20,7 +20,8 @@ COMMANDS = {
     "profile": "what a network costs, whole and layer by layer",
     "plan": "choose rewrites under a budget, without carrying them out",
     "train": "train a network",
-    "compare": "two networks on the same data, interleaved",
+    "compare": "networks on the same data, interleaved",
+    "explain": "where in images a network sees their classes",
     "article": "every claim of the article on 1×1 convolutions, measured here",
 }
 

@@ -51,19 +51,22 @@ def open_picture(path: Path, size: int | None = None) -> Image.Image:
         ) from error
 
 
-def fit_picture(picture: Image.Image, size: tuple[int, int], *, crop: float) -> Fitted:
+def fit_picture(
+    picture: Image.Image, size: tuple[int, int], *, crop: float, bicubic: bool = False
+) -> Fitted:
     """Return the center of a picture, scaled to a size; its proportions are kept.
 
     Args:
         picture: Not modified.
         size: Height and width in pixels.
         crop: Share of the scaled picture's shorter side that is kept.
+        bicubic: Whether it is scaled bicubically, not bilinearly.
     """
     height, width = size
     across, down = picture.size
     scale = max(scaled_side(height, crop) / down, scaled_side(width, crop) / across)
     new = (max(width, round(across * scale)), max(height, round(down * scale)))
-    scaled = picture.resize(new, Image.Resampling.BILINEAR)
+    scaled = picture.resize(new, Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR)
     left, top = (new[0] - width) // 2, (new[1] - height) // 2
     cut = scaled.crop((left, top, left + width, top + height))
     x, y = across / new[0], down / new[1]

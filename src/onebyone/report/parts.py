@@ -30,7 +30,7 @@ import jinja2
 from markupsafe import Markup
 
 import onebyone
-from onebyone.report.charts import IntervalChart, LineChart
+from onebyone.report.charts import Chart
 from onebyone.tables import Table
 
 
@@ -65,6 +65,7 @@ def page(
     description: str = "",
     contents: Sequence[tuple[str, str]] = (),
     footer: str = "",
+    style: str = "",
 ) -> str:
     """Return a whole HTML page that needs no other file.
 
@@ -77,6 +78,7 @@ def page(
         description: The page in a sentence, for whoever lists it.
         contents: Anchor and label of each section, for the links under the heading.
         footer: A closing line; the version if empty.
+        style: Name of a style sheet among the assets that this kind of page adds.
     """
     return (
         environment()
@@ -90,7 +92,7 @@ def page(
             contents=contents,
             footer=footer or f"Made by onebyone {onebyone.__version__}.",
             version=onebyone.__version__,
-            css=_asset("page.css"),
+            css=Markup("\n").join(_asset(name) for name in ("page.css", style) if name),
             scripts=_scripts(str(body)),
         )
     )
@@ -122,12 +124,13 @@ def paragraph(text: str | Markup, *, note: bool = False) -> Markup:
     return Markup('<p class="note">{}</p>' if note else "<p>{}</p>").format(text)  # noqa: S704
 
 
-def table(content: Table, *, row_headings: bool = True) -> Markup:
+def table(content: Table, *, row_headings: bool = True, stack: bool | None = None) -> Markup:
     """Return a record's table as HTML, on a phone with a block a row.
 
     Args:
         content: Columns, rows, title (the caption) and notes. Cells may be ``Markup``.
         row_headings: Whether the first cell of a row is its heading.
+        stack: Whether rows become blocks on a phone; those of four columns and more, by default.
     """
     return _part(
         "table",
@@ -135,7 +138,7 @@ def table(content: Table, *, row_headings: bool = True) -> Markup:
         content.rows,
         content.title,
         content.notes,
-        len(content.columns) > 3,
+        len(content.columns) > 3 if stack is None else stack,
         [column.startswith(">") for column in content.columns],
         row_headings,
     )
@@ -146,7 +149,7 @@ def figures(items: Sequence[Figure]) -> Markup:
     return _part("figures", items)
 
 
-def chart(content: LineChart | IntervalChart) -> Markup:
+def chart(content: Chart) -> Markup:
     """Return a chart with its description and the table that stands in without JavaScript."""
     return _part(
         "chart",

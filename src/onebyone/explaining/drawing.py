@@ -1,0 +1,180 @@
+"""The pictures of an explanation: maps over images, class maps in a grid, a layer's maps."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onebyone.activation import Activation
+from onebyone.explaining.preparation import DISPLAY, Prepared
+from onebyone.explaining.record import ClassScore
+from onebyone.report.maps import Pixels, enlarge_pixels, map_grid, overlay_pixels
+
+MOST_CLASS_MAPS = 100  # in a grid; of more classes the top ones
+TOP_CLASS_MAPS = 25
+MOST_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Exact class maps of an image, to be seen side by side.
+
+    Attributes:
+        maps: Shape ``(classes, height, width)``.
+        scores: Their means.
+        whole: Whether these are all classes.
+    """
+
+    maps: NDArray[np.floating[Any]]
+    names: tuple[str, ...]
+    scores: tuple[float, ...]
+    whole: bool
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Least and greatest value, the ends of the one scale of all maps."""
+        return float(self.maps.min()), float(self.maps.max())
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn, by file name."""
+
+    pictures: dict[str, Pixels] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+
+
+def file_name(number: int, text: str) -> str:
+    """Return a name for files that is safe on every system: ``01-cat``."""
+    kept = safe(PurePath(text).stem)
+    return f"{number:02d}-{kept}" if kept else f"{number:02d}"
+
+
+def safe(text: str) -> str:
+    """Return a text's letters and digits, the rest as hyphens; it may be empty."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    words = "".join(c if c.isalnum() else "-" for c in plain.lower())
+    return "-".join(word for word in words[:40].split("-") if word)
+
+
+def grid_classes(scores: Tensor) -> list[int]:
+    """Return the classes whose maps are shown side by side: all, or the top ones of many."""
+    if len(scores) <= MOST_CLASS_MAPS:
+        return list(range(len(scores)))
+    return [int(index) for index in scores.topk(TOP_CLASS_MAPS).indices]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a network sees of its classes in one image.
+
+    Attributes:
+        scores: Of all classes.
+        classes: Numbers of the classes that have a map.
+        maps: Of these, shape ``(k, height, width)``.
+        exact: Of all classes, where they are exact.
+        names: Of all classes.
+    """
+
+    scores: Tensor
+    classes: Tensor
+    maps: Tensor
+    exact: Tensor | None
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, activation: Activation, place: int, known: tuple[str, ...]) -> Evidence:
+        """Return what is known of the image at a place of a batch."""
+        count = activation.scores.shape[1]
+        exact = activation.exact
+        return cls(
+            scores=activation.scores[place].float().cpu(),
+            classes=activation.classes[place].cpu(),
+            maps=activation.maps[place].float().cpu(),
+            exact=None if exact is None else exact.maps[place].float().cpu(),
+            # Names of another number of classes are those of another head.
+            names=known if len(known) == count else tuple(map(str, range(count))),
+        )
+
+    def top(self) -> tuple[ClassScore, ...]:
+        """Return the classes that have a map, with their scores."""
+        shares = self.scores.softmax(dim=0) if len(self.scores) > 1 else None
+        return tuple(
+            ClassScore(
+                index=index,
+                name=self.names[index],
+                score=float(self.scores[index]),
+                probability=None if shares is None else float(shares[index]),
+            )
+            for index in self.classes.tolist()
+        )
+
+
+def draw_classes(
+    picture: Prepared, name: str, evidence: Evidence, drawn: Drawn
+) -> tuple[tuple[ClassScore, ...], str]:
+    """Draw the maps of an image's top classes over it, and exact maps of all classes in a grid.
+
+    Args:
+        picture: The image.
+        name: What its files' names start with.
+        evidence: Its maps.
+        drawn: Takes what is drawn.
+
+    Returns:
+        The top classes with their files' names, and the grid's file name or nothing.
+    """
+    named = []
+    for rank, (score, each) in enumerate(zip(evidence.top(), evidence.maps, strict=True), start=1):
+        file = f"{name}-{rank}-{safe(score.name) or score.index}.png"
+        drawn.pictures[file] = overlay_pixels(picture.shown, each.numpy())
+        named.append(replace(score, file=file))
+    if evidence.exact is None:
+        return tuple(named), ""
+    chosen = grid_classes(evidence.scores)
+    grid = Grid(
+        maps=evidence.exact.numpy()[chosen],
+        names=tuple(evidence.names[index] for index in chosen),
+        scores=tuple(float(evidence.scores[index]) for index in chosen),
+        whole=len(chosen) == len(evidence.scores),
+    )
+    file = f"{name}-classes.png"
+    # One scale for all: a class is compared with the others, as in the paper's figure 4.
+    side_by_side = map_grid(grid.maps, columns=min(len(chosen), 10), ends=[grid.ends] * len(chosen))
+    drawn.pictures[file], drawn.grids[file] = _enlarged(side_by_side, 2 * DISPLAY), grid
+    return tuple(named), file
+
+
+def shown_channels(maps: Tensor) -> tuple[int, ...]:
+    """Return the channels of maps ``(channels, height, width)`` that vary most, in their order."""
+    spread = maps.flatten(1).std(dim=1, correction=0)
+    chosen = spread.topk(min(MOST_CHANNELS, len(spread))).indices
+    return tuple(sorted(int(channel) for channel in chosen))
+
+
+def draw_layer(
+    after: Tensor, before: Tensor | None, shown: tuple[int, ...], name: str, drawn: Drawn
+) -> tuple[str, str]:
+    """Draw a layer's maps, and the original's on the same scale channel by channel.
+
+    Returns:
+        The files' names; the second is empty without an original.
+    """
+    sides = [each.numpy()[list(shown)] for each in (after, before) if each is not None]
+    lows = np.min([side.min(axis=(1, 2)) for side in sides], axis=0)
+    highs = np.max([side.max(axis=(1, 2)) for side in sides], axis=0)
+    ends = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+    files = [f"{name}-layer.png", f"{name}-layer-before.png"][: len(sides)]
+    for file, side in zip(files, sides, strict=True):
+        drawn.pictures[file] = _enlarged(map_grid(side, ends=ends), DISPLAY)
+    return files[0], files[1] if len(files) > 1 else ""
+
+
+def _enlarged(pixels: Pixels, width: int) -> Pixels:
+    return enlarge_pixels(pixels, max(1, round(width / pixels.shape[1])))
