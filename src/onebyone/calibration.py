@@ -236,6 +236,7 @@ class CalibrationData:
         split: The examples; their targets are not read.
         name: Of the data, for the record.
         seed: That the examples were drawn with.
+        dtype: That floating-point inputs are given in; ``None`` for their own.
     """
 
     split: Split
@@ -243,6 +244,7 @@ class CalibrationData:
     seed: int = 0
     batch_size: int = 128
     device: str = "cpu"
+    dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -250,7 +252,11 @@ class CalibrationData:
     def batches(self) -> Iterator[Tensor]:
         """Yield the inputs, batch by batch, always the same."""
         for inputs, _ in self.split.batches(self.batch_size, device=self.device):
-            yield inputs
+            yield (
+                inputs
+                if self.dtype is None or not inputs.is_floating_point()
+                else inputs.to(self.dtype)
+            )
 
     def first(self, n: int) -> CalibrationData:
         """Return a smaller set, drawn from this one."""
@@ -265,23 +271,26 @@ class CalibrationData:
         return CalibrationInfo(data=self.name, examples=len(self), seed=self.seed)
 
 
-def as_calibration(examples: object, *, device: str = "cpu") -> CalibrationData:
+def as_calibration(
+    examples: object, *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> CalibrationData:
     """Return calibration data from inputs of any usual form.
 
     Args:
         examples: Calibration data as it is; a tensor of inputs ``(n, …)``; a split, a torch data
             set or loader, whose targets are then not read.
         device: Where the network runs.
+        dtype: Of its weights.
 
     Raises:
         DataError: If there are no examples, or their form is unknown.
     """
     if isinstance(examples, CalibrationData):
-        return replace(examples, device=device)
+        return replace(examples, device=device, dtype=dtype)
     split = as_split(examples)
     if len(split) == 0:
         raise DataError("Calibration data must have at least one example, got none.")
-    return CalibrationData(split=split, device=device)
+    return CalibrationData(split=split, device=device, dtype=dtype)
 
 
 def collect(

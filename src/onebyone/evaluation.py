@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
 from onebyone.records import Difference, Metric
-from onebyone.sites import in_evaluation_mode
+from onebyone.sites import in_evaluation_mode, in_type_of
 
 Array = NDArray[np.float64]
 
@@ -187,7 +187,7 @@ def score(
         for inputs, targets in split.batches(batch_size, device=device):
             reference: Tensor | None = None
             for index, network in enumerate(networks):
-                outputs = one_tensor(network(inputs), network)
+                outputs = one_tensor(network(in_type_of(network, inputs)), network)
                 reference = outputs if reference is None else reference
                 parts[index].append(_batch_scores(outputs, targets, name, function))
                 apart[index].append(divergence(reference, outputs).double().cpu().numpy())

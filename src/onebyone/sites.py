@@ -71,6 +71,17 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
         ) from error
 
 
+def floating_type(model: nn.Module) -> torch.dtype:
+    """Return the type of a network's weights: that of its first floating-point parameter."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return first.dtype
+
+
+def in_type_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return inputs in the type of a network's weights; integers as they are."""
+    return inputs.to(floating_type(model)) if inputs.is_floating_point() else inputs
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):

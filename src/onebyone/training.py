@@ -31,7 +31,13 @@ from onebyone.evaluation import (
     is_classifier_output,
 )
 from onebyone.records import Epoch, TrainLog
-from onebyone.sites import copy_network, evaluation_copy, hooks_removed, module_at
+from onebyone.sites import (
+    copy_network,
+    evaluation_copy,
+    hooks_removed,
+    in_type_of,
+    module_at,
+)
 
 Precision = Literal["auto", "float32", "bf16"]
 Progress = Callable[[int, int, str], None]
@@ -264,7 +270,7 @@ def distill(
 
         def objective(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad(), job.autocast():
-                wanted = _one_tensor(guide(inputs), "teacher").float()
+                wanted = _one_tensor(guide(in_type_of(guide, inputs)), "teacher").float()
             total = _imitation(outputs, wanted, temperature) * (1 - label_weight)
             if label_weight:
                 labels = _label_loss(outputs, targets, loss=loss, label_smoothing=label_smoothing)
@@ -315,7 +321,7 @@ def _distance(teacher: nn.Module, student: nn.Module, split: Split) -> float:
     total, count = 0.0, 0
     with torch.inference_mode():
         for inputs, _ in split.batches(250, device=str(device)):
-            total += float(divergence(guide(inputs), student(inputs)).sum())
+            total += float(divergence(guide(in_type_of(guide, inputs)), student(inputs)).sum())
             count += len(inputs)
     return total / count if math.isfinite(total) else math.inf
 
@@ -753,7 +759,7 @@ def _agreement(job: _Job, split: Split) -> float:
     same = 0
     with torch.no_grad():
         for inputs, _ in split.batches(250, device=job.device, channels_last=True):
-            ours, theirs = job.student(inputs), job.teacher(inputs)
+            ours, theirs = job.student(inputs), job.teacher(in_type_of(job.teacher, inputs))
             same += int((ours.argmax(1) == theirs.argmax(1)).sum())
     return same / len(split)
 

@@ -367,3 +367,16 @@ def test_dead_and_constant_channels_are_planned_for():
     rewritten = apply(net, made, examples)
     assert all(bool(torch.isfinite(p).all()) for p in rewritten.parameters())
     assert all(choice.harm is not None and choice.harm >= 0 for choice in made.choices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type_is_planned_and_keeps_its_type(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, groups=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(256, 5),
+    ).to(dtype)  # fmt: skip
+    made = plan(net, EXAMPLES, budget="macs=70%")
+    small = apply(net, made, EXAMPLES)
+    assert {p.dtype for p in small.parameters()} == {dtype}
+    assert small(EXAMPLES[:2].to(dtype)).dtype == dtype

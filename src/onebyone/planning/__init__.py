@@ -16,11 +16,12 @@ from onebyone.planning.budget import check_budgets, parse_budgets
 from onebyone.planning.front import front_of
 from onebyone.planning.options import HeadChoice, Survey, survey
 from onebyone.planning.solve import choose
+from onebyone.planning.uniform import uniform_plan
 from onebyone.records import CalibrationInfo, LeftAlone, Option, Plan
-from onebyone.sites import check_finite
+from onebyone.sites import check_finite, floating_type
 from onebyone.units import format_percent
 
-__all__ = ["HEAD_CHOICES", "HeadChoice", "applies", "plan", "plan_from"]
+__all__ = ["HEAD_CHOICES", "HeadChoice", "applies", "plan", "plan_from", "uniform_plan"]
 
 HEAD_CHOICES = ("auto", "keep", "exact", "gap")
 
@@ -59,7 +60,7 @@ def plan(
     if head not in HEAD_CHOICES:
         raise OptionError(f"`head` must be one of {', '.join(HEAD_CHOICES)}, got {head!r}.")
     check_finite(model)
-    data = as_calibration(calibration, device=device)
+    data = as_calibration(calibration, device=device, dtype=floating_type(model))
     texts = [budget] if isinstance(budget, str) else list(budget)
     check_budgets(texts)  # a typing error should not wait for a survey
     with torch.random.fork_rng(devices=[]):

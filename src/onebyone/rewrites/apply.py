@@ -26,6 +26,7 @@ from onebyone.rewrites.regression import problems_of
 from onebyone.sites import (
     copy_network,
     evaluation_copy,
+    floating_type,
     hooks_removed,
     in_evaluation_mode,
     replace_module,
@@ -86,7 +87,9 @@ def apply(
         PlanError: If the plan does not fit the network.
         DataError: If the calibration data is empty or of an unknown form.
     """
-    data = None if calibration is None else as_calibration(calibration, device=device)
+    data = None
+    if calibration is not None:
+        data = as_calibration(calibration, device=device, dtype=floating_type(model))
     example = _example(model, plan)
     home = example.device
     example = example.to(device)
@@ -127,8 +130,8 @@ def _keeps_function(option: Option) -> bool:
 
 def _example(model: nn.Module, plan: Plan) -> Tensor:
     """Return a blank input of the plan's shape, of the network's type and on its device."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.zeros(1, *plan.input_shape[1:], dtype=first.dtype, device=first.device)
+    home = next(model.parameters(), torch.empty(0)).device
+    return torch.zeros(1, *plan.input_shape[1:], dtype=floating_type(model), device=home)
 
 
 @contextmanager
