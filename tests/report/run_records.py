@@ -7,12 +7,16 @@ import numpy as np
 from onebyone.records import (
     Budget,
     CalibrationInfo,
+    ClassCount,
     Comparison,
+    ConfusedPair,
+    Confusion,
     Cost,
     DataInfo,
     Difference,
     Disagreement,
     Epoch,
+    FrontPoint,
     LayerCost,
     LeftAlone,
     Machine,
@@ -155,6 +159,50 @@ def profile(parts: list[LayerCost], ms: float) -> Profile:
     )
 
 
+def front(whole: Cost, count: int = 10) -> tuple[FrontPoint, ...]:
+    """Return what budgets from a twelfth to the whole would come to."""
+    shares = np.geomspace(1 / 12, 1, count)
+    return tuple(
+        FrontPoint(
+            budget=Budget(quantity="macs", limit=round(share * whole.macs), asked=f"macs={share}"),
+            after=Cost(params=round(share * whole.params), macs=round(share * whole.macs)),
+            harm=0.0 if share == 1 else 0.02 * float(share) ** -2.5 * (1 - float(share)) ** 2,
+            rewritten=round(18 * (1 - share)),
+        )
+        for share in shares
+    )
+
+
+def confusion(classes: int = 10, n: int = 1000) -> Confusion:
+    """Return counts in which every class loses some to the next two."""
+    random = np.random.default_rng(5)
+    pairs = tuple(
+        ConfusedPair(
+            label=label,
+            predicted=(label + step) % classes,
+            before=int(random.integers(0, n // 20)),
+            after=int(random.integers(0, n // 15)),
+        )
+        for label in range(classes)
+        for step in (1, 2)
+    )
+    lost = [
+        [sum(getattr(p, side) for p in pairs if p.label == c) for c in range(classes)]
+        for side in ("before", "after")
+    ]
+    counts = tuple(
+        ClassCount(label=c, n=n, before=n - lost[0][c], after=n - lost[1][c])
+        for c in range(classes)
+    )
+    ordered = tuple(sorted(pairs, key=lambda p: -max(p.before, p.after)))
+    return Confusion(
+        classes=classes,
+        counts=counts[:100],
+        pairs=ordered[:150],
+        pairs_left_out=max(0, len(ordered) - 150),
+    )
+
+
 def metric(value: float, n: int = 10_000, *, name: str = "accuracy", half: float = 0.0075):
     return Metric(name=name, value=value, n=n, low=value - half, high=value + half)
 
@@ -171,6 +219,7 @@ def measured(whole: Cost, ms: float, test: float, train: float, error: float) ->
         metric=metric(test),
         train_metric=metric(train, 5_000, half=0.004),
         calibration_error=error,
+        peak_activation_bytes=2 * 4 * 16 * 32 * 32,
     )
 
 
@@ -280,6 +329,7 @@ def run_record(count: int = 20, *, timed: bool = True) -> RunRecord:
             left_alone=alone,
             calibration=CalibrationInfo(data="cifar10", examples=512, seed=0),
             harm=sum(choice.harm for choice in choices),
+            front=front(cost(first)),
         ),
         before=before,
         one_shot=measured(cost(second), slow / 1.62, 0.8614, 0.9012, 0.0581),
@@ -306,6 +356,7 @@ def run_record(count: int = 20, *, timed: bool = True) -> RunRecord:
         profile_before=profile(first, slow),
         profile_after=profile(second, slow / 1.62),
         disagreements=disagreements(12),
+        confusion=confusion(),
         seconds={"profile": 3.1, "calibrate": 12.8, "plan": 41.0, "train": 113.6, "compare": 22.4},
     )
 

@@ -64,6 +64,23 @@ def test_head_may_stand_at_a_module_beside_its_site():
     ]
 
 
+def test_rewrites_inside_a_new_head_are_in_its_row():
+    plan = dataclasses.replace(
+        run_record().plan,
+        choices=(option("fc", "head", "pool", "fc"), option("fc.0", "factorize", "fc.0")),
+        left_alone=(LeftAlone(site="fc.2", reason="too small"),),
+    )
+    before = profile([conv(n, (4, 4), 8) for n in ("a", "fc")], 1)
+    after = profile([conv(n, (4, 4), 8) for n in ("a", "fc.0.reduce", "fc.0.expand", "fc.2")], 1)
+    for choices in (plan.choices, plan.choices[::-1]):
+        rows = match_layers(before, after, dataclasses.replace(plan, choices=choices))
+        assert [row.name for row in rows] == ["a", "fc"]
+        assert [option.site for option in rows[1].options] == ["fc", "fc.0"]
+        assert [item.site for item in rows[1].left_alone] == ["fc.2"]
+        made = [rows[1].rewrite_of(layer) for layer in rows[1].after]
+        assert made == ["factorize", "factorize", "head"]
+
+
 def test_inserted_layer_follows_the_layer_before_it():
     deepen = option("relu1", "deepen")
     assert [row[0] for row in matched(["a", "b"], ["a", "relu1.deepen", "b"], deepen)] == [
@@ -179,4 +196,4 @@ def test_reason_is_given_for_what_was_left_alone():
         left_alone=(LeftAlone(site="conv1", reason="because of this"),),
     )
     rows = match_layers(profile(before, 1), profile(after, 1), plan)
-    assert rows[0].reason == "because of this"
+    assert [item.reason for item in rows[0].left_alone] == ["because of this"]

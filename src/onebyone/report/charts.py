@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from onebyone.tables import Table
 from onebyone.units import format_percent
+
+Chart: TypeAlias = "LineChart | IntervalChart | ScatterChart"
 
 COLORS = 6  # --s0 … --s5 in page.css
 
@@ -34,10 +36,11 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """An entry of a chart's legend."""
+    """An entry of a chart's legend: a line, or a dot."""
 
     name: str
     color: int
+    dot: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +179,173 @@ class IntervalChart:
         return format_percent(value, 2) if self.percent else f"{value:.4g}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A place in a :class:`ScatterChart`, with its intervals if given.
+
+    Attributes:
+        name: What it is: in the legend, and when it is pointed at.
+        label: Text beside it; none if empty.
+        small: Whether it is one of many, without an entry in the legend.
+    """
+
+    name: str
+    x: float
+    y: float
+    color: int = 0
+    label: str = ""
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
+    small: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What an axis of a :class:`ScatterChart` shows.
+
+    Attributes:
+        percent: Whether the values are fractions to show as percentages.
+        log: Whether equal distances are equal ratios.
+        floor: On a logarithmic axis: where what is smaller, or zero, is drawn.
+        signed: Whether values are differences, shown with their sign.
+        reference: A value that is marked by a dashed line.
+        unit: What follows a value.
+    """
+
+    name: str
+    percent: bool = False
+    log: bool = False
+    floor: float | None = None
+    signed: bool = False
+    reference: float | None = None
+    unit: str = ""
+
+    def text(self, value: float) -> str:
+        """Return a value as it is read."""
+        if self.signed:
+            shown = f"{100 * value:+.2f}" if self.percent else f"{value:+.4g}"
+            return shown.replace("-", "−") + self.unit
+        return (format_percent(value, 1) if self.percent else f"{value:.3g}") + self.unit
+
+    def place(self, value: float) -> float:
+        """Return where a value is drawn."""
+        return value if self.floor is None else max(value, self.floor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScatterChart:
+    """Points in two quantities, and lines that join some: a trade-off."""
+
+    title: str
+    x: Axis
+    y: Axis
+    points: tuple[Point, ...]
+    lines: tuple[Series, ...] = ()
+    caption: str = ""
+    height: int = 300
+
+    @property
+    def keys(self) -> list[Key]:
+        """The legend."""
+        named = [point for point in self.points if not point.small]
+        lines = [Key(name=line.name, color=line.color % COLORS) for line in self.lines]
+        return lines + [
+            Key(name=point.name, color=point.color % COLORS, dot=True) for point in named
+        ]
+
+    @property
+    def alternative(self) -> str:
+        """The chart in words."""
+        parts = [
+            f"{point.name}: {self.x.text(point.x)}, {self.y.text(point.y)}"
+            for point in self.points
+            if not point.small
+        ]
+        parts += [
+            f"{line.name}: {len(line.x)} points from {self.y.text(line.y[0])} at "
+            f"{self.x.text(line.x[0])} to {self.y.text(line.y[-1])} at {self.x.text(line.x[-1])}"
+            for line in self.lines
+            if line.x
+        ]
+        return f"{self.title}, {self.y.name} against {self.x.name}. " + "; ".join(parts) + "."
+
+    def data(self) -> dict[str, Any]:
+        """Return what ``page.js`` draws; places that are not finite are left out."""
+        return {
+            "kind": "scatter",
+            "height": self.height,
+            "x": self._axis(self.x),
+            "y": self._axis(self.y),
+            "lines": [
+                {
+                    "color": line.color % COLORS,
+                    "points": [
+                        [self.x.place(x), self.y.place(y), self._title(line.name, x, y)]
+                        for x, y in zip(line.x, line.y, strict=True)
+                        if _finite((x, y))
+                    ],
+                }
+                for line in self.lines
+            ],
+            "points": [self._point(point) for point in self.points if _finite((point.x, point.y))],
+        }
+
+    def table(self) -> Table:
+        """Return the numbers, a point a line."""
+        rows = [
+            [line.name, self.x.text(x), self.y.text(y)]
+            for line in self.lines
+            for x, y in zip(line.x, line.y, strict=True)
+        ]
+        rows += [
+            [
+                point.name,
+                _with_interval(self.x, point.x, point.x_interval),
+                _with_interval(self.y, point.y, point.y_interval),
+            ]
+            for point in self.points
+        ]
+        columns = ("", f">{self.x.name}", f">{self.y.name}")
+        return Table(columns=columns, rows=rows, title=self.title)
+
+    def _axis(self, axis: Axis) -> dict[str, Any]:
+        return {
+            "name": axis.name,
+            "percent": axis.percent,
+            "log": axis.log,
+            "signed": axis.signed,
+            "zero": axis.reference,
+            "unit": axis.unit,
+        }
+
+    def _point(self, point: Point) -> dict[str, Any]:
+        drawn: dict[str, Any] = {
+            "x": self.x.place(point.x),
+            "y": self.y.place(point.y),
+            "color": point.color % COLORS,
+            "title": self._title(point.name, point.x, point.y),
+            "label": point.label,
+            "small": point.small,
+        }
+        for name, interval in (("xi", point.x_interval), ("yi", point.y_interval)):
+            if interval is not None and _finite(interval):
+                drawn[name] = list(interval)
+        return drawn
+
+    def _title(self, name: str, x: float, y: float) -> str:
+        return f"{name}\n{self.x.name}: {self.x.text(x)}\n{self.y.name}: {self.y.text(y)}"
+
+
+def _with_interval(axis: Axis, value: float, interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return axis.text(value)
+    return f"{axis.text(value)} [{axis.text(interval[0])} … {axis.text(interval[1])}]"
+
+
 def _points(line: Series) -> list[list[float]]:
     bands = (line.low, line.high) if line.low is not None and line.high is not None else ()
     return [list(point) for point in zip(line.x, line.y, *bands, strict=True) if _finite(point)]
 
 
-def _finite(point: tuple[float, ...]) -> bool:
+def _finite(point: Sequence[float]) -> bool:
     return all(map(math.isfinite, point))

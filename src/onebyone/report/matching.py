@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from onebyone.records import LayerCost, Option, Plan, Profile, Settings
+from onebyone.records import LayerCost, LeftAlone, Option, Plan, Profile, Settings
 
 GROUPED_ABOVE = 40  # rows; fewer are all shown
 _MOST_GROUPS = 24
@@ -23,23 +23,28 @@ class LayerRow:
 
     Attributes:
         index: Its place in the order of execution.
-        option: What the plan chose here, or ``None``.
-        reason: Why the plan left it alone; empty where it says nothing.
+        options: What the plan chose here; rewrites of the layers that the first one makes follow.
+        left_alone: What the plan left alone here, and why.
         before: Layers of the original network.
         after: Layers that stand in their place.
     """
 
     index: int
     name: str
-    option: Option | None
-    reason: str
+    options: tuple[Option, ...]
+    left_alone: tuple[LeftAlone, ...]
     before: tuple[LayerCost, ...]
     after: tuple[LayerCost, ...]
 
     @property
     def rewrite(self) -> str:
         """Name of the rewrite, or ``alone``."""
-        return self.option.rewrite if self.option else "alone"
+        return self.options[0].rewrite if self.options else "alone"
+
+    def rewrite_of(self, layer: LayerCost) -> str:
+        """Return the name of the rewrite that made a layer, or ``alone``."""
+        inner = [option for option in self.options[1:] if _is_within(layer.name, option.site)]
+        return max(inner, key=lambda option: len(option.site)).rewrite if inner else self.rewrite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +80,18 @@ def match_layers(before: Profile, after: Profile | None, plan: Plan | None) -> l
             order.insert(last + 1, name)
         drafts[name].after.append(layer)
         last = order.index(name)
-    options = {option.site: option for option in plan.choices} if plan else {}
-    reasons = {item.site: item.reason for item in plan.left_alone} if plan else {}
+    options: dict[str, list[Option]] = defaultdict(list)
+    for option in sorted(plan.choices, key=lambda o: len(o.site)) if plan else ():
+        options[_owner(option.site, owners)].append(option)
+    alone: dict[str, list[LeftAlone]] = defaultdict(list)
+    for item in plan.left_alone if plan else ():
+        alone[_owner(item.site, owners)].append(item)
     return [
         LayerRow(
             index=index,
             name=name or "(root)",
-            option=options.get(name),
-            reason=reasons.get(name, ""),
+            options=tuple(options[name]),
+            left_alone=tuple(alone[name]),
             before=tuple(drafts[name].before),
             after=tuple(drafts[name].after),
         )
@@ -91,11 +100,20 @@ def match_layers(before: Profile, after: Profile | None, plan: Plan | None) -> l
 
 
 def _owners(plan: Plan | None) -> dict[str, str]:
-    """Return module names, each with the site whose rewrite replaces it."""
-    if plan is None:
-        return {}
-    owners = {module: option.site for option in plan.choices for module in option.occupies}
-    return owners | {option.site: option.site for option in plan.choices}
+    """Return module names, each with the site whose rewrite replaces it.
+
+    A site inside another one, such as a layer that only the new head has, is part of that one.
+    """
+    owners: dict[str, str] = {}
+    for option in sorted(plan.choices, key=lambda o: len(o.site)) if plan else ():
+        outer = _owner(option.site, owners) if owners else option.site
+        for module in (*option.occupies, option.site):
+            owners.setdefault(module, outer)
+    return owners
+
+
+def _is_within(name: str, module: str) -> bool:
+    return not module or name == module or name.startswith(f"{module}.")
 
 
 def _owner(name: str, owners: dict[str, str]) -> str:

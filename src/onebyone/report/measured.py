@@ -21,10 +21,17 @@ from onebyone.tables import Table
 from onebyone.units import format_bytes, format_count, format_ms
 
 _NONE = "–"
-_COUNTS: tuple[tuple[str, str, Callable[[float], str], tuple[str, str]], ...] = (
-    ("Parameters", "params", format_count, ("fewer", "more")),
-    ("Weights file", "file_bytes", format_bytes, ("smaller", "larger")),
-    ("MACs for one input", "macs", format_count, ("fewer", "more")),
+_COUNTS: tuple[tuple[str, str, str, Callable[[float], str], tuple[str, str]], ...] = (
+    ("Parameters", "", "params", format_count, ("fewer", "more")),
+    ("Weights file", "safetensors", "file_bytes", format_bytes, ("smaller", "larger")),
+    ("MACs", "for one input", "macs", format_count, ("fewer", "more")),
+    (
+        "Peak activations",
+        "alive at once, one input",
+        "peak_activation_bytes",
+        format_bytes,
+        ("less", "more"),
+    ),
 )
 
 
@@ -45,6 +52,11 @@ def measured_section(record: RunRecord) -> Markup:
         else ""
     )
     notes = ["Small figures: quartiles of times, 95 % intervals of everything else."]
+    if any(measured.peak_activation_bytes is not None for _, measured in columns):
+        notes.append(
+            "Peak activations: each tensor counts from the operation that writes it to the last "
+            "that reads it, in the network’s own order; without weights and kernels’ work space."
+        )
     content = Markup('<div class="even">{}</div>').format(
         table(Table(columns=tuple(headings), rows=rows, notes=notes))
     )
@@ -61,10 +73,16 @@ def _columns(record: RunRecord) -> list[tuple[str, Measured]]:
 
 def _count_rows(networks: Sequence[Measured]) -> list[list[str]]:
     rows = []
-    for name, field, form, words in _COUNTS:
-        values: list[int] = [getattr(network, field) for network in networks]
-        change = size_words(values[0], values[-1], less=words[0], more=words[1])
-        rows.append([name, *(quantity(value, form(value)) for value in values), change])
+    for name, small, field, form, words in _COUNTS:
+        values: list[int | None] = [getattr(network, field) for network in networks]
+        if all(value is None for value in values):
+            continue
+        first, last = values[0], values[-1]
+        change = ""
+        if first is not None and last is not None:
+            change = size_words(first, last, less=words[0], more=words[1])
+        cells = [_NONE if value is None else quantity(value, form(value)) for value in values]
+        rows.append([_headed(name, small) if small else name, *cells, change])
     return rows
 
 

@@ -6,6 +6,7 @@ script only adds the card that follows the pointer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -75,7 +76,8 @@ def network_picture(before: Profile, after: Profile | None, plan: Plan | None) -
     rows = match_layers(before, after, plan)
     view = _View(quantity=bar_quantity(rows), compared=after is not None)
     largest = view.largest([[row] for row in rows])
-    present = sorted({row.rewrite for row in rows}, key=_legend_order)
+    rewrites = {row.rewrite for row in rows} | {o.rewrite for row in rows for o in row.options}
+    present = sorted(rewrites, key=_legend_order)
     template = environment().get_template("network.html")
     text = template.render(
         compared=view.compared,
@@ -142,15 +144,15 @@ class _View:
             what=_what(row),
             rewrite=row.rewrite,
             cost=self._cost([row]),
-            before=self._pieces(row, row.before, largest),
+            before=self._sums([(row, row.before)], largest),
             after=self._pieces(row, row.after, largest),
             facts=tuple(_facts(row, compared=self.compared)),
-            pieces=tuple(_piece(layer, row.name) for layer in row.after) if row.option else (),
+            pieces=tuple(_piece(layer, row.name) for layer in row.after) if row.options else (),
             index=row.index,
         )
 
     def sum_bar(self, name: str, rows: Sequence[LayerRow], widest: float) -> Bar:
-        changed = sum(row.option is not None for row in rows)
+        changed = sum(bool(row.options) for row in rows)
         layers = "1 layer" if len(rows) == 1 else f"{len(rows)} layers"
         return Bar(
             name=name,
@@ -183,28 +185,38 @@ class _View:
         first, second = self.totals(rows)
         return f"{first} → {second}" if self.compared else first
 
+    def _segment(
+        self, row: LayerRow, rewrite: str, layers: Sequence[LayerCost], whole: float
+    ) -> Segment:
+        width = round(100 * amount(layers, self.quantity) / whole, 3)
+        return Segment(width=width, rewrite=rewrite, row=row.index)
+
     def _pieces(
         self, row: LayerRow, layers: Sequence[LayerCost], largest: float
     ) -> tuple[Segment, ...]:
-        return self._sums([(row, (layer,)) for layer in layers], largest)
+        """Return a piece for each layer."""
+        made = (self._segment(row, row.rewrite_of(layer), (layer,), largest) for layer in layers)
+        return tuple(segment for segment in made if segment.width)
 
     def _sums(
         self, parts: Sequence[tuple[LayerRow, Sequence[LayerCost]]], whole: float
     ) -> tuple[Segment, ...]:
-        widths = (round(100 * amount(layers, self.quantity) / whole, 3) for _, layers in parts)
-        return tuple(
-            Segment(width=width, rewrite=row.rewrite, row=row.index)
-            for width, (row, _) in zip(widths, parts, strict=True)
-            if width
+        """Return a piece for each row, or for each rewrite in it."""
+        made = (
+            self._segment(row, rewrite, tuple(group), whole)
+            for row, layers in parts
+            for rewrite, group in itertools.groupby(layers, row.rewrite_of)
         )
+        return tuple(segment for segment in made if segment.width)
 
 
 # ---------------------------------------------------------------- what is known of a layer
 
 
 def _what(row: LayerRow) -> str:
-    if row.option is not None:
-        return _LABELS.get(row.rewrite, row.rewrite)
+    if row.options:
+        rewrites = dict.fromkeys(option.rewrite for option in row.options)
+        return ", ".join(_LABELS.get(rewrite, rewrite) for rewrite in rewrites)
     kinds = [layer.kind for layer in row.before or row.after]
     return kinds[0] if kinds else ""
 
@@ -214,11 +226,11 @@ def _facts(row: LayerRow, *, compared: bool) -> Iterable[tuple[str, str]]:
     if first is not None:
         yield "Layer", " + ".join(_kind(layer) for layer in row.before)
         yield "Shapes", f"{_shape(first.input_shape)} → {_shape(row.before[-1].output_shape)}"
-    if row.option is not None:
-        yield from _option_facts(row.option)
-    elif row.reason:
-        yield "Left alone", row.reason
-    elif compared and not row.after:
+    for option in row.options:
+        yield from _option_facts(option, row.options[0])
+    for item in row.left_alone:
+        yield "Left alone", item.reason if not row.options else f"{item.site}: {item.reason}"
+    if not (row.options or row.left_alone) and compared and not row.after:
         yield "After", "no longer in the network"
     sides = (row.before, row.after) if compared else (row.before,)
     for name, read in (("Parameters", _params), ("MACs", _macs), ("Time", _time)):
@@ -227,9 +239,10 @@ def _facts(row: LayerRow, *, compared: bool) -> Iterable[tuple[str, str]]:
             yield name, " → ".join(texts)
 
 
-def _option_facts(option: Option) -> Iterable[tuple[str, str]]:
+def _option_facts(option: Option, outer: Option) -> Iterable[tuple[str, str]]:
     settings = settings_words(option.settings)
-    yield "Rewrite", f"{option.rewrite}: {settings}" if settings else option.rewrite
+    words = f"{option.rewrite}: {settings}" if settings else option.rewrite
+    yield "Rewrite", words if option is outer else f"of {option.site}: {words}"
     if len(option.occupies) > 1:
         yield "In place of", ", ".join(option.occupies)
     if option.harm is not None:

@@ -55,13 +55,72 @@
     });
   };
 
+  // Points in two quantities. Plot has no log ticks that suit few decades: they are chosen here.
+  const decades = (low, high, room) => {
+    const steps = [[1], [1, 3], [1, 2, 5]].map((each) => {
+      const ticks = [];
+      for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1)
+        for (const step of each) {
+          const tick = Number(`${step}e${power}`);
+          if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push(tick);
+        }
+      return ticks;
+    });
+    return steps.findLast((ticks) => ticks.length <= room) ?? steps[0];
+  };
+  const tickText = (axis) => (value) => {
+    const shown = axis.percent && !axis.signed ? `${Number((100 * value).toPrecision(3))} %`
+      : String(Number((axis.percent ? 100 * value : value).toPrecision(3)));
+    const sign = axis.signed && value > 0 ? "+" : "";
+    return `${sign}${shown}`.replace("-", "\u2212") + (axis.unit === "×" ? "×" : "");
+  };
+  const scatter = (data, width) => {
+    const all = [...data.points, ...data.lines.flatMap((line) => line.points.map(([x, y]) => ({ x, y })))];
+    const scale = (axis, name, room) => {
+      const values = all.flatMap((point) => [point[name], ...(point[`${name}i`] ?? [])]);
+      if (axis.zero !== null) values.push(axis.zero);
+      const low = Math.min(...values), high = Math.max(...values);
+      return {
+        label: axis.name, grid: true, inset: 12, type: axis.log ? "log" : "linear",
+        ticks: axis.log ? decades(low, high, room) : room, tickFormat: tickText(axis),
+      };
+    };
+    const points = data.points.filter((point) => !point.small);
+    const chain = data.lines.flatMap((line, z) => line.points.map(([x, y, title]) => ({ x, y, title, z, color: line.color })));
+    const shadeOf = (point) => shade(point.color);
+    const dashes = { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" };
+    return Plot.plot({
+      width,
+      height: data.height,
+      marginLeft: 62,
+      marginRight: 20,
+      marginBottom: 42,
+      marginTop: 36,
+      x: scale(data.x, "x", Math.floor(width / 70)),
+      y: scale(data.y, "y", 6),
+      marks: [
+        ...(data.x.zero === null ? [] : [Plot.ruleX([data.x.zero], dashes)]),
+        ...(data.y.zero === null ? [] : [Plot.ruleY([data.y.zero], dashes)]),
+        Plot.line(chain, { x: "x", y: "y", z: "z", stroke: shadeOf, strokeWidth: 2 }),
+        Plot.dot(chain, { x: "x", y: "y", r: 3, fill: shadeOf }),
+        Plot.dot(data.points.filter((point) => point.small), { x: "x", y: "y", r: 3, fill: shadeOf }),
+        Plot.ruleY(points.filter((point) => point.xi), { x1: (p) => p.xi[0], x2: (p) => p.xi[1], y: "y", stroke: shadeOf, strokeWidth: 2, strokeOpacity: 0.6 }),
+        Plot.ruleX(points.filter((point) => point.yi), { y1: (p) => p.yi[0], y2: (p) => p.yi[1], x: "x", stroke: shadeOf, strokeWidth: 2, strokeOpacity: 0.6 }),
+        Plot.dot(points, { x: "x", y: "y", r: 6, fill: shadeOf, stroke: "var(--paper)", strokeWidth: 2 }),
+        Plot.text(points.filter((point) => point.label), { x: "x", y: "y", text: "label", dy: -13, fill: "currentColor", fontSize: 11, stroke: "var(--paper)", strokeWidth: 3 }),
+        Plot.tip([...chain, ...data.points], Plot.pointerX({ x: "x", y: "y", title: "title", lineHeight: 1.4 })),
+      ],
+    });
+  };
+
+  const kinds = { lines, intervals, scatter };
   const draw = (figure) => {
     const data = JSON.parse(figure.dataset.chart);
     const canvas = figure.querySelector(".canvas");
     const width = Math.max(260, Math.min(canvas.clientWidth, 720));
     if (canvas.dataset.width === String(width)) return;
     canvas.dataset.width = String(width);
-    const svg = (data.kind === "lines" ? lines : intervals)(data, width);
+    const svg = kinds[data.kind](data, width);
     // Plot writes its tips on the page's background; the figure's label already says it in words.
     svg.style.setProperty("--plot-background", "var(--paper)");
     svg.setAttribute("aria-hidden", "true");

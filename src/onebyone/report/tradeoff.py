@@ -1,0 +1,241 @@
+"""The trade-off: what the plan chose among what other budgets would come to, and fine-tuning."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from onebyone.records import Cost, Option, Plan, RunRecord, TrainLog
+from onebyone.report.charts import Axis, Chart, LineChart, Point, ScatterChart, Series
+from onebyone.report.matching import settings_words
+from onebyone.report.parts import chart, disclosure, quantity, section, table
+from onebyone.tables import Table
+from onebyone.units import format_count, format_percent, format_seconds
+
+_LISTED = 12  # rows of a table that are shown without being asked for
+_LEAST_HARM = 1e-4  # a logarithm has no zero: what is below is drawn here
+_NAMES = {"macs": "MACs", "params": "parameters"}
+_CURVE_HEIGHT = 200
+_NONE = "–"
+
+
+def tradeoff_section(record: RunRecord) -> Markup:
+    """Return the plan among what other budgets would come to, and the fine-tuning beside it."""
+    plan, log = record.plan, record.training
+    if plan is None:
+        return Markup("")
+    front, curves = front_chart(record), learning_curves(log)
+    words = [*_plan_words(record, plan), *([] if log is None else [_training_words(log)])]
+    drawn = _side_by_side(front, curves)
+    return section("tradeoff", "The trade-off", *words, drawn, *_plan_tables(plan))
+
+
+def training_section(record: RunRecord) -> Markup:
+    """Return the learning curves of a training that has no plan."""
+    log = record.training
+    if log is None or record.plan is not None:
+        return Markup("")
+    drawn = _side_by_side(None, learning_curves(log)) or table(log.table())
+    return section("training", "Training", _training_words(log), drawn)
+
+
+def _side_by_side(front: ScatterChart | None, curves: Sequence[Chart]) -> Markup:
+    """Return the charts: the front as high as the curves beside it together."""
+    drawn = Markup("").join(chart(curve) for curve in curves)
+    if front is None:
+        return Markup('<div class="charts">{}</div>').format(drawn) if drawn else Markup("")
+    if not drawn:
+        return chart(front)
+    return Markup('<div class="charts tradeoff"><div>{}</div><div>{}</div></div>').format(
+        chart(front), drawn
+    )
+
+
+def _plan_tables(plan: Plan) -> list[Markup | str]:
+    rows = _choices_table(plan)
+    if not plan.choices:
+        parts: list[Markup | str] = ["It changes nothing."]
+    elif len(plan.choices) > _LISTED:
+        parts = [disclosure(f"All {len(plan.choices)} choices", table(rows))]
+    else:
+        parts = [table(rows)]
+    return [*parts, table(_left_alone_table(plan))] if plan.left_alone else parts
+
+
+def front_chart(record: RunRecord) -> ScatterChart | None:
+    """Return predicted and measured harm against cost; ``None`` where other budgets are unknown."""
+    plan = record.plan
+    if plan is None or not plan.front or not plan.budgets:
+        return None
+    name = plan.budgets[0].quantity
+    whole = max(getattr(plan.before, name), 1)
+    share = getattr(plan.after, name) / whole
+    line = Series(
+        name="other budgets, predicted",
+        x=tuple(getattr(point.after, name) / whole for point in plan.front),
+        y=tuple(point.harm for point in plan.front),
+        color=5,
+    )
+    points = [
+        Point(name=words, x=share, y=harm, color=color)
+        for words, harm, color in _harms(record)
+        if harm is not None
+    ]
+    values = [*line.y, *(point.y for point in points)]
+    floor = _LEAST_HARM if min(values) < _LEAST_HARM else None
+    caption = f"Both axes are logarithmic. {len(line.x)} other budgets, none of them carried out."
+    if floor is not None:
+        caption += f" Harm below {floor:g} is drawn there."
+    return ScatterChart(
+        height=400 if record.training is not None else 320,
+        title=f"Harm against {_NAMES.get(name, name)}",
+        x=Axis(name=f"{_NAMES.get(name, name)}, share of the original", percent=True, log=True),
+        y=Axis(name="harm, divergence from the original", log=True, floor=floor),
+        points=tuple(points),
+        lines=(line,),
+        caption=caption,
+    )
+
+
+def _harms(record: RunRecord) -> list[tuple[str, float | None, int]]:
+    """Return what is known of this plan's harm, each with its color."""
+    plan, comparison = record.plan, record.comparison
+    final = None if comparison is None else comparison.divergence
+    tuned = record.training is not None
+    return [
+        ("this plan, predicted", None if plan is None else plan.harm, 0),
+        ("before fine-tuning, measured", record.one_shot_divergence, 1),
+        ("after fine-tuning, measured", final if tuned else None, 2),
+    ]
+
+
+def _plan_words(record: RunRecord, plan: Plan) -> list[str]:
+    count = len(plan.choices)
+    asked = ", ".join(budget.asked for budget in plan.budgets) or "none"
+    words = (
+        f"Budget: {asked}. {count} {'site' if count == 1 else 'sites'} rewritten, "
+        f"{len(plan.left_alone)} left alone: MACs {_cost_change(plan, 'macs')}, "
+        f"parameters {_cost_change(plan, 'params')}."
+    )
+    known = [f"{which} {harm:.3g}" for which, harm, _ in _harms(record) if harm is not None]
+    if not known:
+        return [words]
+    how = "Harm is the divergence of the outputs from the original’s"
+    if plan.calibration is not None:
+        how += (
+            f", predicted on {plan.calibration.examples:,} calibration examples of "
+            f"{plan.calibration.data}"
+        )
+    if record.one_shot_divergence is not None or record.comparison is not None:
+        how += ", measured on the test data"
+    return [words, f"{how}: {'; '.join(known)}."]
+
+
+def _cost_change(plan: Plan, quantity: str) -> str:
+    before: int = getattr(plan.before, quantity)
+    after: int = getattr(plan.after, quantity)
+    share = f" ({format_percent(after / before)})" if before else ""
+    return f"{format_count(before)} → {format_count(after)}{share}"
+
+
+def _choices_table(plan: Plan) -> Table:
+    rows = [
+        [
+            _name(option.site),
+            Markup('<span class="tag r-{}">{}</span><small>{}</small>').format(
+                option.rewrite, option.rewrite, settings_words(option.settings)
+            ),
+            _change(option.before, option.after, "params"),
+            _change(option.before, option.after, "macs"),
+            _harm_cell(option),
+        ]
+        for option in plan.choices
+    ]
+    columns = ("Site", "Rewrite", ">Parameters", ">MACs", ">Harm")
+    return Table(columns=columns, rows=rows, title="Rewritten")
+
+
+def _harm_cell(option: Option) -> str:
+    if option.harm is None:
+        return _NONE
+    return quantity(option.harm, f"{option.harm:.2g}", "measured" if option.measured else "")
+
+
+def _change(before: Cost, after: Cost, quantity: str) -> str:
+    first, second = getattr(before, quantity), getattr(after, quantity)
+    share = format_percent(second / first, 0) if first else ""
+    small = Markup("<small>{}</small>").format(share) if share else ""
+    return Markup("{} → {}{}").format(format_count(first), format_count(second), small)
+
+
+def _left_alone_table(plan: Plan) -> Table:
+    sites: dict[str, list[str]] = defaultdict(list)
+    for item in plan.left_alone:
+        sites[item.reason].append(item.site or "(root)")
+    rows = [[_some(names), reason] for reason, names in sites.items()]
+    return Table(columns=("Sites", "Why"), rows=rows, title="Left alone")
+
+
+def _some(names: Sequence[str]) -> Markup:
+    if len(names) <= 6:
+        return Markup('<span class="mono">{}</span>').format(", ".join(names))
+    return Markup(
+        '<details><summary>{} sites</summary><span class="mono">{}</span></details>'
+    ).format(len(names), ", ".join(names))
+
+
+def _name(site: str) -> Markup:
+    return Markup('<span class="mono">{}</span>').format(site or "(root)")
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+def learning_curves(log: TrainLog | None) -> list[Chart]:
+    """Return the curves of a training of two epochs or more."""
+    if log is None or len(log.epochs) < 2:
+        return []
+    epochs = tuple(float(epoch.epoch) for epoch in log.epochs)
+    kept = {float(log.chosen_epoch): "kept"}
+    loss = Series(name="loss", x=epochs, y=tuple(epoch.loss for epoch in log.epochs))
+    curves: list[Chart] = [
+        LineChart(
+            title="Training loss",
+            x="epoch",
+            y="loss",
+            series=(loss,),
+            marks=kept,
+            height=_CURVE_HEIGHT,
+        )
+    ]
+    valid = [(float(e.epoch), e.validation) for e in log.epochs if e.validation is not None]
+    if valid:
+        fraction = log.metric in {"accuracy", "agreement"}
+        line = Series(
+            name=log.metric, x=tuple(x for x, _ in valid), y=tuple(y for _, y in valid), color=2
+        )
+        curves.append(
+            LineChart(
+                title=f"Validation {log.metric}",
+                x="epoch",
+                y=log.metric,
+                series=(line,),
+                marks=kept,
+                percent=fraction,
+                height=_CURVE_HEIGHT,
+            )
+        )
+    return curves
+
+
+def _training_words(log: TrainLog) -> str:
+    epochs = "1 epoch" if len(log.epochs) == 1 else f"{len(log.epochs)} epochs"
+    return (
+        f"Objective: {log.objective.rstrip('.')}. {epochs} of {log.examples:,} examples in "
+        f"{format_seconds(log.seconds)} on {log.device}; the weights of epoch "
+        f"{log.chosen_epoch} were kept. {log.optimizer}, {log.schedule}, learning rate "
+        f"{log.learning_rate:g}, weight decay {log.weight_decay:g}, batch {log.batch_size}, "
+        f"{log.precision}, augmentation: {log.augmentation}, seed {log.seed}."
+    )
