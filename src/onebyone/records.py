@@ -243,7 +243,7 @@ class Profile(Record):
         if timed:
             notes.append("Layer times: inside the whole network, eager, median over the passes.")
         notes += [f"Not counted: {count} × {name}." for name, count in self.uncounted.items()]
-        columns = ("layer", "kind", "output", ">params", ">MACs", ">% MACs")
+        columns = ("layer", "kind", ">output", ">params", ">MACs", ">% MACs")
         shape = "×".join(map(str, self.input_shape))
         return Table(
             columns=(*columns, ">ms") if timed else columns,
@@ -400,6 +400,7 @@ class Plan(Record):
                 f"Harm: predicted divergence from the original's outputs, on "
                 f"{self.calibration.examples} calibration examples of {self.calibration.data}."
             )
+        asked = ", ".join(budget.asked for budget in self.budgets)
         reasons: dict[str, list[str]] = {}
         for item in self.left_alone:
             reasons.setdefault(item.reason, []).append(item.site or "(root)")
@@ -407,7 +408,7 @@ class Plan(Record):
         return Table(
             columns=("site", "rewrite", ">MACs", ">params", ">harm"),
             rows=rows,
-            title=f"Plan for {self.network}: " + ", ".join(b.asked for b in self.budgets),
+            title=": ".join(filter(None, [f"Plan for {self.network}", asked])),
             notes=notes,
         )
 
@@ -852,6 +853,7 @@ class RunRecord(Record):
     """All that a run measured: what its report is made from.
 
     Attributes:
+        folder: Where the run was kept, as it was asked for.
         one_shot: The rewritten network before any fine-tuning.
         seconds: Wall time by stage.
     """
@@ -863,6 +865,7 @@ class RunRecord(Record):
     machine: Machine
     data: DataInfo | None = None
     command: tuple[str, ...] = ()
+    folder: str | None = None
     seed: int = 0
     plan: Plan | None = None
     before: Measured | None = None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
+
+_HEADING = 12  # columns that a heading may take though its numbers are shorter
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,13 @@ class Table:
     title: str = ""
     notes: Sequence[str] = field(default=())
 
-    def to_rich(self) -> RichTable:
-        """Return the table for a rich console."""
+    def to_rich(self) -> Group:
+        """Return the table and its notes for a rich console."""
+        # Under the table and as wide as the page, not as the table.
+        notes = [Text(note, style="dim") for note in self.notes]
+        return Group(self._grid(), *([Text(), *notes] if notes else []))
+
+    def _grid(self) -> RichTable:
         table = RichTable(
             title=escape(self.title) or None,
             title_justify="left",
@@ -37,14 +47,16 @@ class Table:
             box=SIMPLE_HEAD,
             pad_edge=False,
             collapse_padding=True,
-            caption=escape("\n".join(self.notes)) or None,
-            caption_justify="left",
-            caption_style="dim",
         )
-        for column in self.columns:
+        for place, column in enumerate(self.columns):
             right = column.startswith(">")
+            heading = column.removeprefix(">")
+            if right:
+                # A number is never broken; a long heading over it is.
+                widest = max((cell_len(row[place]) for row in self.rows), default=0)
+                heading = textwrap.fill(heading, max(widest, _HEADING))
             table.add_column(
-                escape(column.removeprefix(">")),
+                escape(heading),
                 justify="right" if right else "left",
                 no_wrap=right,
                 overflow="fold",
