@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -123,8 +123,16 @@ def exact_class_maps(network: nn.Module, inputs: Tensor) -> ClassMaps | None:
     found = _averaged_maps(copied, inputs)
     if found is not None:
         return found
-    rewritten = _averages_last(copied, inputs[:1])
-    return None if rewritten is None else _averaged_maps(rewritten, inputs)
+    site = head.find_head(copied, inputs[:1])
+    if isinstance(site, head.NoHead) or not site.averaged or len(site.linears) != 1:
+        return None
+    # Average and linear layer in the other order.
+    try:
+        rewritten = head.rewrite(copied, inputs[:1], name=site.name, form="exact", hidden=[])
+    except PlanError:
+        return None
+    found = _averaged_maps(rewritten.eval(), inputs)
+    return None if found is None else replace(found, layer=site.name)
 
 
 def _averaged_maps(network: nn.Module, inputs: Tensor) -> ClassMaps | None:
@@ -140,17 +148,6 @@ def _averaged_maps(network: nn.Module, inputs: Tensor) -> ClassMaps | None:
         if float((maps.mean(dim=(2, 3)) - scores).abs().max()) <= near:
             return ClassMaps(scores=scores, maps=maps, layer=name)
     return None
-
-
-def _averages_last(network: nn.Module, example: Tensor) -> nn.Module | None:
-    """Return a copy with average and linear layer in the other order, if it ends in these two."""
-    site = head.find_head(network, example)
-    if isinstance(site, head.NoHead) or not site.averaged or len(site.linears) != 1:
-        return None
-    try:
-        return head.rewrite(network, example, name=site.name, form="exact", hidden=[]).eval()
-    except PlanError:
-        return None
 
 
 def class_scores(output: Tensor) -> Tensor:

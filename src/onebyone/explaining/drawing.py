@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
@@ -172,8 +173,16 @@ def draw_layer(
     ends = [(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
     files = [f"{name}-layer.png", f"{name}-layer-before.png"][: len(sides)]
     for file, side in zip(files, sides, strict=True):
-        drawn.pictures[file] = _enlarged(map_grid(side, ends=ends), DISPLAY)
+        drawn.pictures[file] = _enlarged(
+            map_grid(side, columns=_columns(len(side)), ends=ends), DISPLAY
+        )
     return files[0], files[1] if len(files) > 1 else ""
+
+
+def _columns(count: int) -> int:
+    """Return how many maps in a row fill the last row, or about as many as rows."""
+    square = math.ceil(math.sqrt(count))
+    return next((n for n in range(square, 2 * square + 1) if count % n == 0), square)
 
 
 def _enlarged(pixels: Pixels, width: int) -> Pixels:

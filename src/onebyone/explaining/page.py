@@ -9,11 +9,10 @@ from typing import Any
 from markupsafe import Markup
 
 from onebyone.explaining.drawing import Drawn, Grid
-from onebyone.explaining.record import Explanation, ImageExplanation, LayerMaps
+from onebyone.explaining.record import Explanation, ImageExplanation, LayerMaps, share
 from onebyone.report.maps import color_map, data_uri
 from onebyone.report.parts import code, environment, page, section, table
 from onebyone.tables import Table
-from onebyone.units import format_percent
 
 _METHODS = {
     "exact": "The network's score for a class is the mean of that class's map: the maps are the "
@@ -58,8 +57,8 @@ def _intro(record: Explanation) -> Markup:
     if not record.method:
         return Markup("")
     return Markup(
-        '<p class="lead">{}</p>\n<p class="scale"><span>no evidence</span><i></i>'
-        "<span>most evidence in the image</span></p>"
+        '<div class="intro"><p class="lead">{}</p>\n<p class="scale"><span>no evidence</span>'
+        "<i></i><span>most in the image</span></p></div>"
     ).format(_METHODS[record.method])
 
 
@@ -73,7 +72,7 @@ def _image(image: ImageExplanation, name: str, drawn: Drawn) -> Markup:
             "name": each.name,
             "probability": each.probability,
             "percent": None if each.probability is None else f"{100 * each.probability:.2f}",
-            "shown": None if each.probability is None else format_percent(each.probability),
+            "shown": None if each.probability is None else share(each.probability),
             "score": each.score,
             "score_shown": f"{each.score:.2f}",
         }
@@ -146,7 +145,8 @@ def _how(record: Explanation) -> Markup:
     if record.method:
         rows.append(["Maps", record.how])
     rows.append(["Pictures", str(record.preparation)])
-    parts = [table(Table(columns=("What", "Value"), rows=rows))]
+    facts = table(Table(columns=("What", "Value"), rows=rows))
+    parts = [Markup('<div class="facts-table">{}</div>').format(facts)]
     if record.command:
         command = shlex.join([PurePath(record.command[0]).name, *record.command[1:]])
         parts += [Markup("<h3>Make this page again</h3>"), code(command, wrap=True)]

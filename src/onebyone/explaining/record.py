@@ -13,6 +13,15 @@ from onebyone.units import format_percent
 FORMAT = 1
 
 
+def share(probability: float) -> str:
+    """Return a probability as text that is never 0 or 1 unless it is."""
+    if 0 < probability < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= probability < 1:
+        return "> 99.9 %"
+    return format_percent(probability)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preparation(Record):
     """How a picture becomes an input: as the network's data did.
@@ -152,7 +161,7 @@ class Explanation(Record):
                     [name if place == 0 else "", each.name, probability, f"{each.score:.3f}"]
                 )
         return Table(
-            columns=("image", "class", ">%", ">score"),
+            columns=("image", "class", ">probability", ">score"),
             rows=rows,
             title=self.source.name,
             notes=[self.how, str(self.preparation)] if self.method else [str(self.preparation)],
