@@ -389,6 +389,7 @@ def _start(source: ModelSource, data: Data, settings: RunSettings) -> _Line:
         machine=describe_machine(device),
         data=data.info(),
         command=tuple(settings.command),
+        folder=None if out is None else str(out),
         seed=settings.seed,
     )
     earlier = None if folder is None else folder.earlier

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from onebyone.records import ModelSource, RunRecord
+from onebyone.records import RunRecord
 from onebyone.report.parts import code, disclosure, section, table
 from onebyone.tables import Table
 from onebyone.units import format_seconds
@@ -32,8 +32,11 @@ def use_section(record: RunRecord) -> Markup:
             disclosure("The plan, as plan.json", code(record.plan.to_json().strip(), tall=True)),
         ]
     if record.command:
-        command = shlex.join([PurePath(record.command[0]).name, *record.command[1:]])
-        parts += [_heading("Make this run again"), code(command, wrap=True)]
+        parts += [
+            _heading("Make this run again"),
+            f"With the same versions, the same data and seed {record.seed}:",
+            code("\n".join([_install(record), _command(record)]), wrap=True),
+        ]
     return section("use", "How to use it", *parts) if parts else Markup("")
 
 
@@ -42,32 +45,63 @@ def _heading(text: str) -> Markup:
 
 
 def _load_code(record: RunRecord) -> str:
-    return (
-        "import onebyone as obo\n\n"
-        f"net = obo.load_model({_quoted(_folder(record))})"
-        "  # the folder of this report"
-    )
+    lines = ["import onebyone as obo", ""]
+    folder = _quoted(_folder(record))
+    if record.source.spec is not None:
+        return "\n".join([*lines, f"net = obo.load_model({folder})"])
+    lines.append(f"original = ...  # the {record.source.name} that it was made from")
+    return "\n".join([*lines, f"net = obo.load_model({folder}, original=original)"])
 
 
 def _apply_code(record: RunRecord) -> str:
     path = _quoted(f"{_folder(record)}/plan.json")
     lines = [
-        "import onebyone as obo\n",
-        f"net = {_original(record.source)}",
+        "import onebyone as obo",
+        "",
+        f"net = {_original(record)}",
+        *_calibration(record),
         f"plan = obo.Plan.load({path})",
-        "small = obo.apply(net, plan, calibration)  # a new module; `net` is untouched",
+        "small = obo.apply(net, plan, calibration)  # a new network; `net` is untouched",
     ]
     return "\n".join(lines)
 
 
-def _original(source: ModelSource) -> str:
+def _original(record: RunRecord) -> str:
+    source = record.source
     if source.spec is None:
-        return "...  # the original network, with its weights"
+        return f"...  # the original {source.name}, with its weights"
     arguments = [_quoted(source.spec)]
-    if source.weights:
-        arguments.append(f"weights={_quoted(source.weights)}")
+    weights = _option(record, "--weights") or source.weights
+    # A run's folder has its weights itself.
+    if weights and ":" in source.spec:
+        arguments.append(f"weights={_quoted(weights)}")
     arguments += [f"{name}={value!r}" for name, value in source.options.items()]
     return f"obo.load_model({', '.join(arguments)})"
+
+
+def _calibration(record: RunRecord) -> list[str]:
+    made_on = record.plan.calibration if record.plan else None
+    spec = _option(record, "--data")
+    if spec is None or made_on is None:
+        return ["calibration = ...  # a few hundred unlabelled inputs"]
+    arguments = [_quoted(spec), f"seed={made_on.seed}"]
+    limit = _option(record, "--limit")
+    arguments += [f"limit={limit}"] if limit and limit.isdigit() else []
+    return [
+        f"data = obo.load_data({', '.join(arguments)})",
+        f"calibration = data.train.take({made_on.examples}, {made_on.seed})",
+    ]
+
+
+def _install(record: RunRecord) -> str:
+    versions = {"onebyone": record.onebyone, **record.machine.versions}
+    # A local part, such as +cpu, names a build that the index may not have.
+    pins = [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
+    return shlex.join(["pip", "install", *(pin for pin in pins if not pin.startswith("python=="))])
+
+
+def _command(record: RunRecord) -> str:
+    return shlex.join([PurePath(record.command[0]).name, *record.command[1:]])
 
 
 def _quoted(text: str) -> str:
@@ -75,14 +109,20 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _folder(record: RunRecord) -> str:
+def _option(record: RunRecord, name: str) -> str | None:
+    """Return the value that an option had on the command line, or ``None``."""
     arguments = list(record.command)
     for index, argument in enumerate(arguments):
-        if argument.startswith("--out="):
-            return argument.removeprefix("--out=").rstrip("/")
-        if argument == "--out" and index + 1 < len(arguments):
-            return arguments[index + 1].rstrip("/")
-    return "."
+        if argument.startswith(f"{name}="):
+            return argument.removeprefix(f"{name}=")
+        if argument == name and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return None
+
+
+def _folder(record: RunRecord) -> str:
+    folder = record.folder or _option(record, "--out") or "."
+    return folder.rstrip("/") or folder
 
 
 def conditions_section(record: RunRecord) -> Markup:
