@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onebyone.pipeline import shrink as shrink
     from onebyone.planning import applies as applies
     from onebyone.planning import plan as plan
+    from onebyone.planning import uniform_plan as uniform_plan
     from onebyone.profiling import profile as profile
     from onebyone.records import Comparison as Comparison
     from onebyone.records import Plan as Plan
@@ -58,6 +59,7 @@ _HOMES = {
     "restructure": "rewrites",
     "shrink": "pipeline",
     "train": "training",
+    "uniform_plan": "planning",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - a literal dict of names

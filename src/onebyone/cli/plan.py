@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from onebyone.cli.arguments import (
     add_data,
@@ -13,15 +14,21 @@ from onebyone.cli.arguments import (
     load,
     positive,
     progress,
+    shape,
     show,
     write_record,
 )  # fmt: skip
+from onebyone.errors import OptionError
+
+if TYPE_CHECKING:
+    from onebyone.records import Plan
 
 EPILOG = """examples:
   onebyone plan runs/classic --data digits --budget macs=50%
   onebyone plan timm:resnet18 --weights w.safetensors --data imagefolder:photos/ \\
       --budget macs=40% --budget params=6M --out plans/r18
   onebyone plan runs/classic --data digits --budget macs=50% --front
+  onebyone plan timm:convnext_atto --weights random --ranks 50% --out plans/convnext
 
 The plan is a small JSON file. It can be edited by hand and carried out by
 `onebyone shrink --plan FILE`.
@@ -58,8 +65,9 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``onebyone plan``."""
     add_model(parser)
-    add_data(parser)
+    add_data(parser, required=False)
     add_planning(parser)
+    _add_uniform(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument(
         "--front", action="store_true", help="show what other budgets would come to as well"
@@ -68,8 +76,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser, "folder for plan.json")
 
 
+def _add_uniform(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ranks",
+        type=share,
+        metavar="SHARE",
+        help="no budget and no data: every layer to this share of its ranks, such as 50%%",
+    )
+    parser.add_argument(
+        "--form",
+        default="auto",
+        metavar="FORM",
+        help="with --ranks: reduce, expand, tucker2, pair, or the first that pays (auto)",
+    )
+    parser.add_argument(
+        "--input-shape",
+        type=shape,
+        metavar="N,C,H,W",
+        help="with --ranks: shape of the input, batch first, if the network's is not known",
+    )
+
+
+def share(text: str) -> float:
+    """Read a share such as ``50%`` or ``0.5``."""
+    from onebyone.units import parse_percent
+
+    value = parse_percent(text)
+    try:
+        value = float(text) if value is None else value
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share such as 50% or 0.5, got {text!r}")
+    return value
+
+
 def run(args: argparse.Namespace) -> None:
     """Make a plan."""
+    if args.ranks is not None:
+        record = _uniform(args)
+    elif args.data is None:
+        raise OptionError("Give --data to plan for a budget, or --ranks for a plan without data.")
+    else:
+        record = _planned(args)
+    tables = [record.table(), *([record.front_table()] if args.front else [])]
+    show(record, args, *tables)
+    write_record(record, args.out, "plan.json", args)
+
+
+def _uniform(args: argparse.Namespace) -> Plan:
+    for name, given in (("--data", args.data), ("--budget", args.budget), ("--front", args.front)):
+        if given:
+            raise OptionError(f"{name} does not go with --ranks, which asks for no data.")
+    loaded = load(args.model, args.weights, args.model_option, needs_weights=False)
+    from onebyone.planning import uniform_plan
+
+    size = args.input_shape or (loaded.input_shape and (1, *loaded.input_shape))
+    if size is None:
+        raise OptionError(f"The input shape of {args.model} is not known: give --input-shape.")
+    return uniform_plan(
+        loaded.model,
+        size,
+        ranks=args.ranks,
+        form=args.form,
+        leave=args.leave,
+        name=loaded.source.name,
+    )
+
+
+def _planned(args: argparse.Namespace) -> Plan:
     loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
     from onebyone.calibration import CalibrationData
     from onebyone.data import load_data
@@ -81,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
         data.train.take(args.calibration, args.seed), data.name, args.seed, device=device
     )
     with progress("plan") as update:
-        record = plan(
+        return plan(
             loaded.model,
             calibration,
             budget=args.budget or ["macs=50%"],
@@ -91,6 +166,3 @@ def run(args: argparse.Namespace) -> None:
             device=device,
             progress=update,
         )
-    tables = [record.table(), *([record.front_table()] if args.front else [])]
-    show(record, args, *tables)
-    write_record(record, args.out, "plan.json", args)

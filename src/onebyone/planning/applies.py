@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from onebyone.profiling import as_inputs
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import LayerCost, Record
-from onebyone.rewrites import factorize, head
+from onebyone.rewrites import head
+from onebyone.rewrites.layerwise import LAYER_REWRITES
 from onebyone.sites import Inputs, aliases, module_at
 from onebyone.tables import Table
 
@@ -67,16 +68,16 @@ def applies(model: nn.Module, inputs: Inputs | tuple[int, ...]) -> Applicability
     """
     example = as_inputs(model, inputs)
     costs = trace_layers(model, example)
-    why = reasons(model, costs)
+    tied = _tied(model)
     sites = []
     for layer in costs.layers:
-        if is_site(layer, module_at(model, layer.name)):
-            site = SiteRewrite(
-                site=layer.name,
-                kind=layer.kind,
-                rewrite="factorize",
-                reason=why.get(layer.name),
-            )
+        module = module_at(model, layer.name)
+        if not is_site(layer, module):
+            continue
+        obstacle = _obstacle(layer, module, tied)
+        for name, rewrite in LAYER_REWRITES.items():
+            reason = obstacle or rewrite.why_not(module)
+            site = SiteRewrite(site=layer.name, kind=layer.kind, rewrite=name, reason=reason)
             sites.append(site)
     sites += _head_rewrites(model, example)
     return Applicability(network=type(model).__name__, sites=tuple(sites))
@@ -106,47 +107,57 @@ def is_site(layer: LayerCost, module: nn.Module) -> bool:
 
 
 def reasons(network: nn.Module, costs: LayerCosts, leave: Sequence[str] = ()) -> dict[str, str]:
-    """Return the layers that must be left alone, each with the reason in words.
+    """Return the layers that no rewrite of one layer by itself takes, each with the reason.
 
     Args:
         network: That was traced. Not modified.
         costs: Its layers.
         leave: Names of modules to leave alone, with all inside them.
     """
-    names = aliases(network)
-    owners = _owners(network)
+    tied = _tied(network)
     found: dict[str, str] = {}
     for layer in costs.layers:
         module = module_at(network, layer.name)
         if not is_site(layer, module):
             continue
-        reason = _reason(layer, module, names.get(layer.name, ()), leave)
-        if reason is None and any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
-            reason = "its weight is shared with another layer"
+        reason: str | None = "left alone as asked"
+        if not any(layer.name == name or layer.name.startswith(f"{name}.") for name in leave):
+            reason = _obstacle(layer, module, tied) or _refusal(module)
         if reason is not None:
             found[layer.name] = reason
     return found
 
 
-def _owners(network: nn.Module) -> dict[int, int]:
-    counts: dict[int, int] = {}
+def _refusal(module: nn.Module) -> str | None:
+    refusals = [rewrite.why_not(module) for rewrite in LAYER_REWRITES.values()]
+    return None if None in refusals else refusals[0]
+
+
+def _tied(network: nn.Module) -> dict[int, str]:
+    """Return, by identity, the modules that are or hold what others have too, and how."""
+    owners: dict[int, int] = {}
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
-            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    return counts
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    tied = {
+        id(module): "its weight is shared with another layer"
+        for module in network.modules()
+        if any(owners[id(p)] > 1 for p in module.parameters(recurse=False))
+    }
+    for name, others in aliases(network).items():
+        if len(others) > 1:
+            tied[id(module_at(network, name))] = f"shared: the same layer as {others[1]!r}"
+    return tied
 
 
-def _reason(
-    layer: LayerCost, module: nn.Module, names: Sequence[str], leave: Sequence[str]
-) -> str | None:
-    if any(layer.name == name or layer.name.startswith(f"{name}.") for name in leave):
-        return "left alone as asked"
+def _obstacle(layer: LayerCost, module: nn.Module, tied: Mapping[int, str]) -> str | None:
+    """Return why no rewrite of this layer by itself would be right, whatever the layer is."""
     if layer.calls == 0:
         return "does not run on this input"
-    if len(names) > 1:
-        return f"shared: the same layer as {names[1]!r}"
+    if id(module) in tied:
+        return tied[id(module)]
     if layer.calls > 1:
         return f"runs {layer.calls} times in one pass"
     if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001
         return "has hooks, which a rewrite would lose"
-    return factorize.why_not(module)
+    return None
