@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a network",
     "compare": "networks on the same data, interleaved",
     "explain": "where in images a network sees their classes",
+    "report": "the report of a run, or of several runs side by side",
     "article": "every claim of the article on 1×1 convolutions, measured here",
 }
 

@@ -6,6 +6,7 @@ being made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from markupsafe import Markup
@@ -27,6 +28,7 @@ from onebyone.report.parts import (
     section,
     table,
 )
+from onebyone.report.several import render_runs
 from onebyone.report.verdict import verdict
 
 __all__ = [
@@ -42,9 +44,11 @@ __all__ = [
     "picture",
     "quantity",
     "render_run",
+    "render_runs",
     "section",
     "table",
     "write_report",
+    "write_several",
 ]
 
 
@@ -76,3 +80,12 @@ def write_report(record: RunRecord, path: str | Path) -> None:
         OutputError: If the file cannot be written.
     """
     write_text(path, render_run(record))
+
+
+def write_several(records: Mapping[str, RunRecord], path: str | Path) -> None:
+    """Write :func:`render_runs`'s page to a file, whole or not at all.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    write_text(path, render_runs(records))

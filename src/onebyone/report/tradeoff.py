@@ -70,33 +70,53 @@ def front_chart(record: RunRecord) -> ScatterChart | None:
     if plan is None or not plan.front or not plan.budgets:
         return None
     name = plan.budgets[0].quantity
-    whole = max(getattr(plan.before, name), 1)
-    share = getattr(plan.after, name) / whole
-    line = Series(
-        name="other budgets, predicted",
-        x=tuple(getattr(point.after, name) / whole for point in plan.front),
-        y=tuple(point.harm for point in plan.front),
-        color=5,
-    )
+    share = getattr(plan.after, name) / max(getattr(plan.before, name), 1)
+    line = front_line(plan, "other budgets, predicted", 5)
     points = [
         Point(name=words, x=share, y=harm, color=color)
         for words, harm, color in _harms(record)
         if harm is not None
     ]
-    values = [*line.y, *(point.y for point in points)]
-    floor = _LEAST_HARM if min(values) < _LEAST_HARM else None
+    floor = floor_of([*line.y, *(point.y for point in points)])
     caption = f"Both axes are logarithmic. {len(line.x)} other budgets, none of them carried out."
     if floor is not None:
         caption += f" Harm below {floor:g} is drawn there."
+    x, y = front_axes(name, floor)
     return ScatterChart(
-        height=400 if record.training is not None else 320,
         title=f"Harm against {_NAMES.get(name, name)}",
-        x=Axis(name=f"{_NAMES.get(name, name)}, share of the original", percent=True, log=True),
-        y=Axis(name="harm, divergence from the original", log=True, floor=floor),
+        x=x,
+        y=y,
         points=tuple(points),
         lines=(line,),
         caption=caption,
+        height=400 if record.training is not None else 320,
     )
+
+
+def front_line(plan: Plan, name: str, color: int) -> Series:
+    """Return predicted harm over the share of the first budget's quantity that is kept."""
+    quantity_name = plan.budgets[0].quantity
+    whole = max(getattr(plan.before, quantity_name), 1)
+    return Series(
+        name=name,
+        x=tuple(getattr(point.after, quantity_name) / whole for point in plan.front),
+        y=tuple(point.harm for point in plan.front),
+        color=color,
+    )
+
+
+def front_axes(quantity_name: str, floor: float | None) -> tuple[Axis, Axis]:
+    """Return the axes of harm against the share of a quantity that is kept."""
+    what = _NAMES.get(quantity_name, quantity_name)
+    return (
+        Axis(name=f"{what}, share of the original", percent=True, log=True),
+        Axis(name="harm, divergence from the original", log=True, floor=floor),
+    )
+
+
+def floor_of(harms: Sequence[float]) -> float | None:
+    """Return where the least harms are drawn on a logarithmic axis, if some are below it."""
+    return _LEAST_HARM if min(harms, default=1.0) < _LEAST_HARM else None
 
 
 def _harms(record: RunRecord) -> list[tuple[str, float | None, int]]:

@@ -32,12 +32,16 @@ def use_section(record: RunRecord) -> Markup:
             disclosure("The plan, as plan.json", code(record.plan.to_json().strip(), tall=True)),
         ]
     if record.command:
-        parts += [
-            _heading("Make this run again"),
-            f"With the same versions, the same data and seed {record.seed}:",
-            code("\n".join([_install(record), _command(record)]), wrap=True),
-        ]
+        parts += [_heading("Make this run again"), *reproduction(record)]
     return section("use", "How to use it", *parts) if parts else Markup("")
+
+
+def reproduction(record: RunRecord) -> list[str | Markup]:
+    """Return the commands that make a run again; nothing where it was not made by a command."""
+    if not record.command:
+        return []
+    words = f"With the same versions, the same data and seed {record.seed}:"
+    return [words, code("\n".join([_install(record), _command(record)]), wrap=True)]
 
 
 def _heading(text: str) -> Markup:

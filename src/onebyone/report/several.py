@@ -1,0 +1,369 @@
+"""Several runs side by side: their verdicts, trade-offs and latencies in one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from markupsafe import Markup
+
+from onebyone.records import (
+    Comparison,
+    Measured,
+    Metric,
+    RunRecord,
+)
+from onebyone.report.charts import (
+    COLORS,
+    Axis,
+    Chart,
+    Interval,
+    IntervalChart,
+    Point,
+    ScatterChart,
+    Series,
+)
+from onebyone.report.parts import chart, notice, page, quantity, section, table
+from onebyone.report.tradeoff import floor_of, front_axes, front_line
+from onebyone.report.use import reproduction
+from onebyone.report.verdict import (
+    interval,
+    metric_interval,
+    metric_value,
+    ratio_interval,
+    signed,
+    size_words,
+    speed_words,
+    verdict,
+)
+from onebyone.tables import Table
+from onebyone.units import format_bytes, format_count, format_ms
+
+_NONE = "–"
+
+
+def render_runs(records: Mapping[str, RunRecord]) -> str:
+    """Return the page of several runs: one HTML file, made from their records alone.
+
+    Args:
+        records: By the name that each run is to be called; shown in that order.
+    """
+    shown = [(anchor, label, part) for anchor, label, make in _SECTIONS if (part := make(records))]
+    body = [unlike_notice(records), *(part for _, _, part in shown)]
+    networks = dict.fromkeys(record.source.name for record in records.values())
+    return page(
+        f"{len(records)} runs side by side",
+        Markup("\n").join(part for part in body if part),
+        subtitle=", ".join(networks),
+        kicker="report of several runs",
+        contents=[(anchor, label) for anchor, label, _ in shown],
+    )
+
+
+def unlike_notice(records: Mapping[str, RunRecord]) -> Markup:
+    """Return a notice of what the runs were not measured alike in; nothing where they were."""
+    facts: dict[str, Callable[[RunRecord], object]] = {
+        "the original network": lambda r: (r.source.spec, r.source.name, r.source.weights),
+        "the data": lambda r: r.data and (r.data.name, r.data.test, r.data.seed),
+        "the machine": lambda r: (r.machine.processor, r.machine.device),
+        "the threads": _machine_threads,
+        "the timed batch": lambda r: r.comparison and r.comparison.input_shape,
+        "the versions": lambda r: tuple(sorted(r.machine.versions.items())),
+    }
+    unlike = [
+        name for name, of in facts.items() if len({of(r) for r in records.values()} - {None}) > 1
+    ]
+    if not unlike:
+        return Markup("")
+    return notice(
+        "These runs are not alike",
+        f"They differ in {_and(unlike)}. Each run’s own before and after were measured together; "
+        "figures of different runs are only comparable as far as these do not matter.",
+    )
+
+
+def _machine_threads(record: RunRecord) -> int | None:
+    timings = record.comparison.after.latency.values() if record.comparison else ()
+    return next((timing.threads for timing in timings), None)
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def _verdicts(records: Mapping[str, RunRecord]) -> Markup:
+    rows = [_verdict_row(name, record) for name, record in records.items()]
+    columns = ("Run", ">Speed", ">Weights file", ">Score", ">Change", ">Agreement")
+    notes = [
+        "Small figures: 95 % intervals; speed in the first runtime that the run was timed in.",
+        "Score, change and agreement are on the test data.",
+    ]
+    content = Markup('<div class="runs">{}</div>').format(
+        table(Table(columns=columns, rows=rows, notes=notes))
+    )
+    return section("verdicts", "The verdicts", content)
+
+
+def _verdict_row(name: str, record: RunRecord) -> list[str]:
+    head = Markup("{}<small>{}</small>").format(name, _made_of(record))
+    comparison = record.comparison
+    if comparison is None:
+        metric = record.after.metric if record.after else None
+        return [head, "", "", _metric_cell(metric), _state_words(record), ""]
+    metric = comparison.after.metric
+    return [
+        head,
+        _speed_cell(comparison),
+        _size_cell(comparison),
+        _metric_cell(metric),
+        _change_cell(comparison),
+        _metric_cell(comparison.agreement),
+    ]
+
+
+def _made_of(record: RunRecord) -> str:
+    budgets = [budget.asked for budget in record.plan.budgets] if record.plan else []
+    state = [] if record.status.state == "finished" else [_state_words(record)]
+    return ", ".join([record.source.name, *budgets, *state])
+
+
+def _state_words(record: RunRecord) -> str:
+    if record.status.state == "finished":
+        return ""
+    return f"{record.status.state} at {record.status.stage}"
+
+
+def _speed_cell(comparison: Comparison) -> str:
+    runtime, ratio = next(iter(comparison.latency_ratio.items()), (None, None))
+    if runtime is None or ratio is None:
+        return _NONE
+    words = speed_words(ratio, too_wide=comparison.disturbed(runtime))
+    return quantity(ratio.value, words, f"{ratio_interval(ratio)}, {runtime}")
+
+
+def _size_cell(comparison: Comparison) -> str:
+    before, after = comparison.before.file_bytes, comparison.after.file_bytes
+    words = size_words(before, after, less="smaller", more="larger")
+    return quantity(after, words, f"{format_bytes(before)} → {format_bytes(after)}")
+
+
+def _metric_cell(metric: Metric | None) -> str:
+    if metric is None:
+        return _NONE
+    return quantity(metric.value, metric_value(metric), metric_interval(metric))
+
+
+def _change_cell(comparison: Comparison) -> str:
+    difference, metric = comparison.difference, comparison.before.metric
+    if difference is None or metric is None:
+        return _NONE
+    return quantity(
+        difference.value, signed(difference.value, metric), interval(difference, metric)
+    )
+
+
+# ---------------------------------------------------------------- trade-offs
+
+
+def _tradeoffs(records: Mapping[str, RunRecord]) -> Markup:
+    charts = [each for each in (_speed_chart(records), _front_chart(records)) if each is not None]
+    if not charts:
+        return Markup("")
+    drawn = Markup("").join(chart(each) for each in charts)
+    return section(
+        "tradeoffs", "The trade-offs", Markup('<div class="charts">{}</div>').format(drawn)
+    )
+
+
+def _speed_chart(records: Mapping[str, RunRecord]) -> Chart | None:
+    """Return the change of the metric against speed; against MACs where nothing was timed."""
+    points, runtimes = [], set()
+    example = None
+    for place, (name, record) in enumerate(records.items()):
+        comparison = record.comparison
+        if comparison is None or comparison.difference is None or comparison.before.metric is None:
+            continue
+        runtime, ratio = next(iter(comparison.latency_ratio.items()), (None, None))
+        if runtime is None or ratio is None:
+            continue
+        example = comparison.before.metric
+        runtimes.add(runtime)
+        difference = comparison.difference
+        points.append(
+            Point(
+                name=name,
+                x=ratio.value,
+                y=difference.value,
+                x_interval=(ratio.low, ratio.high),
+                y_interval=(difference.low, difference.high),
+                color=place % COLORS,
+                label=name,
+            )
+        )
+    if example is None:
+        return None
+    unit = " points" if example.is_fraction else ""
+    return ScatterChart(
+        title=f"Change of {example.name} against speed",
+        x=Axis(name=f"times as fast, {' or '.join(sorted(runtimes))}", reference=1.0, unit="×"),
+        y=Axis(
+            name=f"{example.name}, {'points' if unit else 'difference'}",
+            percent=example.is_fraction,
+            signed=True,
+            reference=0.0,
+            unit=unit,
+        ),
+        points=tuple(points),
+        caption="Lines: 95 % intervals. Right is faster, up is better; dashed, no change.",
+        height=360,
+    )
+
+
+def _front_chart(records: Mapping[str, RunRecord]) -> Chart | None:
+    """Return the fronts of the plans together, with what was measured in the end."""
+    planned = {
+        name: record
+        for name, record in records.items()
+        if record.plan is not None and record.plan.front and record.plan.budgets
+    }
+    quantities = {r.plan.budgets[0].quantity for r in planned.values() if r.plan is not None}
+    if not planned or len(quantities) > 1:
+        return None
+    quantity_name = quantities.pop()
+    places = {name: place % COLORS for place, name in enumerate(records)}
+    lines = [front_line(r.plan, name, places[name]) for name, r in planned.items() if r.plan]
+    lines = _distinct(lines)
+    points = []
+    for name, record in planned.items():
+        comparison, plan = record.comparison, record.plan
+        harm = None if comparison is None else comparison.divergence
+        if harm is None or plan is None:
+            continue
+        share = getattr(plan.after, quantity_name) / max(getattr(plan.before, quantity_name), 1)
+        points.append(
+            Point(name=f"{name}, measured", x=share, y=harm, color=places[name], label=name)
+        )
+    floor = floor_of([*(y for line in lines for y in line.y), *(point.y for point in points)])
+    x, y = front_axes(quantity_name, floor)
+    return ScatterChart(
+        title="Harm against cost",
+        x=x,
+        y=y,
+        points=tuple(points),
+        lines=tuple(lines),
+        caption="Lines: predicted for other budgets. Dots: measured on the test data, at the end.",
+        height=360,
+    )
+
+
+def _distinct(lines: Sequence[Series]) -> list[Series]:
+    """Return the lines without those that another one covers, as runs of one survey have."""
+    kept: dict[tuple[tuple[float, ...], tuple[float, ...]], Series] = {}
+    for line in lines:
+        first = kept.get((line.x, line.y))
+        name = line.name if first is None else f"{first.name}, {line.name}"
+        color = line.color if first is None else first.color
+        kept[line.x, line.y] = Series(name=name, x=line.x, y=line.y, color=color)
+    return list(kept.values())
+
+
+# ---------------------------------------------------------------- latency and cost
+
+
+def _latencies(records: Mapping[str, RunRecord]) -> Markup:
+    rows, intervals = [], []
+    for place, (name, record) in enumerate(records.items()):
+        comparison = record.comparison
+        if comparison is None:
+            continue
+        for runtime, ratio in comparison.latency_ratio.items():
+            first, second = comparison.before.latency[runtime], comparison.after.latency[runtime]
+            words = speed_words(ratio, too_wide=comparison.disturbed(runtime))
+            rows.append(
+                [
+                    Markup("{}<small>{}</small>").format(name, first.conditions),
+                    _time_cell(first.median_ms, first.q1_ms, first.q3_ms),
+                    _time_cell(second.median_ms, second.q1_ms, second.q3_ms),
+                    quantity(ratio.value, words, ratio_interval(ratio)),
+                ]
+            )
+            row = Interval(
+                name=f"{name}, {runtime}",
+                value=ratio.value,
+                low=ratio.low,
+                high=ratio.high,
+                color=place % COLORS,
+            )
+            intervals.append(row)
+    if not rows:
+        return Markup("")
+    drawn = IntervalChart(
+        title="Speed by runtime",
+        x="times as fast as the original",
+        rows=tuple(intervals),
+        reference=1.0,
+        caption="95 % intervals of interleaved rounds; dashed, as fast as the original.",
+    )
+    columns = ("Run", ">Before", ">After", ">Change")
+    notes = ["Small figures: quartiles of times, 95 % intervals of the change."]
+    listed = table(Table(columns=columns, rows=rows, notes=notes))
+    return section("latency", "Latency by runtime", chart(drawn), listed)
+
+
+def _time_cell(median: float, q1: float, q3: float) -> str:
+    return quantity(median, format_ms(median), f"{format_ms(q1)} … {format_ms(q3)}")
+
+
+def _costs(records: Mapping[str, RunRecord]) -> Markup:
+    rows = []
+    for name, record in records.items():
+        measured = record.after or (record.comparison.after if record.comparison else None)
+        first = record.before or (record.comparison.before if record.comparison else None)
+        if measured is not None:
+            rows.append([name, *_cost_cells(first, measured)])
+    if not rows:
+        return Markup("")
+    columns = ("Run", ">Parameters", ">MACs", ">Peak activations", ">Calibration error")
+    notes = ["Of the network that each run ended with; small figures: of its original."]
+    return section("costs", "Cost", table(Table(columns=columns, rows=rows, notes=notes)))
+
+
+def _cost_cells(before: Measured | None, after: Measured) -> list[str]:
+    cells = []
+    fields: tuple[tuple[str, Callable[[float], str]], ...] = (
+        ("params", format_count),
+        ("macs", format_count),
+        ("peak_activation_bytes", format_bytes),
+        ("calibration_error", "{:.4f}".format),
+    )
+    for name, form in fields:
+        value = getattr(after, name)
+        small = None if before is None else getattr(before, name)
+        cells.append(
+            _NONE
+            if value is None
+            else quantity(value, form(value), "" if small is None else form(small))
+        )
+    return cells
+
+
+def _how(records: Mapping[str, RunRecord]) -> Markup:
+    parts: list[str | Markup] = []
+    for name, record in records.items():
+        parts += [
+            Markup("<h3>{}</h3>").format(name),
+            verdict(record).sentence,
+            *reproduction(record),
+        ]
+    return section("runs", "Each run", *parts)
+
+
+_SECTIONS: tuple[tuple[str, str, Callable[[Mapping[str, RunRecord]], Markup]], ...] = (
+    ("verdicts", "Verdicts", _verdicts),
+    ("tradeoffs", "Trade-offs", _tradeoffs),
+    ("latency", "Latency", _latencies),
+    ("costs", "Cost", _costs),
+    ("runs", "Each run", _how),
+)
