@@ -37,7 +37,7 @@ class Table:
         """Return the table and its notes for a rich console."""
         # Under the table and as wide as the page, not as the table.
         notes = [Text(note, style="dim") for note in self.notes]
-        return Group(self._grid(), *([Text(), *notes] if notes else []))
+        return Group(self._grid(), *notes)
 
     def _grid(self) -> RichTable:
         table = RichTable(

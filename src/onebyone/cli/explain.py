@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 from onebyone.cli.arguments import (
     DATA_HELP,
@@ -17,6 +18,7 @@ from onebyone.cli.arguments import (
     shape,
     show,
 )
+from onebyone.errors import OptionError
 
 EPILOG = """examples:
   onebyone explain runs/small cat.jpg
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", type=_numbers, metavar="M,…", help="of each channel, pixels 0…1")
     parser.add_argument("--std", type=_numbers, metavar="S,…", help="of each channel, likewise")
     parser.add_argument("--size", type=_size, metavar="HxW", help="height and width in pixels")
+    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
     add_output(parser, "folder for the page and the pictures (runs/explain-NAME)")
 
 
@@ -74,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
             mean=args.mean,
             std=args.std,
             size=args.size,
+            classes=None if args.classes is None else _lines(args.classes),
             command=args.command_line,
             progress=update,
         )
@@ -81,6 +85,18 @@ def run(args: argparse.Namespace) -> None:
     tables = (record.table(), record.layer_table())
     show(record, args, *(table for table in tables if table is not None))
     say(args, f"Page: {out}/{PAGE}")
+
+
+def _lines(path: str) -> list[str]:
+    """Return the lines of a text file.
+
+    Raises:
+        OptionError: If it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--classes must name a text file, got {path!r}: {error}.") from error
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -112,8 +112,9 @@ class Evidence:
                 name=self.names[index],
                 score=float(self.scores[index]),
                 probability=None if shares is None else float(shares[index]),
+                peak=float(single.max()),
             )
-            for index in self.classes.tolist()
+            for index, single in zip(self.classes.tolist(), self.maps, strict=True)
         )
 
 

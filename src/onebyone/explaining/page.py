@@ -31,8 +31,9 @@ def render_explanation(record: Explanation, drawn: Drawn) -> str:
         drawn: Pictures and class maps by the file names in the record.
     """
     names = [PurePath(image.path).name for image in record.images]
+    size = f"{record.preparation.height}×{record.preparation.width}"
     sections = [
-        section(f"image-{number}", name, _image(image, name, drawn))
+        section(f"image-{number}", name, _image(image, name, size, drawn))
         for number, (image, name) in enumerate(zip(record.images, names, strict=True), start=1)
     ]
     links = [(f"image-{number}", name) for number, name in enumerate(names[:12], start=1)]
@@ -62,7 +63,7 @@ def _intro(record: Explanation) -> Markup:
     ).format(_METHODS[record.method])
 
 
-def _image(image: ImageExplanation, name: str, drawn: Drawn) -> Markup:
+def _image(image: ImageExplanation, name: str, size: str, drawn: Drawn) -> Markup:
     def source(file: str) -> str:
         return data_uri(drawn.pictures[file], small=True)
 
@@ -74,12 +75,14 @@ def _image(image: ImageExplanation, name: str, drawn: Drawn) -> Markup:
             "percent": None if each.probability is None else f"{100 * each.probability:.2f}",
             "shown": None if each.probability is None else share(each.probability),
             "score": each.score,
-            "score_shown": f"{each.score:.2f}",
+            "score_shown": _number(each.score),
+            "nowhere": each.peak <= 0,
         }
         for each in image.classes
     ]
     item: dict[str, Any] = {
         "name": name,
+        "size": size,
         "seen": source(image.seen_file),
         "overlays": overlays,
         "layer": None if image.layer is None else _layer(image.layer, drawn),
@@ -91,6 +94,10 @@ def _image(image: ImageExplanation, name: str, drawn: Drawn) -> Markup:
     return Markup(macro.image(item))  # noqa: S704  # an autoescaped macro's output
 
 
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
 def _grid(grid: Grid) -> dict[str, Any]:
     low, high = grid.ends
     best = grid.scores.index(max(grid.scores))
@@ -99,7 +106,7 @@ def _grid(grid: Grid) -> dict[str, Any]:
             "source": data_uri(color_map(single, low=low, high=high)),
             "name": name,
             "score": score,
-            "shown": f"{score:.2f}".replace("-", "−"),
+            "shown": _number(score),
             "first": place == best,
         }
         for place, (single, name, score) in enumerate(
@@ -113,8 +120,8 @@ def _grid(grid: Grid) -> dict[str, Any]:
         "grid": cells,
         "grid_heading": heading,
         "wide": len(cells) > 30,
-        "low": f"{low:.2f}".replace("-", "−"),
-        "high": f"{high:.2f}".replace("-", "−"),
+        "low": _number(low),
+        "high": _number(high),
     }
 
 

@@ -65,6 +65,7 @@ class ClassScore(Record):
         index: Number of the class.
         name: Of the class; its number where names are not known.
         probability: Softmax of the scores; ``None`` where there is one score only.
+        peak: Greatest value of the class's map: where it is not above 0, no place speaks for it.
         file: The class's map over the image, in the output folder; empty if nothing was written.
     """
 
@@ -72,6 +73,7 @@ class ClassScore(Record):
     name: str
     score: float
     probability: float | None
+    peak: float
     file: str = ""
 
 
@@ -156,7 +158,7 @@ class Explanation(Record):
         for image in self.images:
             name = PurePath(image.path).name
             for place, each in enumerate(image.classes):
-                probability = "–" if each.probability is None else f"{100 * each.probability:.1f}"
+                probability = "–" if each.probability is None else share(each.probability)
                 rows.append(
                     [name if place == 0 else "", each.name, probability, f"{each.score:.3f}"]
                 )
