@@ -1,0 +1,62 @@
+"""Networks as ONNX, and ONNX Runtime."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.errors import ModelError
+from onebyone.runtimes.base import Prepared, need_device
+from onebyone.sites import evaluation_copy
+
+
+def to_onnx(model: nn.Module, example: Tensor) -> bytes:
+    """Return a network as an ONNX file's content, for inputs of the example's shape.
+
+    Args:
+        model: Not modified.
+        example: An input ``(batch, …)``.
+
+    Raises:
+        ModelError: If it cannot be exported; says why.
+    """
+    network = evaluation_copy(model, device="cpu")
+    try:
+        with warnings.catch_warnings():
+            # The exporter warns of its own inner workings, which its user cannot change.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network, (example.cpu(),), input_names=["input"], dynamo=True, verbose=False
+            )
+        assert program is not None
+        serialized: bytes = program.model_proto.SerializeToString()
+    except Exception as error:
+        raise ModelError(
+            f"The network {type(model).__name__} could not be exported to ONNX: {error}"
+        ) from error
+    return serialized
+
+
+def prepare_onnxruntime(model: nn.Module, example: Tensor) -> Prepared:
+    """Run in ONNX Runtime's CPU provider."""
+    need_device(example, "cpu", "onnxruntime")
+    session = onnxruntime_session(to_onnx(model, example))
+    feed = {session.get_inputs()[0].name: example.numpy()}
+    return Prepared(
+        lambda: session.run(None, feed),
+        {"provider": "CPUExecutionProvider", "threads": str(torch.get_num_threads())},
+    )
+
+
+def onnxruntime_session(model: bytes | str) -> Any:
+    """Return a session on the CPU with torch's number of threads, of a file or its content."""
+    import onnxruntime  # noqa: PLC0415 - an extra
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors alone: its warnings are about its own optimizer
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
