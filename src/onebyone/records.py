@@ -117,7 +117,10 @@ class Timing(Record):
     """Milliseconds of one call, over repeated calls after a warm-up.
 
     Attributes:
-        disturbed: Whether the spread was too wide for a verdict.
+        repeats: Samples that the median and the quartiles are of.
+        disturbed: Whether the spread, or the wait for a processor, was too large for a verdict.
+        waited: Share of the time in which a thread was ready but had no processor, the median of
+            all samples; ``None`` where the system does not tell. With one thread it is subtracted.
     """
 
     runtime: str
@@ -129,6 +132,7 @@ class Timing(Record):
     q1_ms: float
     q3_ms: float
     disturbed: bool = False
+    waited: float | None = None
 
     def __str__(self) -> str:
         return f"{format_ms(self.median_ms)} [{format_ms(self.q1_ms)}–{format_ms(self.q3_ms)}]"

@@ -1,5 +1,9 @@
 import gc
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +20,20 @@ class Clock:
     def __init__(self, monkeypatch):
         self.ns = 0
         self.calls = []
+        self.delay_ns = 0.0
         monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: self.ns)
+        monkeypatch.setattr(latency, "run_delay_ns", lambda: self.delay_ns)
 
-    def contender(self, name, ms):
+    def contender(self, name, ms, waits=()):
+        """Each call takes its time, and as long as ``waits`` says in the queue for a processor."""
         times = iter(ms) if isinstance(ms, list) else None
+        queue = iter(waits)
 
         def run():
+            waited = next(queue, 0.0)
             self.calls.append(name)
-            self.ns += int((next(times) if times else ms) * 1e6)
+            self.ns += int(((next(times) if times else ms) + waited) * 1e6)
+            self.delay_ns += waited * 1e6
 
         return run
 
@@ -32,8 +42,9 @@ def test_contenders_take_turns_and_the_order_alternates(monkeypatch):
     clock = Clock(monkeypatch)
     contenders = {name: clock.contender(name, 5.0) for name in "ab"}
     interleave(contenders, rounds=4, warmup=2)
-    warm = 2 + 3
-    assert clock.calls == ["a"] * warm + ["b"] * warm + list("abbaabba")
+    warm = 2 + 3 * 2
+    # Each sample follows a call that is not timed.
+    assert clock.calls == ["a"] * warm + ["b"] * warm + list("aabbbbaaaabbbbaa")
 
 
 def test_a_slower_contender_is_reported_slower_by_as_much_as_it_is(monkeypatch):
@@ -50,7 +61,7 @@ def test_a_slower_contender_is_reported_slower_by_as_much_as_it_is(monkeypatch):
 
 def test_a_drift_of_the_machine_does_not_move_the_ratio(monkeypatch):
     clock = Clock(monkeypatch)
-    drift = [1 + 0.2 * step for step in range(60)]
+    drift = [1 + 0.2 * step for step in range(90)]
     slow = clock.contender("slow", [4.0 * d for d in drift])
     fast = clock.contender("fast", [2.0 * d for d in drift])
     assert interleave({"slow": slow, "fast": fast}, rounds=20).ratio(
@@ -62,7 +73,7 @@ def test_short_calls_are_repeated_until_the_clock_can_tell(monkeypatch):
     clock = Clock(monkeypatch)
     samples = interleave({"a": clock.contender("a", 0.1)}, rounds=3, warmup=1)
     assert samples.ms["a"] == pytest.approx([0.1] * 3)
-    assert len(clock.calls) == 1 + 3 + 3 * 20
+    assert len(clock.calls) == 1 + 3 * 2 + 3 * (1 + 20)
 
 
 def test_equal_contenders_show_no_difference():
@@ -96,6 +107,103 @@ def test_one_slow_sample_of_many_moves_neither_median_nor_flag():
         "a", runtime="eager", batch=1
     )
     assert (timing.median_ms, timing.disturbed) == (1.0, False)
+
+
+def random_waits(seed, busy, n=400):
+    """Milliseconds in the queue: a share of the calls waits for long, the others not at all."""
+    rng = np.random.default_rng(seed)
+    return list(np.where(rng.random(n) < busy, rng.exponential(20.0, n), 0.0))
+
+
+def one_thread(monkeypatch):
+    monkeypatch.setattr(latency.torch, "get_num_threads", lambda: 1)
+
+
+def two_threads(monkeypatch):
+    monkeypatch.setattr(latency.torch, "get_num_threads", lambda: 2)
+
+
+@pytest.mark.parametrize("busy", [0.1, 0.9])
+def test_with_one_thread_the_wait_for_a_processor_is_not_counted(monkeypatch, busy):
+    one_thread(monkeypatch)
+    clock = Clock(monkeypatch)
+    slow = clock.contender("slow", 6.0, random_waits(0, busy))
+    fast = clock.contender("fast", 4.0, random_waits(1, busy))
+    samples = interleave({"slow": slow, "fast": fast}, rounds=30)
+    timing = samples.timing("slow", runtime="eager", batch=1)
+    # Of a call that waited ten times as long as it worked, a tenth is kept: no time is negative.
+    assert timing.median_ms == pytest.approx(6.0, rel=1e-6)
+    assert samples.ratio("slow", "fast").value == pytest.approx(1.5, rel=1e-3)
+    assert (timing.waited > 0.5) is (busy > 0.5)
+
+
+def test_with_several_threads_rounds_that_waited_are_left_out(monkeypatch):
+    two_threads(monkeypatch)
+    clock = Clock(monkeypatch)
+    slow = clock.contender("slow", 6.0, random_waits(0, 0.3))
+    fast = clock.contender("fast", 4.0, random_waits(1, 0.3))
+    samples = interleave({"slow": slow, "fast": fast}, rounds=40)
+    ratio, timing = samples.ratio("slow", "fast"), samples.timing("slow", runtime="e", batch=1)
+    assert (ratio.value, ratio.low, ratio.high) == (1.5, 1.5, 1.5)
+    assert 8 <= ratio.rounds < timing.repeats < 40
+    assert (timing.q1_ms, timing.q3_ms, timing.disturbed) == (6.0, 6.0, False)
+    assert not samples.disturbed("slow", "fast")
+
+
+def test_with_several_threads_that_always_wait_there_is_no_verdict(monkeypatch):
+    two_threads(monkeypatch)
+    clock = Clock(monkeypatch)
+    waits = [0.5] * 400
+    samples = interleave({name: clock.contender(name, 5.0, waits) for name in "ab"}, rounds=20)
+    timing = samples.timing("a", runtime="eager", batch=1)
+    # The spread is none at all: the wait alone says that these are not the network's own times.
+    assert (timing.repeats, timing.median_ms, timing.q3_ms) == (20, 5.5, 5.5)
+    assert timing.disturbed
+    assert timing.waited == pytest.approx(0.5 / 5.5)
+
+
+def test_where_the_system_does_not_tell_the_wait_the_clock_on_the_wall_counts(monkeypatch):
+    clock = Clock(monkeypatch)
+    clock.delay_ns = float("nan")
+    samples = interleave({"a": clock.contender("a", 5.0)}, rounds=5)
+    assert samples.waited == {}
+    timing = samples.timing("a", runtime="eager", batch=1)
+    assert (timing.median_ms, timing.waited, timing.disturbed) == (5.0, None, False)
+
+
+def test_the_wait_is_read_from_the_kernel(tmp_path, monkeypatch):
+    for task, text in {"1": "900 30 4\n", "2": "5 70 1\n", "3": "", "4": "x y z"}.items():
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "schedstat").write_text(text)
+    monkeypatch.setattr(latency, "_TASKS", tmp_path)
+    assert latency.run_delay_ns() == 100
+    monkeypatch.setattr(latency, "_TASKS", tmp_path / "none")
+    assert np.isnan(latency.run_delay_ns())
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not tell")
+def test_a_wait_for_a_processor_is_seen_and_taken_off():
+    allowed = os.sched_getaffinity(0)
+    spinner = "while True: pass"
+    core = {min(allowed)}
+    neighbor = subprocess.Popen([sys.executable, "-c", spinner])
+    try:
+        os.sched_setaffinity(neighbor.pid, core)
+        os.sched_setaffinity(0, core)
+        data = np.ones(20_000_000)
+        with threads(1):
+            samples = interleave({"a": data.sum}, rounds=15)
+        # Two of us on one core: about half of the time is not ours.
+        assert np.mean(samples.waited["a"]) > 0.2
+    finally:
+        os.sched_setaffinity(0, allowed)
+        neighbor.kill()
+        neighbor.wait()
+
+
+def test_timing_stops_when_the_seconds_are_over():
+    samples = interleave({"a": lambda: time.sleep(0.01)}, rounds=1000, seconds=0.2)
+    assert 3 <= len(samples.ms["a"]) < 50
 
 
 def test_the_garbage_collector_rests_and_then_works_again():

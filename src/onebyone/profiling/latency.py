@@ -6,7 +6,8 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,23 +21,55 @@ SAMPLE_MS = 2.0
 # Half the samples outside ±12 % of the median: something else was running.
 DISTURBED_SPREAD = 0.25
 MAX_CALLS_A_SAMPLE = 1000
+# At several threads, a round counts if no more of its time than this went by waiting for a core.
+QUIET_WAIT = 0.02
+# With fewer quiet rounds than this there is no verdict, and all rounds are shown.
+FEWEST_QUIET_ROUNDS = 8
+
+Milliseconds = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Samples:
     """Milliseconds a call of each contender, round by round, measured in turn.
 
+    On a busy machine a call also waits for a processor, and the kernel counts how long
+    (``/proc/self/task/*/schedstat``). With one thread that wait is subtracted. With several it
+    cannot be, for one thread may wait while another works: there, rounds with a wait are left out
+    if enough are without; otherwise all rounds count, and are said to be disturbed.
+
     Attributes:
         ms: An array of shape ``(rounds,)`` for each contender.
+        waited: In what share of the time a thread waited for a processor, of the same shapes;
+            empty where the system does not tell.
     """
 
-    ms: Mapping[str, NDArray[np.float64]]
+    ms: Mapping[str, Milliseconds]
     device: str
     threads: int
+    waited: Mapping[str, Milliseconds] = field(default_factory=dict)
+
+    def quiet(self, *names: str) -> NDArray[np.bool_]:
+        """Return which rounds count for these contenders, an array of shape ``(rounds,)``."""
+        rounds = len(next(iter(self.ms.values())))
+        everything = np.ones(rounds, dtype=bool)
+        if self.threads == 1 or not self.waited:
+            return everything
+        quiet = np.all([self.waited[name] <= QUIET_WAIT for name in names], axis=0)
+        return quiet if quiet.sum() >= min(FEWEST_QUIET_ROUNDS, rounds) else everything
+
+    def disturbed(self, *names: str) -> bool:
+        """Whether what was measured of these contenders allows no verdict."""
+        kept = self.quiet(*names)
+        if any(_spread(self.ms[name][kept]) > DISTURBED_SPREAD for name in names):
+            return True
+        if self.threads == 1 or not self.waited:
+            return False
+        return any(bool(np.any(self.waited[name][kept] > QUIET_WAIT)) for name in names)
 
     def timing(self, name: str, *, runtime: str, batch: int) -> Timing:
         """Return the median and the quartiles of one contender."""
-        samples = self.ms[name]
+        samples = self.ms[name][self.quiet(name)]
         q1, median, q3 = (float(q) for q in np.percentile(samples, [25, 50, 75]))
         return Timing(
             runtime=runtime,
@@ -47,12 +80,14 @@ class Samples:
             median_ms=median,
             q1_ms=q1,
             q3_ms=q3,
-            disturbed=(q3 - q1) > DISTURBED_SPREAD * median,
+            disturbed=self.disturbed(name),
+            waited=float(np.median(self.waited[name])) if self.waited else None,
         )
 
     def ratio(self, slow: str, fast: str, *, seed: int = 0, resamples: int = 2000) -> Ratio:
         """Return how many times faster ``fast`` is than ``slow``, paired round by round."""
-        ratios = self.ms[slow] / self.ms[fast]
+        kept = self.quiet(slow, fast)
+        ratios = self.ms[slow][kept] / self.ms[fast][kept]
         rng = np.random.default_rng(seed)
         picks = rng.integers(0, len(ratios), size=(resamples, len(ratios)))
         low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
@@ -61,20 +96,30 @@ class Samples:
         )
 
 
+def _spread(samples: Milliseconds) -> float:
+    q1, median, q3 = np.percentile(samples, [25, 50, 75])
+    return float((q3 - q1) / median)
+
+
 def interleave(
     callables: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 30,
     warmup: int = 3,
     device: str = "cpu",
+    seconds: float | None = None,
 ) -> Samples:
     """Time callables in turn: A B, B A, A B, … so that a drift of the machine hits all alike.
+
+    Before each sample its callable runs once without being timed: what the one before left in the
+    caches, and threads of its pool that still spin, are not the callable's own.
 
     Args:
         callables: What to time, by name.
         rounds: Samples of each.
         warmup: Calls of each before the first sample.
         device: ``cpu``, or a CUDA device, which is then waited for.
+        seconds: Stop after the first round that ends later than this, if there were 3.
 
     Raises:
         OptionError: If there are fewer than 3 rounds or nothing to time.
@@ -83,25 +128,65 @@ def interleave(
         raise OptionError(f"`rounds` must be 3 or more with something to time, got {rounds}.")
     wait = _waiter(device)
     names = list(callables)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with _quiet_interpreter():
         calls = {name: _calibrated(callables[name], warmup, wait) for name in names}
+        started = time.monotonic()
         for turn in range(rounds):
             for name in names if turn % 2 == 0 else reversed(names):
                 samples[name].append(_sample(callables[name], calls[name], wait))
-    return Samples(
-        ms={name: np.asarray(values) for name, values in samples.items()},
-        device=device,
-        threads=torch.get_num_threads(),
-    )
+            if seconds is not None and turn >= 2 and time.monotonic() - started > seconds:
+                break
+    return _collected(samples, device)
 
 
-def _sample(function: Callable[[], object], calls: int, wait: Callable[[], None]) -> float:
+def _collected(samples: Mapping[str, list[tuple[float, float]]], device: str) -> Samples:
+    threads = torch.get_num_threads()
+    wall = {name: np.asarray([w for w, _ in pairs]) for name, pairs in samples.items()}
+    delay = {name: np.asarray([d for _, d in pairs]) for name, pairs in samples.items()}
+    waited: dict[str, Milliseconds] = {}
+    if not any(np.isnan(values).any() for values in delay.values()):
+        waited = {name: delay[name] / np.maximum(wall[name], 1e-9) for name in wall}
+        if threads == 1:
+            # Helper threads may have waited too, while this one worked: at most nine tenths.
+            wall = {name: wall[name] - np.minimum(delay[name], 0.9 * wall[name]) for name in wall}
+    return Samples(ms=wall, device=device, threads=threads, waited=waited)
+
+
+def _sample(
+    function: Callable[[], object], calls: int, wait: Callable[[], None]
+) -> tuple[float, float]:
+    """Return the milliseconds of a call, and those that its threads waited for a processor."""
+    function()
+    wait()
+    delayed = run_delay_ns()
     start = time.perf_counter_ns()
     for _ in range(calls):
         function()
     wait()
-    return (time.perf_counter_ns() - start) / calls / 1e6
+    wall = time.perf_counter_ns() - start
+    # A thread that ended takes its count with it.
+    delay = max(run_delay_ns() - delayed, 0.0)
+    return wall / calls / 1e6, delay / calls / 1e6
+
+
+def run_delay_ns() -> float:
+    """Return how long this process's threads were ready but had no processor; NaN if not told.
+
+    The second number of each thread's ``schedstat``, in nanoseconds, summed (Linux kernel,
+    Documentation/scheduler/sched-stats.rst).
+    """
+    total, told = 0, False
+    for file in _TASKS.glob("*/schedstat"):
+        try:
+            total += int(file.read_bytes().split()[1])
+            told = True
+        except (OSError, ValueError, IndexError):
+            continue  # the thread ended meanwhile
+    return total if told else float("nan")
+
+
+_TASKS = Path("/proc/self/task")
 
 
 def _calibrated(function: Callable[[], object], warmup: int, wait: Callable[[], None]) -> int:
@@ -109,14 +194,14 @@ def _calibrated(function: Callable[[], object], warmup: int, wait: Callable[[], 
     for _ in range(max(warmup, 1)):
         function()
     wait()
-    once = min(_sample(function, 1, wait) for _ in range(3))
+    once = min(_sample(function, 1, wait)[0] for _ in range(3))
     return int(np.clip(np.ceil(SAMPLE_MS / max(once, 1e-6)), 1, MAX_CALLS_A_SAMPLE))
 
 
 def _waiter(device: str) -> Callable[[], None]:
     # A CUDA call returns before its work is done; the clock must not be read until it is.
     if device.startswith("cuda"):
-        return torch.cuda.synchronize
+        return lambda: torch.cuda.synchronize(device)
     return lambda: None
 
 

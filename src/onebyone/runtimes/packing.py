@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from onebyone.sites import evaluation_copy, hooks_removed
 
@@ -236,10 +235,8 @@ def _fold_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
     layer = _module(graph, before)
     if type(layer) is not nn.Conv2d or len(before.users) > 1 or layer.weight.dtype != norm.dtype:
         return False
-    # In float64: the product of two roundings would be more than eager's own.
-    double = fuse_conv_bn_eval(_detached(layer).double(), _as_module(norm).double())
-    name = f"folded_{len(list(graph.named_children()))}_{before.name}"
-    graph.add_submodule(name, double.to(norm.dtype))
+    name = f"folded_{before.name}"
+    graph.add_submodule(name, _with_norm(layer, norm))
     before.target = name
     node.replace_all_uses_with(before)
     graph.graph.erase_node(node)
@@ -297,18 +294,13 @@ def _constant(graph: fx.GraphModule, value: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _as_module(norm: _Norm) -> nn.BatchNorm2d:
-    module = nn.BatchNorm2d(norm.mean.numel(), eps=norm.eps, device="meta")
-    module.running_mean, module.running_var = norm.mean, norm.variance
-    ones, zeros = torch.ones_like(norm.mean), torch.zeros_like(norm.mean)
-    module.weight = nn.Parameter(ones if norm.weight is None else norm.weight.detach())
-    module.bias = nn.Parameter(zeros if norm.bias is None else norm.bias.detach())
-    module.num_batches_tracked = torch.zeros(())
-    return module.eval()
-
-
-def _detached(layer: nn.Conv2d) -> nn.Conv2d:
-    """Return a copy: the same layer may stand elsewhere in the graph without this batch norm."""
+def _with_norm(layer: nn.Conv2d, norm: _Norm) -> nn.Conv2d:
+    """Return a new convolution: the old one may stand elsewhere in the graph without this norm."""
+    scale = (norm.variance.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.mean.double() if layer.bias is None else layer.bias.double() - norm.mean.double()
+    shift = shift * scale if norm.bias is None else shift * scale + norm.bias.double()
     new = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
@@ -317,13 +309,11 @@ def _detached(layer: nn.Conv2d) -> nn.Conv2d:
         layer.padding,  # type: ignore[arg-type]
         layer.dilation,  # type: ignore[arg-type]
         layer.groups,
-        layer.bias is not None,
-        layer.padding_mode,
+        padding_mode=layer.padding_mode,
         device="meta",
     )
-    new.weight = nn.Parameter(layer.weight.detach().clone())
-    if layer.bias is not None:
-        new.bias = nn.Parameter(layer.bias.detach().clone())
+    new.weight = nn.Parameter(layer.weight.detach() * scale.to(norm.dtype).view(-1, 1, 1, 1))
+    new.bias = nn.Parameter(shift.to(norm.dtype))
     return new.eval()
 
 
