@@ -230,6 +230,22 @@ def with_best_bias(layer, chain, x):
     return chain
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_more_terms_are_never_worse_however_bad_their_own_start_is(form, monkeypatch):
+    layer, x = CASES[0], correlated(8, 6)
+    moments, most = moments_of(layer, x), separable.most_terms(layer, form)
+    true = separable._truncated
+
+    def useless(slices, weighted, terms):
+        start = true(slices, weighted, terms)
+        return start if terms == 1 else separable._Terms(start.filters, 0 * start.mix)
+
+    monkeypatch.setattr(separable, "_truncated", useless)
+    monkeypatch.setattr(separable, "SWEEPS", 0)
+    found = [separated(layer, form, terms, moments)[1] for terms in range(1, most + 1)]
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(found))
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 99))
 def test_no_other_pointwise_factor_does_better_on_the_data(terms, seed):
