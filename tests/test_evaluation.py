@@ -218,14 +218,42 @@ def test_a_paired_difference_is_the_opposite_the_other_way_round(pairs):
     assert 0 < there.p_value <= 1
 
 
-def test_scores_that_are_no_hits_are_compared_by_students_paired_test():
+def test_a_few_scores_that_are_no_hits_are_compared_by_students_paired_test():
     rng = np.random.default_rng(0)
-    first, second = rng.normal(0, 1, 30), rng.normal(0.5, 1, 30)
+    first, second = rng.normal(0, 1, 20), rng.normal(0.5, 1, 20)
     difference = paired_difference(hits(*first, metric="x"), hits(*second, metric="x"))
     expected = stats.ttest_rel(second, first)
     interval = expected.confidence_interval()
     assert difference.p_value == pytest.approx(expected.pvalue)
     assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_many_scores_are_resampled_and_the_interval_holds_the_true_difference_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(40):
+        first = rng.exponential(1, 40)
+        second = first + rng.exponential(0.5, 40)
+        difference = paired_difference(hits(*first, metric="x"), hits(*second, metric="x"))
+        held += difference.low <= 0.5 <= difference.high
+    assert "bootstrap" in difference.test
+    assert held >= 32  # of 40 at 95 %; skewed scores cost a little
+
+
+def test_many_scores_without_a_difference_are_not_told_apart():
+    rng = np.random.default_rng(1)
+    first = rng.normal(0, 1, 60)
+    noise = rng.normal(0, 0.1, 60)
+    difference = paired_difference(
+        hits(*first, metric="x"), hits(*(first + noise - noise.mean()), metric="x")
+    )
+    assert difference.p_value > 0.9
+    assert difference.low < 0 < difference.high
+
+
+def test_hits_of_any_metric_are_compared_by_mcnemars_test():
+    first, second = hits(0, 1, 1, metric="top5"), hits(1, 1, 1, metric="top5")
+    assert "McNemar" in paired_difference(first, second).test
 
 
 def test_a_difference_without_spread_is_certain_and_none_is_none():

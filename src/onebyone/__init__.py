@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from onebyone.benchmark import Benchmark as Benchmark
     from onebyone.comparison import compare as compare
     from onebyone.data import Data as Data
     from onebyone.data import load_data as load_data
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # Torch takes seconds to import: nothing of this is loaded until it is used.
 _HOMES = {
+    "Benchmark": "benchmark",
     "Comparison": "records",
     "Data": "data",
     "GlobalAverageHead": "layers",

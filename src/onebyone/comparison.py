@@ -1,14 +1,17 @@
-"""Two networks side by side: on the same examples, and in interleaved rounds on this machine."""
+"""Networks side by side: on the same examples, and in interleaved rounds on this machine."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from torch import nn
 
+from onebyone import __version__
+from onebyone.benchmark import Benchmark, Contender, distinct
 from onebyone.data import Data, Split, as_split
 from onebyone.errors import OptionError
 from onebyone.evaluation import MetricFunction, Together, agreement, paired_difference, score
@@ -17,7 +20,7 @@ from onebyone.profiling import example_input
 from onebyone.profiling.latency import Samples, interleave, threads
 from onebyone.profiling.memory import peak_activation_bytes
 from onebyone.profiling.trace import trace_layers
-from onebyone.records import Comparison, Measured, Metric, Ratio, Timing
+from onebyone.records import Comparison, Machine, Measured, Metric, ModelSource, Timing
 from onebyone.runtimes import describe_machine, find_runtime
 
 Progress = Callable[[int, int, str], None]
@@ -29,7 +32,7 @@ TIMED_ROUNDS = 40
 
 @dataclass(frozen=True)
 class SideBySide:
-    """A comparison, and what pictures are made from.
+    """A comparison of two networks, and what pictures are made from.
 
     Attributes:
         test: The scores of both networks on the test data; ``None`` without data.
@@ -40,53 +43,72 @@ class SideBySide:
 
 
 def compare(
-    before: nn.Module,
-    after: nn.Module,
-    *,
+    *models: nn.Module,
     data: object = None,
     input_shape: tuple[int, ...] | None = None,
     runtimes: Sequence[str] = ("eager",),
     metric: str | MetricFunction = "accuracy",
-    names: tuple[str, str] = ("before", "after"),
+    names: Sequence[str] | None = None,
+    sources: Sequence[ModelSource | None] | None = None,
     rounds: int = TIMED_ROUNDS,
     num_threads: int | None = None,
     device: str = "cpu",
+    command: Sequence[str] = (),
     progress: Progress | None = None,
-) -> Comparison:
-    """Measure two networks: cost, latency, and scores on the same examples.
+) -> Benchmark:
+    """Measure networks: cost, latency, and scores on the same examples, each against the first.
 
     Args:
-        before: Not modified.
-        after: Not modified.
+        models: Two or more. Not modified.
         data: An :class:`onebyone.data.Data`, whose test part is scored and whose training part
             gives the generalization gap; or test examples alone; ``None`` for cost and latency.
         input_shape: Shape of the timed input with the batch; one example of the data by default.
-        runtimes: In which both are timed, interleaved.
+        runtimes: In which all are timed, interleaved.
         metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``.
         names: What to call them.
-        rounds: Interleaved rounds of timing.
+        sources: Where they came from, for the record.
+        rounds: Interleaved rounds of timing, each with all networks.
         num_threads: Torch's threads while timing.
         device: Where to run.
+        command: The command line, for the record.
         progress: Told of the examples done.
 
+    Returns:
+        A record that prints as tables; ``pair(1)`` is the comparison of the first two.
+
     Raises:
-        OptionError: If there is neither data nor an input shape.
+        OptionError: If there are fewer than two networks, names of another number, or neither
+            data nor an input shape.
         DataError: If the data is empty or of an unknown form.
         ModelError: If a network cannot be run on it.
     """
-    return side_by_side(
-        before,
-        after,
+    called = _names(len(models), names)
+    measured = _measure_all(
+        models,
         data=data,
         input_shape=input_shape,
         runtimes=runtimes,
         metric=metric,
-        names=names,
         rounds=rounds,
         num_threads=num_threads,
         device=device,
         progress=progress,
-    ).record
+    )
+    origins = sources or [None] * len(models)
+    contenders = tuple(
+        replace(each, name=name, source=source)
+        for each, name, source in zip(measured.contenders, called, origins, strict=True)
+    )
+    return Benchmark(
+        contenders=contenders,
+        input_shape=measured.input_shape,
+        rounds=rounds,
+        machine=measured.machine,
+        onebyone=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        data=data.info() if isinstance(data, Data) else None,
+        command=tuple(command),
+    )
 
 
 def side_by_side(
@@ -103,45 +125,135 @@ def side_by_side(
     device: str,
     progress: Progress | None,
 ) -> SideBySide:
-    """Do what :func:`compare` does, and keep the scores of each example."""
+    """Compare two networks as :func:`compare` does, and keep the scores of each example."""
+    both = _measure_all(
+        (before, after),
+        data=data,
+        input_shape=input_shape,
+        runtimes=runtimes,
+        metric=metric,
+        rounds=rounds,
+        num_threads=num_threads,
+        device=device,
+        progress=progress,
+    )
+    first, second = both.contenders
+    record = Comparison(
+        before=first.measured,
+        after=second.measured,
+        input_shape=both.input_shape,
+        latency_ratio=second.latency_ratio,
+        difference=second.difference,
+        agreement=second.agreement,
+        divergence=second.divergence,
+        machine=both.machine,
+        names=names,
+    )
+    return SideBySide(record, both.test)
+
+
+@dataclass(frozen=True)
+class _All:
+    """What was measured of networks side by side."""
+
+    contenders: tuple[Contender, ...]
+    input_shape: tuple[int, ...]
+    machine: Machine
+    test: Together | None
+
+
+def _measure_all(
+    models: Sequence[nn.Module],
+    *,
+    data: object,
+    input_shape: tuple[int, ...] | None,
+    runtimes: Sequence[str],
+    metric: str | MetricFunction,
+    rounds: int,
+    num_threads: int | None,
+    device: str,
+    progress: Progress | None,
+) -> _All:
     test, train = _splits(data)
     if input_shape is None:
         if test is None:
             raise OptionError("`input_shape` must be given where there is no data, got None.")
         input_shape = (1, *test.input_shape)
-    models = [before, after]
+    networks = list(models)
     scored = scored_train = None
     if test is not None:
-        scored = score(models, test, metric=metric, device=device, progress=progress)
+        scored = score(networks, test, metric=metric, device=device, progress=progress)
     if train is not None:
         sample = train.take(TRAIN_EXAMPLES, 0)
-        scored_train = score(models, sample, metric=metric, device=device, progress=progress)
+        scored_train = score(networks, sample, metric=metric, device=device, progress=progress)
     with threads(num_threads):
-        latency = _time_both(models, input_shape, runtimes, rounds, device)
+        times = {
+            runtime: _time_all(networks, input_shape, runtime, rounds, device)
+            for runtime in _announced(runtimes, progress)
+        }
         machine = describe_machine(device)
-    measured = [
-        measure(
+    contenders = []
+    for place, model in enumerate(networks):
+        tested = None if scored is None else scored.each[place]
+        measured = measure(
             model,
             input_shape,
-            timings={name: timing[index] for name, (timing, _) in latency.items()},
-            test=None if scored is None else scored.each[index].summary(),
-            train=None if scored_train is None else scored_train.each[index].summary(),
-            calibration_error=None if scored is None else scored.each[index].calibration_error(),
+            timings={
+                runtime: samples.timing(str(place), runtime=runtime, batch=input_shape[0])
+                for runtime, samples in times.items()
+            },
+            test=None if tested is None else tested.summary(),
+            train=None if scored_train is None else scored_train.each[place].summary(),
+            calibration_error=None if tested is None else tested.calibration_error(),
         )
-        for index, model in enumerate(models)
-    ]
-    record = Comparison(
-        before=measured[0],
-        after=measured[1],
-        input_shape=input_shape,
-        latency_ratio={name: ratio for name, (_, ratio) in latency.items()},
-        difference=None if scored is None else paired_difference(*scored.each),
-        agreement=None if scored is None else agreement(*scored.each),
-        divergence=None if scored is None else scored.divergences[1],
-        machine=machine,
-        names=names,
+        contenders.append(_against_first(place, measured, times, scored))
+    return _All(tuple(contenders), input_shape, machine, scored)
+
+
+def _announced(runtimes: Sequence[str], progress: Progress | None) -> Iterator[str]:
+    """Yield the runtimes, and tell of each before it is timed: never while the clock runs."""
+    for done, runtime in enumerate(runtimes):
+        if progress is not None:
+            progress(done, len(runtimes), f"timing in {runtime}")
+        yield runtime
+
+
+def _against_first(
+    place: int, measured: Measured, times: Mapping[str, Samples], scored: Together | None
+) -> Contender:
+    """Return what was measured of a network, and how it compares with the first."""
+    name, first = str(place), "0"
+    contender = Contender(name=name, measured=measured)
+    if place == 0:
+        return contender
+    ratios = {runtime: samples.ratio(first, name) for runtime, samples in times.items()}
+    if scored is None:
+        return replace(contender, latency_ratio=ratios)
+    both = scored.each[0], scored.each[place]
+    return replace(
+        contender,
+        latency_ratio=ratios,
+        difference=paired_difference(*both),
+        agreement=agreement(*both),
+        divergence=scored.divergences[place],
     )
-    return SideBySide(record, scored)
+
+
+def _names(count: int, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return what to call the networks.
+
+    Raises:
+        OptionError: If there are fewer than two, or names of another number.
+    """
+    if count < 2:
+        raise OptionError(f"Two networks or more can be compared, got {count}.")
+    if names is None:
+        return (
+            ("before", "after") if count == 2 else tuple(f"network {i + 1}" for i in range(count))
+        )
+    if len(names) != count:
+        raise OptionError(f"`names` must be {count}, one for each network, got {len(names)}.")
+    return distinct(names)
 
 
 def measure(
@@ -185,27 +297,16 @@ def _file_bytes(model: nn.Module) -> int:
         return path.stat().st_size
 
 
-def _time_both(
+def _time_all(
     models: Sequence[nn.Module],
     input_shape: tuple[int, ...],
-    runtimes: Sequence[str],
+    runtime: str,
     rounds: int,
     device: str,
-) -> dict[str, tuple[tuple[Timing, Timing], Ratio]]:
+) -> Samples:
+    """Time networks in one runtime, all of them in each round; their names are their places."""
     dtype = next((p.dtype for p in models[0].parameters()), None)
     example = example_input(input_shape, device=device, dtype=dtype)
-    result = {}
-    for name in runtimes:
-        runtime = find_runtime(name)
-        callables = {
-            side: runtime.prepare(model, example)
-            for side, model in zip(("before", "after"), models, strict=True)
-        }
-        samples: Samples = interleave(callables, rounds=rounds, device=device)
-        batch = input_shape[0]
-        timings = (
-            samples.timing("before", runtime=name, batch=batch),
-            samples.timing("after", runtime=name, batch=batch),
-        )
-        result[name] = (timings, samples.ratio("before", "after"))
-    return result
+    found = find_runtime(runtime)
+    callables = {str(place): found.prepare(model, example) for place, model in enumerate(models)}
+    return interleave(callables, rounds=rounds, device=device)

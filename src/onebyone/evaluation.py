@@ -25,6 +25,8 @@ MetricFunction = Callable[[Tensor, Tensor], Tensor]
 
 CALIBRATION_BINS = 15
 LEVEL_Z = 1.959963984540054  # of the 95 % interval
+RESAMPLES = 4_000
+BOOTSTRAP_FROM = 30  # examples
 
 
 class Examples(Protocol):
@@ -303,40 +305,72 @@ def paired_difference(before: Scores, after: Scores) -> Difference:
     """Return the mean score after less that before, tested on the same examples.
 
     For hits and misses: the exact McNemar test, and the interval of Agresti and Min (2005),
-    which adds half an example to each cell. Else: Student's paired t.
+    which adds half an example to each cell. For other scores the paired bootstrap, with a test
+    that turns the signs of the differences at random; below 30 examples, where resampling is too
+    sure of itself, Student's paired t.
     """
-    n = len(before.scores)
-    value = float((after.scores - before.scores).mean())
-    if before.metric == "accuracy":
-        gained = int(((before.scores == 0) & (after.scores == 1)).sum())
-        lost = int(((before.scores == 1) & (after.scores == 0)).sum())
-        changed = gained + lost
-        p_value = float(stats.binomtest(gained, changed, 0.5).pvalue) if changed else 1.0
-        b, c, m = gained + 0.5, lost + 0.5, n + 2
-        center = (b - c) / m
-        reach = LEVEL_Z * math.sqrt(b + c - (b - c) ** 2 / m) / m
-        return Difference(
-            value=value,
-            low=max(center - reach, -1.0),
-            high=min(center + reach, 1.0),
-            n=n,
-            p_value=p_value,
-            test="exact McNemar test, Agresti-Min interval",
-        )
+    both = np.stack([before.scores, after.scores])
+    if bool(np.isin(both, (0.0, 1.0)).all()):
+        return _hits_difference(before.scores, after.scores)
     differences = after.scores - before.scores
+    n, value = len(differences), float(differences.mean())
     if n < 2 or float(differences.std()) <= 1e-12 * abs(value):
         # Without spread the statistic is 0/0, or infinite where every example moved alike.
         p_value = 0.0 if n >= 2 and value else 1.0
         return Difference(
             value=value, low=value, high=value, n=n, p_value=p_value, test="paired t test"
         )
-    result = stats.ttest_rel(after.scores, before.scores)
+    return _student_difference(differences) if n < BOOTSTRAP_FROM else _resampled(differences)
+
+
+def _hits_difference(before: Array, after: Array) -> Difference:
+    n = len(before)
+    gained = int(((before == 0) & (after == 1)).sum())
+    lost = int(((before == 1) & (after == 0)).sum())
+    changed = gained + lost
+    b, c, m = gained + 0.5, lost + 0.5, n + 2
+    center = (b - c) / m
+    reach = LEVEL_Z * math.sqrt(b + c - (b - c) ** 2 / m) / m
+    return Difference(
+        value=(gained - lost) / n,
+        low=max(center - reach, -1.0),
+        high=min(center + reach, 1.0),
+        n=n,
+        p_value=float(stats.binomtest(gained, changed, 0.5).pvalue) if changed else 1.0,
+        test="exact McNemar test, Agresti-Min interval",
+    )
+
+
+def _student_difference(differences: Array) -> Difference:
+    result = stats.ttest_1samp(differences, 0.0)
     interval = result.confidence_interval(0.95)
     return Difference(
-        value=value,
+        value=float(differences.mean()),
         low=float(interval.low),
         high=float(interval.high),
-        n=n,
+        n=len(differences),
         p_value=float(result.pvalue),
         test="paired t test",
+    )
+
+
+def _resampled(differences: Array, *, seed: int = 0) -> Difference:
+    """Return the mean with its percentile bootstrap interval, and a sign-flipping test."""
+    n, value = len(differences), float(differences.mean())
+    rng = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    flipped = np.empty(RESAMPLES)
+    for place in range(RESAMPLES):
+        means[place] = differences[rng.integers(0, n, n)].mean()
+        flipped[place] = (differences * rng.choice((-1.0, 1.0), n)).mean()
+    low, high = np.percentile(means, [2.5, 97.5])
+    # The signs as they are count among those that could have come.
+    extreme = int((np.abs(flipped) >= abs(value) * (1 - 1e-12)).sum())
+    return Difference(
+        value=value,
+        low=float(low),
+        high=float(high),
+        n=n,
+        p_value=(extreme + 1) / (RESAMPLES + 1),
+        test=f"sign-flipping test, paired bootstrap interval, {RESAMPLES:,} resamples each",
     )

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from onebyone.benchmark import Benchmark
 from onebyone.cli import COMMANDS, main
 from onebyone.models import classic, save_weights
-from onebyone.records import Comparison, Plan, Profile, RunRecord
+from onebyone.records import Plan, Profile, RunRecord
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,8 @@ BAD = {
     ),
     "no weights": (["shrink", "onebyone:classic", "--data", "digits"], 1, "needs trained weights"),
     "other weights": (
-        ["compare", "onebyone:convolution-only", "onebyone:classic", "--weights-a", "WEIGHTS",
-         "--weights-b", "WEIGHTS", "--data", "digits"],
+        ["compare", "onebyone:convolution-only", "onebyone:classic", "--weights", "WEIGHTS",
+         "--data", "digits"],
         1, "missing|unexpected|shape",
     ),
     "unreadable folder": (
@@ -204,10 +205,11 @@ def test_the_line_from_train_to_compare(capsys):
     assert record.status.state == "finished"
     assert record.command[:3] == ("onebyone", "shrink", "a")
     assert main(["compare", "a", "b", *data, "--json", "--out", "c"]) == 0
-    compared = Comparison.from_json(capsys.readouterr().out)
+    compared = Benchmark.from_json(capsys.readouterr().out).pair()
     assert compared.before.params == record.before.params
     assert compared.after.metric == record.after.metric
-    assert Path("c/comparison.json").exists()
+    assert Benchmark.load("c/compare.json").pair() == compared
+    assert Path("c/report.html").exists()
     assert main(["profile", "b", "--no-time"]) == 0
     out = capsys.readouterr().out
     assert all(len(line) <= 80 for line in out.splitlines())

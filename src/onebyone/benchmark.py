@@ -1,0 +1,257 @@
+"""The record of any number of networks on the same data and machine, each against the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onebyone.records import (
+    Comparison,
+    DataInfo,
+    Difference,
+    Machine,
+    Measured,
+    Metric,
+    ModelSource,
+    Ratio,
+    Record,
+)
+from onebyone.tables import Table
+from onebyone.units import (
+    format_bytes,
+    format_count,
+    format_ms,
+    format_percent,
+    format_points,
+    format_ratio,
+)
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender(Record):
+    """A network of a benchmark; all but the first are compared with the first.
+
+    Attributes:
+        latency_ratio: By runtime, the first's time / this one's, round by round: above 1 is faster.
+        difference: Of the metric, this one's less the first's, on the same examples.
+        agreement: Share of examples with the first's prediction; ``None`` unless classifiers.
+        divergence: Mean divergence of its outputs from the first's.
+    """
+
+    name: str
+    measured: Measured
+    source: ModelSource | None = None
+    latency_ratio: Mapping[str, Ratio] = field(default_factory=dict)
+    difference: Difference | None = None
+    agreement: Metric | None = None
+    divergence: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Record):
+    """Networks on the same test examples, and timed in the same interleaved rounds.
+
+    Attributes:
+        contenders: Two or more.
+        input_shape: Of the timed input, with the batch.
+        rounds: In each of which every network is timed once, in each runtime.
+    """
+
+    contenders: tuple[Contender, ...]
+    input_shape: tuple[int, ...]
+    rounds: int
+    machine: Machine
+    onebyone: str
+    created: str
+    data: DataInfo | None = None
+    command: tuple[str, ...] = ()
+    format: int = FORMAT
+
+    @property
+    def first(self) -> Contender:
+        """The network that the others are compared with."""
+        return self.contenders[0]
+
+    @property
+    def others(self) -> tuple[Contender, ...]:
+        """The networks that are compared with the first."""
+        return self.contenders[1:]
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """In which the networks were timed."""
+        return tuple(self.first.measured.latency)
+
+    def pair(self, place: int = 1) -> Comparison:
+        """Return the first network and another one as a comparison of two.
+
+        Args:
+            place: Of the other one.
+        """
+        other = self.contenders[place]
+        return Comparison(
+            before=self.first.measured,
+            after=other.measured,
+            input_shape=self.input_shape,
+            latency_ratio=other.latency_ratio,
+            difference=other.difference,
+            agreement=other.agreement,
+            divergence=other.divergence,
+            machine=self.machine,
+            names=(self.first.name, other.name),
+        )
+
+    def p_values(self) -> tuple[float | None, ...]:
+        """Return of each network but the first the p-value of no difference, after Holm (1979).
+
+        With several networks one of them may differ by chance: Holm's step-down keeps the
+        chance of any such finding at the level of one test.
+        """
+        raw = [each.difference.p_value if each.difference else None for each in self.others]
+        known = sorted((value, place) for place, value in enumerate(raw) if value is not None)
+        adjusted: list[float | None] = [None] * len(raw)
+        highest = 0.0
+        for rank, (value, place) in enumerate(known):
+            highest = max(highest, min(1.0, value * (len(known) - rank)))
+            adjusted[place] = highest
+        return tuple(adjusted)
+
+    def disturbed(self, other: Contender, runtime: str) -> bool:
+        """Whether either timing spread too widely for a verdict on speed."""
+        timings = (self.first.measured.latency[runtime], other.measured.latency[runtime])
+        return any(timing.disturbed for timing in timings)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return cost and score of each network, then its times; two are shown side by side."""
+        if len(self.contenders) == 2:
+            return (self.pair().table(),)
+        scored = self.first.measured.metric is not None
+        parts = [self._cost_table(), self._score_table() if scored else None, self._time_table()]
+        return tuple(part for part in parts if part is not None)
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(table) for table in self.tables())
+
+    def _cost_table(self) -> Table:
+        rows = [
+            [
+                each.name,
+                format_count(each.measured.params),
+                format_count(each.measured.macs),
+                format_bytes(each.measured.file_bytes),
+            ]
+            for each in self.contenders
+        ]
+        return Table(columns=("network", ">params", ">MACs", ">weights"), rows=rows, title="Cost")
+
+    def _score_table(self) -> Table:
+        rows = []
+        for each, p_value in zip(self.contenders, (None, *self.p_values()), strict=True):
+            metric = each.measured.metric
+            difference, interval = "", ""
+            if each.difference is not None and metric is not None:
+                difference = signed(each.difference.value, metric)
+                interval = interval_text(each.difference, metric)
+            rows.append(
+                [
+                    each.name,
+                    "–" if metric is None else metric_text(metric),
+                    difference,
+                    interval,
+                    "" if p_value is None else f"{p_value:.2g}",
+                    "" if each.agreement is None else format_percent(each.agreement.value, 2),
+                    "" if each.divergence is None else f"{each.divergence:.3g}",
+                ]
+            )
+        metric = self.first.measured.metric
+        name = "score" if metric is None else metric.name
+        unit = "points" if metric is not None and metric.is_fraction else "difference"
+        columns = ["network", f">{name}", f">{unit}", ">95 %", ">p", ">agrees", ">apart"]
+        if not any(each.agreement is not None for each in self.contenders):
+            columns.pop(5)
+            rows = [[*row[:5], row[6]] for row in rows]
+        return Table(
+            columns=tuple(columns), rows=rows, title=f"Test {name}", notes=self.score_notes()
+        )
+
+    def score_notes(self) -> list[str]:
+        """Return how scores were obtained, a sentence a line."""
+        difference = next((each.difference for each in self.others if each.difference), None)
+        if difference is None:
+            return []
+        holm = ", Holm-adjusted" if len(self.others) > 1 else ""
+        apart = "KL in nats" if self.others[0].agreement is not None else "relative squared error"
+        how = f"Differences from {self.first.name} on the same {difference.n:,} test examples"
+        return [
+            f"{how}: {difference.test}; p{holm}.",
+            f"Apart: mean divergence of the outputs from those of {self.first.name}, {apart}.",
+        ]
+
+    def _time_table(self) -> Table | None:
+        rows = []
+        for runtime in self.runtimes:
+            for each in self.contenders:
+                timing = each.measured.latency[runtime]
+                ratio = each.latency_ratio.get(runtime)
+                rows.append(
+                    [
+                        each.name,
+                        runtime,
+                        format_ms(timing.median_ms),
+                        f"{format_ms(timing.q1_ms)}–{format_ms(timing.q3_ms)}",
+                        "" if ratio is None else f"{format_ratio(ratio.value)}",
+                        "" if ratio is None else f"{ratio.low:.2f}–{ratio.high:.2f}",
+                        "" if ratio is None else self.speed_verdict(each, runtime),
+                    ]
+                )
+        if not rows:
+            return None
+        return Table(
+            columns=("network", "runtime", ">median", ">quartiles", ">faster", ">95 %", "verdict"),
+            rows=rows,
+            title="Latency",
+            notes=[self.time_note(), f"{self.machine}."],
+        )
+
+    def speed_verdict(self, other: Contender, runtime: str) -> str:
+        """Return what the times of a network show against the first's."""
+        return (
+            "disturbed" if self.disturbed(other, runtime) else other.latency_ratio[runtime].verdict
+        )
+
+    def time_note(self) -> str:
+        """Return how times were obtained."""
+        timing = next(iter(self.first.measured.latency.values()))
+        threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
+        return (
+            f"{self.rounds} rounds, each with all networks in turn, after a warm-up; "
+            f"{timing.device}, {threads}, batch {timing.batch}. How many times faster than "
+            f"{self.first.name}: round by round, with bootstrap 95 % intervals."
+        )
+
+
+def metric_text(metric: Metric) -> str:
+    """Return a metric's value."""
+    return format_percent(metric.value, 2) if metric.is_fraction else f"{metric.value:.4g}"
+
+
+def signed(value: float, metric: Metric) -> str:
+    """Return a difference with its sign, in points where the metric is a share."""
+    return format_points(value) if metric.is_fraction else f"{value:+.4g}".replace("-", "−")
+
+
+def interval_text(difference: Difference, metric: Metric) -> str:
+    """Return the 95 % interval of a difference, in points where the metric is a share."""
+    return f"{signed(difference.low, metric)} … {signed(difference.high, metric)}"
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of which no two are equal: a second ``net`` becomes ``net (2)``."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(result)
