@@ -226,7 +226,19 @@ def find_neighbours(model: nn.Module, inputs: Inputs) -> Neighbours:
     Raises:
         ModelError: If the network cannot be copied or run on these inputs.
     """
-    network = evaluation_copy(model)
+    return neighbours_in(evaluation_copy(model), inputs)
+
+
+def neighbours_in(network: nn.Module, inputs: Inputs) -> Neighbours:
+    """Return the same of a network that is a copy already: it is run itself.
+
+    Args:
+        network: In evaluation mode. Watched by hooks, which come off again.
+        inputs: As for :func:`find_neighbours`.
+
+    Raises:
+        ModelError: If the network cannot be run on these inputs.
+    """
     watch = _Watch(network)
     handles: list[Any] = []
     for name, module in network.named_modules():

@@ -1,0 +1,1038 @@
+"""What makes a network smaller for nothing: layers that follow one another become one.
+
+A batch norm in evaluation is one multiplication and one addition a channel, which the convolution
+before it, or often the one after it, can do as well; and two convolutions with nothing between, one
+of them 1×1, are one convolution. The function stays the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from onebyone.errors import ModelError, OneByOneError, PlanError
+from onebyone.kernels import (
+    bias_of,
+    effective_weight,
+    is_pointwise,
+    is_trained,
+    is_transposed,
+    kernel_of,
+    pads_dynamically,
+    pointwise_like,
+    set_kernel,
+    shape_of,
+    spatial_like,
+    why_unknown,
+)
+from onebyone.neighbours import Neighbours, neighbours_in
+from onebyone.profiling import as_inputs
+from onebyone.profiling.trace import trace_layers
+from onebyone.records import Cost, LeftAlone, Option, Plan, Settings
+from onebyone.sites import (
+    Inputs,
+    aliases,
+    copy_network,
+    evaluation_copy,
+    module_at,
+    replace_module,
+    run,
+    tensors_in,
+)
+
+FORMS = {
+    "norm-before": "a batch norm goes into the layer before it",
+    "norm-after": "a batch norm goes into the layer after it",
+    "merge": "two layers with nothing between become one",
+}
+# Largest difference of the outputs, relative to the largest output, that rounding may cause. The
+# rules themselves are checked in float64, wherever the network runs in it.
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-3,
+    torch.float16: 3e-2,
+    torch.bfloat16: 1e-1,
+}
+# The children of a chain that `factorize` makes.
+_FACTORS = {"reduce", "spatial", "expand"}
+# Batch norms with buffers for weights, and those with an activation inside, by module and name so
+# that neither library need be imported.
+_FROZEN = {
+    ("torchvision.ops.misc", "FrozenBatchNorm2d"),
+    ("timm.layers.norm_act", "FrozenBatchNormAct2d"),
+}
+_WITH_ACTIVATION = {
+    ("timm.layers.norm_act", "BatchNormAct2d"),
+    ("timm.layers.norm_act", "SyncBatchNormAct"),
+    ("timm.layers.norm_act", "FrozenBatchNormAct2d"),
+}
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001
+_NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+
+
+# ---------------------------------------------------------------- batch norms
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm of any kind, foldable or not."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
+        return True
+    return _identity(module) in _FROZEN
+
+
+def why_no_affine(norm: nn.Module) -> str | None:
+    """Return why a batch norm is not one scale and one shift a channel, or ``None`` if it is."""
+    kind = type(norm).__name__
+    if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
+        return f"{kind} has not been run yet"
+    known = _identity(norm) in _FROZEN | _WITH_ACTIVATION
+    if not known and type(norm).forward not in _NORM_FORWARDS:
+        return f"{kind} has a forward of its own"
+    if getattr(norm, "running_mean", None) is None or getattr(norm, "running_var", None) is None:
+        return "it keeps no running statistics, so that it depends on the batch"
+    return None
+
+
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the scale and shift, each ``(channels,)``, of a batch norm in evaluation.
+
+    In float64 on the CPU.
+    """
+    layer = cast("Any", norm)
+    mean, variance = _exact(layer.running_mean), _exact(layer.running_var)
+    scale = (variance + layer.eps).rsqrt()
+    if layer.weight is not None:
+        scale = scale * _exact(layer.weight)
+    shift = -mean * scale
+    return scale, shift if layer.bias is None else shift + _exact(layer.bias)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.float64)
+
+
+def _rest_of(norm: nn.Module) -> nn.Module:
+    """Return what is left of a batch norm whose scale and shift went elsewhere."""
+    parts = OrderedDict(
+        (name, child)
+        for name, child in norm.named_children()
+        if name in ("drop", "act") and type(child) is not nn.Identity
+    )
+    return nn.Sequential(parts) if parts else nn.Identity()
+
+
+def _identity(module: nn.Module) -> tuple[str, str]:
+    return type(module).__module__, type(module).__name__
+
+
+# ---------------------------------------------------------------- two layers as one
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """The layer that two layers in a row are.
+
+    Attributes:
+        like: The one of the two whose kernel size and padding it has.
+        stride: ``None`` for a linear layer.
+        groups: Into how many separate parts both layers can be divided.
+        taps: Places of its kernel.
+    """
+
+    like: nn.Module
+    channels: int
+    out: int
+    groups: int
+    taps: int
+    bias: bool
+    factor: tuple[int, ...]
+    first_is_pointwise: bool
+
+    @property
+    def weights(self) -> int:
+        """Values of its kernel."""
+        return self.out * (self.channels // self.groups) * self.taps
+
+    @property
+    def params(self) -> int:
+        """Its parameters."""
+        return self.weights + (self.out if self.bias else 0)
+
+
+def _merge_of(first: nn.Module, second: nn.Module, *, values: bool) -> _Merge | str:
+    """Return the layer that two layers in a row are, or why they are none.
+
+    Args:
+        first: A layer that is known.
+        second: A layer that is known and takes the first one's output.
+        values: Whether a bias that is zero counts as none.
+    """
+    reason = _why_not_of_a_kind(first, second)
+    if reason is not None:
+        return reason
+    # A k×k kernel and then a 1×1 is always one kernel; a 1×1 and then a k×k, but for the border.
+    first_is_pointwise = not _acts_in_place(second)
+    inner, outer = (first, second) if first_is_pointwise else (second, first)
+    if not _acts_in_place(inner):
+        return "both have kernels of more than one place, or padding"
+    reason = _why_no_stride(inner, outer, first_is_pointwise=first_is_pointwise)
+    if reason is None and first_is_pointwise:
+        reason = _why_not_at_border(first, second, values=values)
+    if reason is not None:
+        return reason
+    a, b = shape_of(first), shape_of(second)
+    return _Merge(
+        like=outer,
+        channels=a.channels,
+        out=b.out,
+        groups=math.gcd(a.groups, b.groups),
+        taps=max(a.taps, b.taps),
+        bias=bias_of(first) is not None or bias_of(second) is not None,
+        factor=() if isinstance(inner, nn.Linear) else tuple(cast("nn.Conv2d", inner).stride),
+        first_is_pointwise=first_is_pointwise,
+    )
+
+
+def _why_not_of_a_kind(first: nn.Module, second: nn.Module) -> str | None:
+    if _axes(first) != _axes(second):
+        return "one is a linear layer or a convolution of other dimensions"
+    if first.weight.dtype != second.weight.dtype or first.weight.device != second.weight.device:
+        return "they are of different types or on different devices"
+    if is_trained(first) != is_trained(second):
+        return "one is frozen and the other is trained"
+    return None
+
+
+def _axes(layer: nn.Module) -> int:
+    return 0 if isinstance(layer, nn.Linear) else len(cast("nn.Conv2d", layer).kernel_size)
+
+
+def _acts_in_place(layer: nn.Module) -> bool:
+    """Whether each output place of a layer is made from one input place, and none from padding."""
+    if isinstance(layer, nn.Linear):
+        return True
+    return is_pointwise(layer) and not is_transposed(layer) and not _pads(layer)
+
+
+def _pads(layer: nn.Module) -> bool:
+    if pads_dynamically(layer):
+        return not is_pointwise(layer)
+    return any(cast("Any", layer)._reversed_padding_repeated_twice)  # noqa: SLF001
+
+
+def _why_no_stride(inner: nn.Module, outer: nn.Module, *, first_is_pointwise: bool) -> str | None:
+    """Return why the stride of a 1×1 cannot go into its neighbour, or ``None`` where it can."""
+    if isinstance(inner, nn.Linear) or set(cast("nn.Conv2d", inner).stride) == {1}:
+        return None
+    layer = cast("nn.Conv2d", outer)
+    if is_transposed(outer) or pads_dynamically(outer) or isinstance(layer.padding, str):
+        return "the stride of the 1×1 cannot be carried over to how the other one pads"
+    if first_is_pointwise and _pads(outer) and layer.padding_mode != "zeros":
+        return f"the 1×1 skips places that the padding ({layer.padding_mode}) of the other repeats"
+    return None
+
+
+def _why_not_at_border(first: nn.Module, second: nn.Module, *, values: bool) -> str | None:
+    """Return why a 1×1's bias cannot go through what follows it, or ``None`` where it can."""
+    bias = bias_of(first)
+    if bias is None or (not values or not bool(bias.any())):
+        return None
+    return _why_uneven(second)
+
+
+def _why_uneven(layer: nn.Module) -> str | None:
+    """Return why a layer makes something else of a constant map at its border than inside."""
+    if isinstance(layer, nn.Linear):
+        return None
+    convolution = cast("nn.ConvTranspose2d", layer)
+    if is_transposed(layer):
+        amounts = cast("Sequence[int]", convolution.padding)
+        plain = {*convolution.stride, *convolution.kernel_size} == {1}
+        if plain and not any((*amounts, *convolution.output_padding)):
+            return None
+        return "the places of a transposed convolution do not all meet the whole kernel"
+    if convolution.padding_mode == "zeros" and _pads(layer):
+        return "the zeros that the convolution pads with have no shift"
+    return None
+
+
+def _merged(merge: _Merge, first: nn.Module, second: nn.Module) -> nn.Module:
+    """Return the one layer with its weights."""
+    a = _coarse(kernel_of(first), merge.groups)
+    b = _coarse(kernel_of(second), merge.groups)
+    if merge.first_is_pointwise:
+        kernel = torch.einsum("gomp,gmc->gocp", b, a[..., 0])
+    else:
+        kernel = torch.einsum("gom,gmcp->gocp", b[..., 0], a)
+    new = _structure(merge)
+    set_kernel(new, kernel)
+    if merge.bias:
+        carried, own = bias_of(first), bias_of(second)
+        total = torch.zeros(merge.out, dtype=torch.float64) if own is None else own
+        if carried is not None:
+            through = b.sum(3)
+            inner = carried.reshape(merge.groups, -1)
+            total = total + torch.einsum("gom,gm->go", through, inner).flatten()
+        _write_bias(new, total)
+    trained = is_trained(first)
+    new.requires_grad_(trained)
+    if merge.bias and trained:
+        biases = [m.bias for m in (first, second) if isinstance(m.bias, nn.Parameter)]
+        cast("Any", new).bias.requires_grad = any(bias.requires_grad for bias in biases)
+    return new
+
+
+def _structure(merge: _Merge) -> nn.Module:
+    groups, bias = merge.groups, merge.bias
+    if isinstance(merge.like, nn.Linear):
+        return pointwise_like(merge.like, merge.channels, merge.out, bias=bias)
+    new = spatial_like(merge.like, merge.channels, merge.out, groups=groups, bias=bias)
+    if set(merge.factor) == {1}:
+        return new
+    layer = cast("Any", new)
+    inside = merge.factor if merge.first_is_pointwise else (1,) * len(merge.factor)
+    made: nn.Module = type(layer)(
+        merge.channels,
+        merge.out,
+        layer.kernel_size,
+        stride=_product(layer.stride, merge.factor),
+        padding=_product(layer.padding, inside),
+        dilation=_product(layer.dilation, inside),
+        groups=groups,
+        bias=bias,
+        padding_mode=layer.padding_mode,
+        device=layer.weight.device,
+        dtype=layer.weight.dtype,
+    )
+    return made
+
+
+def _product(left: Any, right: Sequence[int]) -> Any:
+    return tuple(a * b for a, b in zip(left, right, strict=True))
+
+
+def _coarse(kernel: Tensor, groups: int) -> Tensor:
+    """Return a kernel ``(groups, out, in, places)`` over fewer groups, with zeros between."""
+    fine, out, channels, taps = kernel.shape
+    if fine == groups:
+        return kernel
+    parts = fine // groups
+    wide = kernel.new_zeros(groups, parts, out, parts, channels, taps)
+    each = torch.arange(parts)
+    wide[:, each, :, each] = kernel.reshape(groups, parts, out, channels, taps).transpose(0, 1)
+    return wide.reshape(groups, parts * out, parts * channels, taps)
+
+
+def _with_affine(layer: nn.Module, norm: nn.Module, *, before: bool) -> nn.Module:
+    """Return a layer with a batch norm's scale and shift in it; the layer itself where it can."""
+    scale, shift = affine_of(norm)
+    kernel, bias = kernel_of(layer), bias_of(layer)
+    groups = len(kernel)
+    if before:
+        kernel = kernel * scale.reshape(groups, -1, 1, 1)
+        bias = shift if bias is None else scale * bias + shift
+    else:
+        carried = torch.einsum("gocp,gc->go", kernel, shift.reshape(groups, -1)).flatten()
+        kernel = kernel * scale.reshape(groups, 1, -1, 1)
+        bias = carried if bias is None else carried + bias
+    biases = [p for p in (layer.bias, norm.bias) if isinstance(p, nn.Parameter)]
+    trained = any(p.requires_grad for p in biases)
+    new = layer
+    if nn.utils.parametrize.is_parametrized(layer) or effective_weight(layer) is not layer.weight:
+        # A weight that is computed at each call becomes a plain one.
+        shape = shape_of(layer)
+        if isinstance(layer, nn.Linear):
+            new = pointwise_like(layer, shape.channels, shape.out, bias=True)
+        else:
+            new = spatial_like(layer, shape.channels, shape.out, groups=groups, bias=True)
+        new.requires_grad_(is_trained(layer))
+    set_kernel(new, kernel)
+    _write_bias(new, bias)
+    cast("Any", new).bias.requires_grad = trained
+    return new
+
+
+def _write_bias(layer: nn.Module, bias: Tensor) -> None:
+    if isinstance(layer.bias, nn.Parameter):
+        with torch.no_grad():
+            layer.bias.copy_(bias)
+        return
+    weight = cast("Tensor", layer.weight)
+    layer.bias = nn.Parameter(bias.to(device=weight.device, dtype=weight.dtype))
+
+
+# ---------------------------------------------------------------- what may be folded
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """One fold, by names.
+
+    Attributes:
+        form: One of :data:`FORMS`.
+        site: The module that disappears.
+        into: The layer that takes it in.
+    """
+
+    form: str
+    site: str
+    into: str
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A network and what is known of which layer feeds which.
+
+    Attributes:
+        network: Run, never modified while the scene is looked at.
+        names: First name -> all the names of that module.
+        owners: Where a tensor's data is -> the modules that own such a tensor.
+        hooked: Tensors that a module with hooks takes or returns -> that module.
+        batch: Of the example.
+        values: Whether weights count, or only structure.
+    """
+
+    network: nn.Module
+    neighbours: Neighbours
+    names: dict[str, tuple[str, ...]]
+    owners: dict[int, list[str]]
+    hooked: dict[int, str]
+    batch: int
+    values: bool
+
+    def module(self, name: str) -> nn.Module:
+        """Return a module."""
+        return module_at(self.network, name)
+
+    def in_order(self, fold: _Fold) -> tuple[str, str]:
+        """Return the names of a fold's two modules in the order in which they run."""
+        if fold.form == "norm-before":
+            return fold.into, fold.site
+        if fold.form == "norm-after":
+            return fold.site, fold.into
+        if self.neighbours.only_consumer(fold.into).name == fold.site:
+            return fold.into, fold.site
+        return fold.site, fold.into
+
+
+def _look(network: nn.Module, example: Inputs, *, values: bool) -> _Scene:
+    neighbours = neighbours_in(network, example)
+    modules = dict(network.named_modules())
+    owners: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.numel():
+                owners.setdefault(tensor.data_ptr(), []).append(name)
+    hooked = {
+        place: call.module
+        for call in neighbours.calls
+        if _has_hooks(modules[call.module])
+        for place in (*call.inputs, *call.outputs)
+    }
+    batch = max(1, next((t.shape[0] for t in tensors_in(example) if t.ndim), 1))
+    return _Scene(network, neighbours, aliases(network), owners, hooked, batch, values)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(
+        getattr(module, kind)
+        for kind in (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        )
+    )
+
+
+def _why_not(scene: _Scene, fold: _Fold) -> str | None:
+    """Return why a fold would not be exact, or would disturb something, in words."""
+    first, second = scene.in_order(fold)
+    consumer = scene.neighbours.only_consumer(first)
+    if consumer.name != second:
+        return consumer.reason or f"{first!r} feeds {consumer.name!r}"
+    between = scene.neighbours.calls_of(first)[0].outputs[0]
+    watcher = scene.hooked.get(between)
+    if watcher is not None:
+        return f"hooks of {watcher!r} see what is between"
+    for name in (first, second):
+        reason = _why_tied(scene, name)
+        if reason is not None:
+            return reason
+    if fold.form == "merge":
+        merge = _why_unknown_layers(scene, first, second) or _merge_of(
+            scene.module(first), scene.module(second), values=scene.values
+        )
+        return merge if isinstance(merge, str) else _why_dearer(scene, first, second, merge)
+    return _why_no_norm(scene, fold)
+
+
+def _why_tied(scene: _Scene, name: str) -> str | None:
+    """Return what else depends on a module being as it is, or ``None``."""
+    module = scene.module(name)
+    if len(scene.names[name]) > 1:
+        return f"{name!r} is one module of several names, {', '.join(scene.names[name])}"
+    if _has_hooks(module):
+        return f"{name!r} has hooks"
+    if name in scene.neighbours.read_elsewhere:
+        reader = scene.neighbours.read_elsewhere[name] or "the network"
+        return f"the forward of {reader} reads the weight of {name!r}"
+    for tensor in (*module.parameters(), *module.buffers()):
+        for owner in scene.owners.get(tensor.data_ptr(), ()) if tensor.numel() else ():
+            if owner != name and not owner.startswith(f"{name}."):
+                return f"{name!r} shares a weight with {owner!r}"
+    return None
+
+
+def _why_unknown_layers(scene: _Scene, *names: str) -> str | None:
+    return next(filter(None, (why_unknown(scene.module(name)) for name in names)), None)
+
+
+def _why_no_norm(scene: _Scene, fold: _Fold) -> str | None:
+    norm, layer = scene.module(fold.site), scene.module(fold.into)
+    reason = why_unknown(layer) or why_no_affine(norm)
+    if reason is not None:
+        return reason
+    shape, before = shape_of(layer), fold.form == "norm-before"
+    value = scene.neighbours.input_of(fold.site)
+    dimensions = 2 if isinstance(layer, nn.Linear) else _axes(layer) + 2
+    if value is None or len(value.shape) != dimensions:
+        return "they do not agree on which axis the channels are"
+    if len(affine_of(norm)[0]) != (shape.out if before else shape.channels):
+        return "they have different numbers of channels"
+    return None if before else _why_not_after(norm, layer, values=scene.values)
+
+
+def _why_not_after(norm: nn.Module, layer: nn.Module, *, values: bool) -> str | None:
+    if type(_rest_of(norm)) is not nn.Identity:
+        return "it has an activation of its own"
+    if not values or not bool(affine_of(norm)[1].any()):
+        return None
+    return _why_uneven(layer)
+
+
+# ---------------------------------------------------------------- costs
+
+
+def _macs(scene: _Scene, name: str) -> int:
+    """Return the MACs of a layer for one input, as counted."""
+    return _weights(scene.module(name)) * _places(scene, name) // scene.batch
+
+
+def _weights(layer: nn.Module) -> int:
+    """Return the number of values of a layer's kernel."""
+    shape = shape_of(layer)
+    return shape.out * shape.values
+
+
+def _places(scene: _Scene, name: str) -> int:
+    """Return how many places of the whole batch meet the whole kernel."""
+    shape = shape_of(scene.module(name))
+    neighbours = scene.neighbours
+    value = neighbours.input_of(name) if shape.transposed else neighbours.output_of(name)
+    assert value is not None
+    return math.prod(value.shape) // (shape.channels if shape.transposed else shape.out)
+
+
+def _params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _costs(scene: _Scene, fold: _Fold) -> tuple[Cost, Cost]:
+    """Return what the two modules cost, and what the one that they become costs."""
+    first, second = scene.in_order(fold)
+    params = _params(scene.module(first)) + _params(scene.module(second))
+    if fold.form == "merge":
+        merge = _merge_of(scene.module(first), scene.module(second), values=scene.values)
+        assert isinstance(merge, _Merge)
+        before = Cost(params=params, macs=_macs(scene, first) + _macs(scene, second))
+        return before, _merged_cost(scene, first, second, merge)
+    layer, norm = scene.module(fold.into), scene.module(fold.site)
+    shape = shape_of(layer)
+    macs = _macs(scene, fold.into)
+    after = _weights(layer) + shape.out + _params(_rest_of(norm))
+    return Cost(params=params, macs=macs), Cost(params=after, macs=macs)
+
+
+def _merged_cost(scene: _Scene, first: str, second: str, merge: _Merge) -> Cost:
+    transposed_first = is_transposed(scene.module(first))
+    places = _places(scene, first if transposed_first else second)
+    return Cost(params=merge.params, macs=merge.weights * places // scene.batch)
+
+
+def _why_dearer(scene: _Scene, first: str, second: str, merge: _Merge) -> str | None:
+    if not scene.values:
+        return None
+    now = Cost(
+        params=_params(scene.module(first)) + _params(scene.module(second)),
+        macs=_macs(scene, first) + _macs(scene, second),
+    )
+    then = _merged_cost(scene, first, second, merge)
+    if then.macs > now.macs:
+        return f"merged they would cost {then.macs:,} MACs, not {now.macs:,}"
+    if then.params > now.params:
+        return f"merged they would have {then.params:,} parameters, not {now.params:,}"
+    return None
+
+
+# ---------------------------------------------------------------- carrying out
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A fold whose two modules' order is known: what carrying it out needs."""
+
+    fold: _Fold
+    first: str
+    second: str
+    values: bool
+
+
+def _step(scene: _Scene, fold: _Fold) -> _Step:
+    return _Step(fold, *scene.in_order(fold), scene.values)
+
+
+def _carry_out(network: nn.Module, step: _Step) -> nn.Module:
+    """Fold two modules of a network, in place."""
+    fold = step.fold
+    if fold.form == "merge":
+        return _carry_out_merge(network, step)
+    norm, layer = module_at(network, fold.site), module_at(network, fold.into)
+    new = _with_affine(layer, norm, before=fold.form == "norm-before")
+    if new is not layer:
+        network = replace_module(network, fold.into, new)
+    return _replace_keeping_modes(network, fold.site, _rest_of(norm))
+
+
+def _replace_keeping_modes(network: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    inside = [(module, module.training) for module in new.modules() if module is not new]
+    network = replace_module(network, name, new)
+    for module, training in inside:
+        module.training = training
+    return network
+
+
+def _carry_out_merge(network: nn.Module, step: _Step) -> nn.Module:
+    fold = step.fold
+    one, two = module_at(network, step.first), module_at(network, step.second)
+    merge = _merge_of(one, two, values=step.values)
+    if isinstance(merge, str):
+        raise PlanError(f"{fold.site!r} cannot be folded into {fold.into!r}: {merge}.")
+    network = replace_module(network, fold.into, _merged(merge, one, two))
+    parent = _chain_of(network, fold)
+    if parent is None:
+        return replace_module(network, fold.site, nn.Identity())
+    chain = cast("nn.Sequential", module_at(network, parent))
+    del chain[list(chain._modules).index(fold.site.rpartition(".")[2])]  # noqa: SLF001
+    return network if len(chain) > 1 else replace_module(network, parent, chain[0])
+
+
+def _chain_of(network: nn.Module, fold: _Fold) -> str | None:
+    """Return the name of the factorized layer that both are factors of, or ``None``."""
+    parent, _, name = fold.site.rpartition(".")
+    if fold.into.rpartition(".")[0] != parent:
+        return None
+    chain = module_at(network, parent)
+    if type(chain) is not nn.Sequential or _has_hooks(chain):
+        return None
+    names = {child for child, _ in chain.named_children()}
+    return parent if names <= _FACTORS and name in names else None
+
+
+# ---------------------------------------------------------------- finding
+
+
+def find(network: nn.Module, example: Inputs) -> tuple[list[Option], list[LeftAlone]]:
+    """Return every fold of a network, in the order in which they are to be carried out.
+
+    Each option's costs are those after the options before it. All of them together are carried out
+    on copies and the outputs compared: in float64, wherever the network runs in it, and in its own
+    type. A fold that changes them, or breaks a forward that reads what is folded, is left alone.
+
+    Args:
+        network: Not modified. Folded as it is in evaluation mode.
+        example: A tensor ``(batch, …)``, a tuple of arguments, or keyword arguments.
+
+    Returns:
+        The options, and each batch norm and each pair of layers with nothing between that is left
+        alone, with the reason.
+
+    Raises:
+        ModelError: If the network cannot be copied or run on the example.
+    """
+    found, left_alone = _find(network, example)
+    return [option for option, _ in found], left_alone
+
+
+_Found = tuple[Option, _Step]
+
+
+def _find(network: nn.Module, example: Inputs) -> tuple[list[_Found], list[LeftAlone]]:
+    versions = _versions(network, example)
+    work, inputs, _ = versions[0]
+    found, left_alone = _all_folds(copy_network(work), inputs, _computed_macs(network, example))
+    for place, version in enumerate(versions):
+        found, rejected = _same_outputs(version, found, exact=place == 0)
+        left_alone += rejected
+    return found, left_alone
+
+
+_Version = tuple[nn.Module, Inputs, list[Tensor]]
+
+
+def _versions(network: nn.Module, example: Inputs) -> list[_Version]:
+    """Return the network in float64, if it runs so, and in its own type, with input and outputs."""
+    own = evaluation_copy(network)
+    found: list[_Version] = [(own, example, _outputs(own, example))]
+    types = {tensor.dtype for tensor in own.state_dict().values() if isinstance(tensor, Tensor)}
+    if not types & {torch.float32, torch.float16, torch.bfloat16}:
+        return found
+    try:
+        double = copy_network(own).double()
+        inputs = tree_map_only(
+            Tensor, lambda t: t.double() if t.is_floating_point() else t, example
+        )
+        found.insert(0, (double, inputs, _outputs(double, inputs)))
+    except (ModelError, RuntimeError, TypeError):
+        return found
+    return found
+
+
+def _computed_macs(network: nn.Module, example: Inputs) -> dict[str, int]:
+    """Return the MACs of layers' parametrizations, which a fold makes an end of."""
+    computed = [n for n, m in network.named_modules() if nn.utils.parametrize.is_parametrized(m)]
+    if not computed:
+        return {}
+    layers = trace_layers(network, example).layers
+    return {
+        name: sum(layer.macs for layer in layers if layer.name.startswith(f"{name}."))
+        for name in computed
+    }
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A site and the folds of it to try, the best first, or why there is none."""
+
+    site: str
+    folds: tuple[_Fold | str, ...]
+
+
+def _candidates(scene: _Scene) -> Iterator[_Candidate]:
+    """Yield every batch norm, and every layer that alone feeds another one."""
+    for name, module in scene.network.named_modules():
+        if is_batch_norm(module):
+            yield _norm_candidate(scene, name, module)
+        elif isinstance(module, _LAYERS):
+            following = scene.neighbours.only_consumer(name).name
+            if following is not None and isinstance(scene.module(following), _LAYERS):
+                into, site = _larger_first(scene, name, following)
+                yield _Candidate(site, (_Fold("merge", site, into),))
+
+
+def _norm_candidate(scene: _Scene, name: str, norm: nn.Module) -> _Candidate:
+    reason = why_no_affine(norm)
+    if reason is not None:
+        return _Candidate(name, (reason,))
+    before = scene.neighbours.only_producer(name)
+    after = scene.neighbours.only_consumer(name)
+    return _Candidate(
+        name,
+        (
+            _Fold("norm-before", name, before.name) if before.name else before.reason,
+            _Fold("norm-after", name, after.name) if after.name else after.reason,
+        ),
+    )
+
+
+def _larger_first(scene: _Scene, first: str, second: str) -> tuple[str, str]:
+    layer = scene.module(second)
+    small = why_unknown(layer) is not None or _acts_in_place(layer)
+    return (first, second) if small else (second, first)
+
+
+def _all_folds(
+    network: nn.Module, example: Inputs, computed: dict[str, int]
+) -> tuple[list[_Found], list[LeftAlone]]:
+    """Fold round by round until nothing is left to fold; the network is modified."""
+    done: list[_Found] = []
+    while True:
+        scene = _look(network, example, values=True)
+        touched: set[str] = set()
+        left_alone: list[LeftAlone] = []
+        for candidate in _candidates(scene):
+            found = _first_possible(scene, candidate, touched)
+            if isinstance(found, LeftAlone):
+                left_alone.append(found)
+            elif found is not None:
+                step = _step(scene, found)
+                done.append((_option(scene, found, computed), step))
+                network = _carry_out(network, step)
+                scene = replace(scene, network=network)
+                touched |= {found.site, found.into}
+        if not touched:
+            return done, left_alone
+
+
+def _first_possible(
+    scene: _Scene, candidate: _Candidate, touched: set[str]
+) -> _Fold | LeftAlone | None:
+    """Return the first fold that is exact, or why none is; ``None`` to look again later."""
+    reasons = []
+    for fold in candidate.folds:
+        if isinstance(fold, str):
+            reasons.append(fold)
+            continue
+        if touched & {fold.site, fold.into}:
+            return None
+        reason = _why_not(scene, fold)
+        if reason is None:
+            return fold
+        reasons.append(reason)
+    if len(set(reasons)) == 1:
+        return LeftAlone(site=candidate.site, reason=reasons[0])
+    reason = f"not into what is before it ({reasons[0]}) nor after it ({reasons[-1]})"
+    return LeftAlone(site=candidate.site, reason=reason)
+
+
+def _option(scene: _Scene, fold: _Fold, computed: dict[str, int]) -> Option:
+    before, after = _costs(scene, fold)
+    extra = sum(
+        computed.get(name, 0)
+        for name in (fold.site, fold.into)
+        if nn.utils.parametrize.is_parametrized(scene.module(name))
+    )
+    return Option(
+        site=fold.site,
+        rewrite="fold",
+        settings={"form": fold.form, "into": fold.into},
+        before=before + Cost(params=0, macs=extra),
+        after=after,
+        occupies=(fold.site, fold.into),
+        error=0.0,
+        harm=0.0,
+    )
+
+
+# ---------------------------------------------------------------- checking
+
+
+def _same_outputs(
+    version: _Version, found: list[_Found], *, exact: bool
+) -> tuple[list[_Found], list[LeftAlone]]:
+    """Return the folds that together leave the outputs as they were, and why not the others."""
+    kept: list[_Found] = []
+    rejected: list[LeftAlone] = []
+    waiting = [found]
+    while waiting:
+        group = waiting.pop()
+        reason = _why_changed(version, [step for _, step in (*kept, *group)], exact=exact)
+        if reason is None:
+            kept += group
+        elif len(group) == 1:
+            rejected.append(LeftAlone(site=group[0][0].site, reason=reason))
+        else:
+            half = len(group) // 2
+            waiting += [group[half:], group[:half]]
+    return kept, rejected
+
+
+def _why_changed(version: _Version, steps: list[_Step], *, exact: bool) -> str | None:
+    network, example, expected = version
+    if not steps:
+        return None
+    try:
+        given = _outputs(_carried_out(copy_network(network), steps), example)
+    except OneByOneError as error:
+        return f"the network does not run without it: {error}"
+    if not exact and not all(tensor.is_floating_point() for tensor in expected):
+        # Decisions, such as which boxes to keep, may turn on a rounding.
+        return None
+    if [tensor.shape for tensor in given] != [tensor.shape for tensor in expected]:
+        return "the outputs have other shapes without it"
+    for before, after in zip(expected, given, strict=True):
+        difference = _difference(before, after)
+        if not difference <= TOLERANCES.get(before.dtype, 0.0):
+            return f"the outputs differ without it, by {difference:.1e} of the largest"
+    return None
+
+
+def _carried_out(network: nn.Module, steps: Sequence[_Step]) -> nn.Module:
+    """Fold a network, in place, as found."""
+    for step in steps:
+        network = _carry_out(network, step)
+    return network
+
+
+def _outputs(network: nn.Module, example: Inputs) -> list[Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        output = run(network, example)
+    return [tensor.clone() for tensor in tensors_in(output)]
+
+
+def _difference(before: Tensor, after: Tensor) -> float:
+    """Return the largest difference relative to the largest value; NaN where only one has it."""
+    if not before.numel():
+        return 0.0
+    wide = torch.complex128 if before.is_complex() else torch.float64
+    before, after = before.to(wide), after.to(wide)
+    same = (before == after) | (before.isnan() & after.isnan())
+    apart = torch.where(same, torch.zeros_like(before), before - after).abs()
+    largest = before[before.isfinite()].abs()
+    scale = float(largest.max()) if largest.numel() else 0.0
+    return float(apart.max()) / max(scale, 1e-300)
+
+
+# ---------------------------------------------------------------- rewriting
+
+
+def rewrite(
+    network: nn.Module,
+    example: Inputs,
+    *,
+    site: str,
+    settings: Settings,
+    structure_only: bool = False,
+) -> nn.Module:
+    """Return a copy of a network with one fold carried out.
+
+    Args:
+        network: Not modified.
+        example: An input that it is run on, to see which layer feeds which.
+        site: The module that disappears.
+        settings: ``form``, one of :data:`FORMS`, and ``into``, the layer that takes it in.
+        structure_only: Whether the weights are not the network's yet: then a fold that only some
+            weights allow is not refused.
+
+    Raises:
+        PlanError: If the fold does not fit the network; says why.
+        ModelError: If the network cannot be run.
+    """
+    nothing = Cost(params=0, macs=0)
+    option = Option(site=site, rewrite="fold", settings=settings, before=nothing, after=nothing)
+    return rewrite_all(network, example, [option], structure_only=structure_only)
+
+
+def rewrite_all(
+    network: nn.Module,
+    example: Inputs,
+    options: Sequence[Option],
+    *,
+    structure_only: bool = False,
+) -> nn.Module:
+    """Return a copy of a network with folds carried out one after the other.
+
+    Far faster than one by one: the network is only run again where a fold builds on another.
+
+    Args:
+        network: Not modified.
+        example: An input that it is run on.
+        options: Read for ``site`` and ``settings``, in this order.
+        structure_only: As for :func:`rewrite`.
+
+    Raises:
+        PlanError: If a fold does not fit the network; says why.
+        ModelError: If the network cannot be run.
+    """
+    work = copy_network(network)
+    scene: _Scene | None = None
+    touched: set[str] = set()
+    for option in options:
+        fold = _read(work, option)
+        if scene is None or touched & {fold.site, fold.into}:
+            scene = _look(evaluation_copy(work), example, values=not structure_only)
+            touched = set()
+        reason = _why_not(scene, fold)
+        if reason is not None:
+            raise PlanError(
+                f"The plan's site {fold.site!r} cannot be folded into {fold.into!r}: {reason}."
+            )
+        work = _carry_out(work, _step(scene, fold))
+        # A chain of factors of which one is left gives it its own name.
+        touched |= {fold.site, fold.into, fold.into.rpartition(".")[0]}
+    return work
+
+
+def _read(network: nn.Module, option: Option) -> _Fold:
+    form, into = option.settings.get("form"), option.settings.get("into")
+    if form not in FORMS or not isinstance(into, str):
+        raise PlanError(
+            f"The settings of {option.site!r} must have a `form`, one of {', '.join(FORMS)}, and "
+            f"`into`, the name of a layer, got {option.settings}."
+        )
+    for name in (option.site, into):
+        try:
+            network.get_submodule(name)
+        except AttributeError as error:
+            raise PlanError(
+                f"The plan's site {name!r} must be a layer of the network, but {error}."
+            ) from error
+    return _Fold(str(form), option.site, into)
+
+
+def fold(
+    model: nn.Module, example: Inputs | tuple[int, ...], *, name: str | None = None
+) -> tuple[nn.Module, Plan]:
+    """Return a smaller network of the same function: all that can be folded is.
+
+    Batch norms go into the convolutions and linear layers next to them, and 1×1 convolutions into
+    those that they follow or feed where that costs no more. The function is that of evaluation:
+    a batch norm that is folded has its running statistics for ever, also when the network is then
+    trained. What is left alone, and why, is in the plan, which can be printed, saved, and applied
+    to the same network anywhere.
+
+    Args:
+        model: Not modified.
+        example: A tensor ``(batch, …)``, a tuple of arguments, keyword arguments, or the shape of
+            an input with the batch in front. The network is run on it to see which layer feeds
+            which, and to compare the outputs before and after.
+        name: What the plan calls the network; its class by default.
+
+    Returns:
+        A new network, in the mode of the old one, module by module; and the plan.
+
+    Raises:
+        ModelError: If the network cannot be copied or run on the example.
+        OptionError: If a shape has a size that is not positive.
+
+    References:
+        Ioffe, Szegedy, "Batch Normalization", 2015, arXiv:1502.03167, section 3.1: in inference it
+        is a linear transform.
+
+    Examples:
+        >>> chain = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> network, plan = fold(chain, (1, 3, 5, 7))
+        >>> network
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+    """
+    inputs = as_inputs(model, example)
+    found, left_alone = _find(model, inputs)
+    options = [option for option, _ in found]
+    counted = trace_layers(model, inputs)
+    before = Cost(params=counted.params, macs=counted.macs)
+    after = before
+    for option in options:
+        after = after - option.saved
+    plan = Plan(
+        network=name or type(model).__name__,
+        input_shape=tuple(next(tensors_in(inputs)).shape),
+        budgets=(),
+        before=before,
+        after=after,
+        choices=tuple(options),
+        left_alone=tuple(left_alone),
+        harm=0.0,
+    )
+    return _carried_out(copy_network(model), [step for _, step in found]), plan
