@@ -291,7 +291,7 @@ def run_record(count: int = 20, *, timed: bool = True) -> RunRecord:
     )
     return RunRecord(
         onebyone="0.1.0",
-        created="2026-05-04 12:31:07 UTC",
+        created="2026-05-04T12:31:07+00:00",
         status=Status(state="finished", stage="report"),
         source=ModelSource(
             name="resnet20-cifar10",
@@ -365,7 +365,7 @@ def empty_record(state: str = "failed", **changes) -> RunRecord:
     """Return a run that stopped before it had measured anything."""
     return RunRecord(
         onebyone="0.1.0",
-        created="2026-05-04 12:31:07 UTC",
+        created="2026-05-04T12:31:07+00:00",
         status=Status(state=state, stage="calibrate", detail="DataError: 0 images in photos/."),
         source=ModelSource(name="mystery", spec=None),
         machine=MACHINE,

@@ -129,12 +129,14 @@ class IntervalChart:
         x: Name of the axis.
         percent: Whether the values are fractions to show as percentages.
         reference: A value that is marked by a dashed line, such as 1 for ratios.
+        log: Whether equal distances are equal ratios.
     """
 
     title: str
     x: str
     rows: tuple[Interval, ...]
     percent: bool = False
+    log: bool = False
     reference: float | None = None
     caption: str = ""
 
@@ -159,6 +161,7 @@ class IntervalChart:
             "kind": "intervals",
             "x": self.x,
             "percent": self.percent,
+            "log": self.log,
             "zero": self.reference,
             "rows": [
                 [row.name, row.value, row.low, row.high, row.color % COLORS]

@@ -30,7 +30,11 @@ def differences_section(record: RunRecord) -> Markup:
 
 def _examples(record: RunRecord) -> list[str | Markup]:
     if not record.disagreements:
-        return []
+        agreement = record.comparison.agreement if record.comparison else None
+        if agreement is None or agreement.value < 1:
+            return []
+        unit = examples_word(record)
+        return [f"The two networks predict the same for all {agreement.n:,} test {unit}."]
     shown = record.disagreements[:_PICTURES]
     room, items = _PICTURE_CHARACTERS, []
     for item in shown:
@@ -101,17 +105,16 @@ def _confusion(record: RunRecord) -> list[str | Markup]:
 def _confusion_words(found: Confusion, record: RunRecord) -> str:
     better = sum(count.after > count.before for count in found.counts)
     worse = sum(count.after < count.before for count in found.counts)
-    same = len(found.counts) - better - worse
-    of = (
-        f"the {len(found.counts)} classes listed"
-        if len(found.counts) < found.classes
-        else "the classes"
-    )
+    listed = len(found.counts)
+    of = f"{listed} classes listed" if listed < found.classes else f"{listed} classes"
+    if not better + worse:
+        return f"The rewritten network is right as often as the original in each of the {of}."
     fewest = min(count.n for count in found.counts)
+    images = examples_word(record)
     return (
-        f"Of {of}, the rewritten network is right more often in {better}, less often in {worse}, "
-        f"as often in {same}. With as few as {fewest:,} test {examples_word(record)} of a class, "
-        "a small change of a single one shows nothing."
+        f"Of the {of}, the rewritten network is right more often in {better} and less often in "
+        f"{worse}. A class has as few as {fewest:,} test {images}: a small change of a single one "
+        "shows nothing."
     )
 
 

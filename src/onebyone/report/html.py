@@ -29,7 +29,7 @@ from onebyone.report.parts import (
     table,
 )
 from onebyone.report.several import render_runs
-from onebyone.report.verdict import verdict
+from onebyone.report.verdict import verdict, when
 
 __all__ = [
     "Figure",
@@ -69,7 +69,7 @@ def render_run(record: RunRecord) -> str:
         kicker="report of a run",
         description=verdict(record).sentence,
         contents=[(anchor, label) for anchor, label, _ in shown],
-        footer=f"Made by onebyone {record.onebyone} from the run of {record.created}.",
+        footer=f"Made by onebyone {record.onebyone} from the run of {when(record)}.",
     )
 
 

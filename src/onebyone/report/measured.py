@@ -108,8 +108,10 @@ def _ratio_cell(record: RunRecord, runtime: str) -> str:
     ratio = comparison.latency_ratio.get(runtime) if comparison else None
     if comparison is None or ratio is None:
         return ""
-    words = speed_words(ratio, too_wide=comparison.disturbed(runtime))
-    return quantity(ratio.value, words, f"{ratio_interval(ratio)}, {ratio.rounds} rounds")
+    too_wide = comparison.disturbed(runtime)
+    words = speed_words(ratio, too_wide=too_wide)
+    around = ratio_interval(ratio, too_wide=too_wide)
+    return quantity(ratio.value, words, f"{around}, {ratio.rounds} rounds")
 
 
 def _quality_rows(record: RunRecord, columns: Sequence[tuple[str, Measured]]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from onebyone.report.network import network_picture
 from onebyone.report.parts import figures, notice, paragraph, section
 from onebyone.report.tradeoff import tradeoff_section, training_section
 from onebyone.report.use import conditions_section, use_section
-from onebyone.report.verdict import verdict
+from onebyone.report.verdict import verdict, when
 
 
 def subtitle(record: RunRecord) -> str:
@@ -24,7 +24,7 @@ def subtitle(record: RunRecord) -> str:
         parts.append(f"on {record.data.name}")
     if record.plan is not None and record.plan.budgets:
         parts.append("budget " + ", ".join(budget.asked for budget in record.plan.budgets))
-    return ", ".join([*parts, record.created])
+    return ", ".join([*parts, when(record)])
 
 
 def status_notice(record: RunRecord) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from markupsafe import Markup
 
@@ -23,7 +24,7 @@ from onebyone.report.charts import (
     Series,
 )
 from onebyone.report.parts import chart, notice, page, quantity, section, table
-from onebyone.report.tradeoff import floor_of, front_axes, front_line
+from onebyone.report.tradeoff import NAMES, floor_of, front_axes, front_line
 from onebyone.report.use import reproduction
 from onebyone.report.verdict import (
     interval,
@@ -67,8 +68,10 @@ def unlike_notice(records: Mapping[str, RunRecord]) -> Markup:
         "the machine": lambda r: (r.machine.processor, r.machine.device),
         "the threads": _machine_threads,
         "the timed batch": lambda r: r.comparison and r.comparison.input_shape,
-        "the versions": lambda r: tuple(sorted(r.machine.versions.items())),
     }
+    packages = sorted({name for record in records.values() for name in record.machine.versions})
+    for package in packages:
+        facts[f"the version of {package}"] = partial(_version, package)
     unlike = [
         name for name, of in facts.items() if len({of(r) for r in records.values()} - {None}) > 1
     ]
@@ -79,6 +82,10 @@ def unlike_notice(records: Mapping[str, RunRecord]) -> Markup:
         f"They differ in {_and(unlike)}. Each run’s own before and after were measured together; "
         "figures of different runs are only comparable as far as these do not matter.",
     )
+
+
+def _version(package: str, record: RunRecord) -> str | None:
+    return record.machine.versions.get(package)
 
 
 def _machine_threads(record: RunRecord) -> int | None:
@@ -111,7 +118,7 @@ def _verdict_row(name: str, record: RunRecord) -> list[str]:
     comparison = record.comparison
     if comparison is None:
         metric = record.after.metric if record.after else None
-        return [head, "", "", _metric_cell(metric), _state_words(record), ""]
+        return [head, _NONE, _NONE, _metric_cell(metric), _NONE, _NONE]
     metric = comparison.after.metric
     return [
         head,
@@ -139,8 +146,9 @@ def _speed_cell(comparison: Comparison) -> str:
     runtime, ratio = next(iter(comparison.latency_ratio.items()), (None, None))
     if runtime is None or ratio is None:
         return _NONE
-    words = speed_words(ratio, too_wide=comparison.disturbed(runtime))
-    return quantity(ratio.value, words, f"{ratio_interval(ratio)}, {runtime}")
+    too_wide = comparison.disturbed(runtime)
+    words = speed_words(ratio, too_wide=too_wide)
+    return quantity(ratio.value, words, f"{ratio_interval(ratio, too_wide=too_wide)}, {runtime}")
 
 
 def _size_cell(comparison: Comparison) -> str:
@@ -168,10 +176,10 @@ def _change_cell(comparison: Comparison) -> str:
 
 
 def _tradeoffs(records: Mapping[str, RunRecord]) -> Markup:
-    charts = [each for each in (_speed_chart(records), _front_chart(records)) if each is not None]
-    if not charts:
+    charts = [_speed_chart(records), _front_chart(records, "macs"), _front_chart(records, "params")]
+    drawn = Markup("").join(chart(each) for each in charts if each is not None)
+    if not drawn:
         return Markup("")
-    drawn = Markup("").join(chart(each) for each in charts)
     return section(
         "tradeoffs", "The trade-offs", Markup('<div class="charts">{}</div>').format(drawn)
     )
@@ -207,7 +215,12 @@ def _speed_chart(records: Mapping[str, RunRecord]) -> Chart | None:
     unit = " points" if example.is_fraction else ""
     return ScatterChart(
         title=f"Change of {example.name} against speed",
-        x=Axis(name=f"times as fast, {' or '.join(sorted(runtimes))}", reference=1.0, unit="×"),
+        x=Axis(
+            name=f"times as fast, {' or '.join(sorted(runtimes))}",
+            log=True,
+            reference=1.0,
+            unit="×",
+        ),
         y=Axis(
             name=f"{example.name}, {'points' if unit else 'difference'}",
             percent=example.is_fraction,
@@ -221,38 +234,29 @@ def _speed_chart(records: Mapping[str, RunRecord]) -> Chart | None:
     )
 
 
-def _front_chart(records: Mapping[str, RunRecord]) -> Chart | None:
-    """Return the fronts of the plans together, with what was measured in the end."""
-    planned = {
-        name: record
-        for name, record in records.items()
-        if record.plan is not None and record.plan.front and record.plan.budgets
-    }
-    quantities = {r.plan.budgets[0].quantity for r in planned.values() if r.plan is not None}
-    if not planned or len(quantities) > 1:
-        return None
-    quantity_name = quantities.pop()
-    places = {name: place % COLORS for place, name in enumerate(records)}
-    lines = [front_line(r.plan, name, places[name]) for name, r in planned.items() if r.plan]
-    lines = _distinct(lines)
-    points = []
-    for name, record in planned.items():
-        comparison, plan = record.comparison, record.plan
-        harm = None if comparison is None else comparison.divergence
-        if harm is None or plan is None:
+def _front_chart(records: Mapping[str, RunRecord], bounded: str) -> Chart | None:
+    """Return the fronts of the plans that bound a quantity, and what was measured in the end."""
+    lines, points = [], []
+    for place, (name, record) in enumerate(records.items()):
+        plan, comparison = record.plan, record.comparison
+        if plan is None or not plan.budgets or plan.budgets[0].quantity != bounded:
             continue
-        share = getattr(plan.after, quantity_name) / max(getattr(plan.before, quantity_name), 1)
-        points.append(
-            Point(name=f"{name}, measured", x=share, y=harm, color=places[name], label=name)
-        )
+        lines += [front_line(plan, name, place % COLORS)] if plan.front else []
+        harm = None if comparison is None else comparison.divergence
+        if harm is not None:
+            share = getattr(plan.after, bounded) / max(getattr(plan.before, bounded), 1)
+            measured = f"{name}, measured"
+            points.append(Point(name=measured, x=share, y=harm, color=place % COLORS, label=name))
+    if not lines:
+        return None
     floor = floor_of([*(y for line in lines for y in line.y), *(point.y for point in points)])
-    x, y = front_axes(quantity_name, floor)
+    x, y = front_axes(bounded, floor)
     return ScatterChart(
-        title="Harm against cost",
+        title=f"Harm against {NAMES[bounded]}",
         x=x,
         y=y,
         points=tuple(points),
-        lines=tuple(lines),
+        lines=tuple(_distinct(lines)),
         caption="Lines: predicted for other budgets. Dots: measured on the test data, at the end.",
         height=360,
     )
@@ -280,13 +284,14 @@ def _latencies(records: Mapping[str, RunRecord]) -> Markup:
             continue
         for runtime, ratio in comparison.latency_ratio.items():
             first, second = comparison.before.latency[runtime], comparison.after.latency[runtime]
-            words = speed_words(ratio, too_wide=comparison.disturbed(runtime))
+            too_wide = comparison.disturbed(runtime)
+            words = speed_words(ratio, too_wide=too_wide)
             rows.append(
                 [
                     Markup("{}<small>{}</small>").format(name, first.conditions),
                     _time_cell(first.median_ms, first.q1_ms, first.q3_ms),
                     _time_cell(second.median_ms, second.q1_ms, second.q3_ms),
-                    quantity(ratio.value, words, ratio_interval(ratio)),
+                    quantity(ratio.value, words, ratio_interval(ratio, too_wide=too_wide)),
                 ]
             )
             row = Interval(
@@ -304,6 +309,7 @@ def _latencies(records: Mapping[str, RunRecord]) -> Markup:
         x="times as fast as the original",
         rows=tuple(intervals),
         reference=1.0,
+        log=True,
         caption="95 % intervals of interleaved rounds; dashed, as fast as the original.",
     )
     columns = ("Run", ">Before", ">After", ">Change")

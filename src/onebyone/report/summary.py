@@ -21,6 +21,7 @@ class RunSummary(Record):
         budgets: As they were asked for.
         params_ratio: Parameters before / after; above 1 is smaller. So with the next two.
         latency_ratio: By runtime, time before / time after.
+        disturbed: Runtimes whose timings spread too widely for a verdict.
         metric: Of the rewritten or trained network, on the test data.
         difference: Of the metric, after less before.
     """
@@ -34,6 +35,7 @@ class RunSummary(Record):
     macs_ratio: float | None = None
     file_ratio: float | None = None
     latency_ratio: Mapping[str, Ratio] | None = None
+    disturbed: tuple[str, ...] = ()
     metric: Metric | None = None
     difference: Difference | None = None
     agreement: Metric | None = None
@@ -97,6 +99,7 @@ def _summary(name: str, record: RunRecord) -> RunSummary:
         macs_ratio=_ratio(before.macs, after.macs),
         file_ratio=_ratio(before.file_bytes, after.file_bytes),
         latency_ratio=comparison.latency_ratio,
+        disturbed=tuple(name for name in comparison.latency_ratio if comparison.disturbed(name)),
         metric=after.metric,
         difference=comparison.difference,
         agreement=comparison.agreement,
@@ -108,5 +111,7 @@ def _ratio(before: int, after: int) -> float | None:
 
 
 def _speed_text(run: RunSummary) -> str:
-    ratio = next(iter((run.latency_ratio or {}).values()), None)
-    return _NONE if ratio is None else str(ratio)
+    runtime, ratio = next(iter((run.latency_ratio or {}).items()), (None, None))
+    if ratio is None:
+        return _NONE
+    return "disturbed" if runtime in run.disturbed else str(ratio)

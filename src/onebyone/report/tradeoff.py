@@ -16,7 +16,7 @@ from onebyone.units import format_count, format_percent, format_seconds
 
 _LISTED = 12  # rows of a table that are shown without being asked for
 _LEAST_HARM = 1e-4  # a logarithm has no zero: what is below is drawn here
-_NAMES = {"macs": "MACs", "params": "parameters"}
+NAMES = {"macs": "MACs", "params": "parameters"}
 _CURVE_HEIGHT = 200
 _NONE = "–"
 
@@ -83,7 +83,7 @@ def front_chart(record: RunRecord) -> ScatterChart | None:
         caption += f" Harm below {floor:g} is drawn there."
     x, y = front_axes(name, floor)
     return ScatterChart(
-        title=f"Harm against {_NAMES.get(name, name)}",
+        title=f"Harm against {NAMES.get(name, name)}",
         x=x,
         y=y,
         points=tuple(points),
@@ -107,7 +107,7 @@ def front_line(plan: Plan, name: str, color: int) -> Series:
 
 def front_axes(quantity_name: str, floor: float | None) -> tuple[Axis, Axis]:
     """Return the axes of harm against the share of a quantity that is kept."""
-    what = _NAMES.get(quantity_name, quantity_name)
+    what = NAMES.get(quantity_name, quantity_name)
     return (
         Axis(name=f"{what}, share of the original", percent=True, log=True),
         Axis(name="harm, divergence from the original", log=True, floor=floor),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from onebyone.records import Comparison, Difference, Metric, Ratio, RunRecord, Timing
 from onebyone.report.parts import Figure
@@ -63,6 +64,15 @@ def examples_word(record: RunRecord) -> str:
     return "images" if record.data and len(record.data.input_shape) == 3 else "examples"
 
 
+def when(record: RunRecord) -> str:
+    """Return when a run was started, for people: ``2026-05-04 12:31 UTC``."""
+    try:
+        started = datetime.fromisoformat(record.created).astimezone(UTC)
+    except ValueError:
+        return record.created
+    return f"{started:%Y-%m-%d %H:%M} UTC"
+
+
 def speed_words(ratio: Ratio, *, too_wide: bool = False) -> str:
     """Return ``2.30× faster``, ``1.20× slower``, or that nothing is shown."""
     if too_wide:
@@ -74,12 +84,12 @@ def speed_words(ratio: Ratio, *, too_wide: bool = False) -> str:
     return "no difference shown"
 
 
-def ratio_interval(ratio: Ratio) -> str:
+def ratio_interval(ratio: Ratio, *, too_wide: bool = False) -> str:
     """Return the interval of :func:`speed_words`; where they give no figure, that as well."""
-    if ratio.verdict == "slower":
-        return f"{1 / ratio.high:.2f} … {1 / ratio.low:.2f}×"
     around = f"{ratio.low:.2f} … {ratio.high:.2f}×"
-    return around if ratio.verdict == "faster" else f"{ratio.value:.2f}× ({around})"
+    if too_wide or ratio.verdict == "no difference shown":
+        return f"{ratio.value:.2f}× ({around})"
+    return around if ratio.verdict == "faster" else f"{1 / ratio.high:.2f} … {1 / ratio.low:.2f}×"
 
 
 def size_words(before: float, after: float, *, less: str, more: str) -> str:
@@ -302,8 +312,9 @@ def _conditions(record: RunRecord, comparison: Comparison, unit: str) -> list[st
         )
     others = list(comparison.latency_ratio.items())[1:]
     for runtime, ratio in others:
-        words = speed_words(ratio, too_wide=comparison.disturbed(runtime))
-        lines.append(f"In {runtime}: {words}, {ratio_interval(ratio)}.")
+        too_wide = comparison.disturbed(runtime)
+        words = speed_words(ratio, too_wide=too_wide)
+        lines.append(f"In {runtime}: {words}, {ratio_interval(ratio, too_wide=too_wide)}.")
     metric, difference = comparison.before.metric, comparison.difference
     if metric is not None and difference is not None:
         name = metric.name[:1].upper() + metric.name[1:]

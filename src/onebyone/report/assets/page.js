@@ -34,28 +34,7 @@
     });
   };
 
-  const intervals = (data, width) => {
-    const rows = data.rows.map(([name, value, low, high, color]) => ({ name, value, low, high, color }));
-    const longest = Math.max(...rows.map((row) => row.name.length));
-    return Plot.plot({
-      width,
-      height: 54 + 34 * rows.length,
-      marginBottom: 42,
-      marginLeft: Math.min(7.5 * longest + 20, width * 0.42),
-      marginRight: 20,
-      x: { label: data.x, grid: true, inset: 8, ticks: Math.floor(width / 90), tickFormat: data.percent ? (x) => `${Number((100 * x).toPrecision(4))} %` : undefined },
-      y: { label: null, domain: rows.map((row) => row.name) },
-      marks: [
-        ...(data.zero === null ? [] : [Plot.ruleX([data.zero], { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" })]),
-        Plot.ruleY(rows, { x1: "low", x2: "high", y: "name", stroke: (r) => shade(r.color), strokeWidth: 3, strokeLinecap: "round" }),
-        Plot.dot(rows, { x: "value", y: "name", r: 5, fill: (r) => shade(r.color) }),
-        Plot.tip(rows, Plot.pointerX({ x: "value", y: "name", lineHeight: 1.4, title: (r) =>
-          `${r.name}\n${number(r.value, data.percent)} [${number(r.low, data.percent)} … ${number(r.high, data.percent)}]` })),
-      ],
-    });
-  };
-
-  // Points in two quantities. Plot has no log ticks that suit few decades: they are chosen here.
+  // Plot has no logarithmic ticks that suit few decades: they are chosen here.
   const decades = (low, high, room) => {
     const steps = [[1], [1, 3], [1, 2, 5]].map((each) => {
       const ticks = [];
@@ -68,6 +47,34 @@
     });
     return steps.findLast((ticks) => ticks.length <= room) ?? steps[0];
   };
+  const reach = (rows, zero) => {
+    const values = [...rows.flatMap((row) => [row.low, row.high]), ...(zero === null ? [] : [zero])];
+    return [Math.min(...values), Math.max(...values)];
+  };
+
+  const intervals = (data, width) => {
+    const rows = data.rows.map(([name, value, low, high, color]) => ({ name, value, low, high, color }));
+    const longest = Math.max(...rows.map((row) => row.name.length));
+    return Plot.plot({
+      width,
+      height: 54 + 34 * rows.length,
+      marginBottom: 42,
+      marginLeft: Math.min(7.5 * longest + 20, width * 0.42),
+      marginRight: 20,
+      x: { label: data.x, grid: true, inset: 8, type: data.log ? "log" : "linear",
+        ticks: data.log ? decades(...reach(rows, data.zero), Math.floor(width / 60)) : Math.floor(width / 90), tickFormat: data.percent ? (x) => `${Number((100 * x).toPrecision(4))} %` : data.log ? (x) => `${x}` : undefined },
+      y: { label: null, domain: rows.map((row) => row.name) },
+      marks: [
+        ...(data.zero === null ? [] : [Plot.ruleX([data.zero], { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" })]),
+        Plot.ruleY(rows, { x1: "low", x2: "high", y: "name", stroke: (r) => shade(r.color), strokeWidth: 3, strokeLinecap: "round" }),
+        Plot.dot(rows, { x: "value", y: "name", r: 5, fill: (r) => shade(r.color) }),
+        Plot.tip(rows, Plot.pointerX({ x: "value", y: "name", lineHeight: 1.4, title: (r) =>
+          `${r.name}\n${number(r.value, data.percent)} [${number(r.low, data.percent)} … ${number(r.high, data.percent)}]` })),
+      ],
+    });
+  };
+
+  // Points in two quantities.
   const tickText = (axis) => (value) => {
     const shown = axis.percent && !axis.signed ? `${Number((100 * value).toPrecision(3))} %`
       : String(Number((axis.percent ? 100 * value : value).toPrecision(3)));
