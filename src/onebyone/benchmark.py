@@ -172,22 +172,24 @@ class Benchmark(Record):
         if not any(each.agreement is not None for each in self.contenders):
             columns.pop(5)
             rows = [[*row[:5], row[6]] for row in rows]
-        return Table(
-            columns=tuple(columns), rows=rows, title=f"Test {name}", notes=self.score_notes()
-        )
+        notes = [self.score_note(), f"Apart: {self.divergence_note()}"]
+        return Table(columns=tuple(columns), rows=rows, title=f"Test {name}", notes=notes)
 
-    def score_notes(self) -> list[str]:
-        """Return how scores were obtained, a sentence a line."""
+    def score_note(self) -> str:
+        """Return how differences of scores were tested."""
         difference = next((each.difference for each in self.others if each.difference), None)
         if difference is None:
-            return []
+            return ""
         holm = ", Holm-adjusted" if len(self.others) > 1 else ""
+        return (
+            f"Differences from {self.first.name} on the same {difference.n:,} test examples: "
+            f"{difference.test}; p{holm}."
+        )
+
+    def divergence_note(self) -> str:
+        """Return what the divergence is."""
         apart = "KL in nats" if self.others[0].agreement is not None else "relative squared error"
-        how = f"Differences from {self.first.name} on the same {difference.n:,} test examples"
-        return [
-            f"{how}: {difference.test}; p{holm}.",
-            f"Apart: mean divergence of the outputs from those of {self.first.name}, {apart}.",
-        ]
+        return f"mean divergence of the outputs from those of {self.first.name}, {apart}."
 
     def _time_table(self) -> Table | None:
         rows = []

@@ -23,11 +23,18 @@ from onebyone.report.verdict import (
 from onebyone.tables import Table
 from onebyone.units import format_bytes, format_count, format_ms, format_percent
 
+LONGEST = 18  # characters of a name in a chart
+
 
 def render_benchmark(record: Benchmark) -> str:
     """Return the page of a benchmark: one HTML file, made from the record alone."""
     sections = [_verdict(record), _scores(record), _times(record), _costs(record), _how(record)]
-    links = [("scores", "Scores"), ("times", "Times"), ("costs", "Costs"), ("how", "How")]
+    links = [
+        ("scores", "Scores"),
+        ("times", "Times"),
+        ("costs", "Costs"),
+        ("how", "How it was measured"),
+    ]
     shown = [link for link, part in zip(links, sections[1:], strict=True) if part]
     count = len(record.contenders)
     data = "" if record.data is None else f" on {record.data.name}"
@@ -103,7 +110,11 @@ def _scores(record: Benchmark) -> Markup:
     content = Table(
         columns=tuple(columns[place] for place in kept),
         rows=[[row[place] for place in kept] for row in rows],
-        notes=[*record.score_notes(), "Small figures: 95 % intervals."],
+        notes=[
+            record.score_note(),
+            f"Divergence: {record.divergence_note()}",
+            "Small figures: 95 % intervals.",
+        ],
     )
     return section("scores", "Scores on the same examples", _score_chart(record), table(content))
 
@@ -137,7 +148,7 @@ def _score_chart(record: Benchmark) -> Markup:
     metric = record.first.measured.metric
     rows = tuple(
         Interval(
-            name=each.name,
+            name=_short(each.name),
             value=each.difference.value,
             low=each.difference.low,
             high=each.difference.high,
@@ -159,6 +170,11 @@ def _score_chart(record: Benchmark) -> Markup:
             "shows no difference.",
         )
     )
+
+
+def _short(name: str) -> str:
+    """Return a name that leaves room for a chart: its start and its end."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 + 1 :]}"
 
 
 # ---------------------------------------------------------------- times and costs
@@ -194,7 +210,7 @@ def _time_chart(record: Benchmark) -> Markup:
     several = len(record.runtimes) > 1
     rows = tuple(
         Interval(
-            name=f"{each.name}, {runtime}" if several else each.name,
+            name=f"{_short(each.name)}, {runtime}" if several else _short(each.name),
             value=each.latency_ratio[runtime].value,
             low=each.latency_ratio[runtime].low,
             high=each.latency_ratio[runtime].high,
