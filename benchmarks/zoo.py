@@ -1,0 +1,337 @@
+"""Every rewrite on the convolutional networks of torchvision and timm, against the originals.
+
+    python benchmarks/zoo.py                        # torchvision, and timm's smallest by family
+    python benchmarks/zoo.py --all --results all.jsonl
+    python benchmarks/zoo.py torchvision:resnet18 timm:convnext_atto
+    python benchmarks/zoo.py --only-table --table docs/zoo.md
+
+Each network runs in a process of its own with limits on time and memory, with random weights, on
+an input as small as it takes, in float64: counted and compared with torch's own counter; every
+layer factorized at full rank (the same outputs), then at half rank (as many MACs as predicted);
+the head as convolutions (the same logits); the original left as it was. Results are appended to a
+file of JSON lines, so that a run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import re
+import resource
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from onebyone.records import write_text
+from onebyone.report.console import print_table
+from onebyone.runtimes import describe_machine
+from onebyone.tables import Table
+from onebyone.units import format_count
+
+sys.path.insert(0, str(Path(__file__).parent))
+from zoo_checks import TOLERANCE, Row, check_model
+
+CHECKS = ("profile", "full rank", "half rank", "exact head", "onnx", "untouched")
+# For tests: small, and of every kind of layer and head.
+SAMPLE = (
+    "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5",
+    "timm:test_resnet", "timm:test_efficientnet", "timm:test_nfnet", "timm:test_convnext",
+    "timm:test_byobnet", "timm:mobilenetv2_035", "timm:ghostnet_050", "timm:lcnet_035",
+    "timm:repghostnet_050",
+)  # fmt: skip
+# Sizes in names, smallest first; numbers come in their own order.
+_WORDS = (
+    "zepto", "atto", "femto", "pico", "nano", "xxt", "xt", "xxs", "xs", "ti", "tiny", "mini", "t",
+    "s", "small", "m", "medium", "b", "base", "l", "large", "xl", "xlarge", "xxl", "h", "huge",
+    "g", "giant", "gigantic", "enormous",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- which networks
+
+
+def torchvision_models() -> list[str]:
+    """Return classification, segmentation, detection and video networks."""
+    import torchvision.models as zoo
+
+    modules = (zoo, zoo.segmentation, zoo.detection, zoo.video)
+    return [f"torchvision:{name}" for m in modules for name in zoo.list_models(module=m)]
+
+
+def timm_families() -> dict[tuple[str, str], list[str]]:
+    """Return timm's architectures by module and first word of the name, smallest first."""
+    import timm
+
+    families: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in timm.list_models():
+        word = re.match(r"(?:tf_|legacy_|test_|cs3?|gc_|eca_|ese_|dm_|nf_)?[a-z]+", name)
+        assert word is not None
+        families[_module_of(name), word.group(0)].append(name)
+    return {key: sorted(names, key=_size_of) for key, names in sorted(families.items())}
+
+
+def _module_of(name: str) -> str:
+    import timm
+
+    return timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+
+
+def _size_of(name: str) -> tuple[int, list[float], str]:
+    """Order names by the sizes in them: ``_s`` before ``_b``, 18 before 50."""
+    parts = re.findall(r"[a-z]+|\d+", name)
+    words = [_WORDS.index(part) for part in parts[1:] if part in _WORDS]
+    numbers = [float(part) for part in parts if part.isdecimal()]
+    return (words[0] if words else _WORDS.index("s"), numbers, name)
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    """Return the networks asked for, the first of each family before the second."""
+    if args.models:
+        return args.models
+    if args.sample:
+        return list(SAMPLE)
+    names = torchvision_models() if args.library in ("both", "torchvision") else []
+    if args.library in ("both", "timm"):
+        families = timm_families().values()
+        most = max(map(len, families)) if args.all else args.each
+        for place in range(most):
+            names += [f"timm:{family[place]}" for family in families if place < len(family)]
+    return names
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_all(specs: Sequence[str], args: argparse.Namespace) -> Iterator[Row]:
+    """Run networks one by one, each in a process of its own, and keep each result at once."""
+    import timm  # noqa: F401 - the processes share what is imported here
+    import torchvision.models  # noqa: F401
+
+    done = {row.model for row in load(args.results)} if args.results.exists() else set()
+    for place, spec in enumerate(specs):
+        if spec in done:
+            continue
+        row = run_one(spec, args)
+        with args.results.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dataclasses.asdict(row)) + "\n")
+        said = row.detail or "; ".join(row.failures) or f"{row.rewritten} of {row.sites} sites"
+        print(f"{place + 1}/{len(specs)} {spec}: {row.status}, {row.seconds} s, {said}", flush=True)
+        yield row
+
+
+def run_one(spec: str, args: argparse.Namespace) -> Row:
+    """Check a network in a process of its own, which shares what is imported already."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(spec, args.onnx, args.memory_gb, theirs))
+    started = time.perf_counter()
+    process.start()
+    theirs.close()
+    row = None
+    if ours.poll(args.seconds):
+        try:
+            row = Row(**ours.recv())
+        except EOFError:
+            process.join()
+            code = process.exitcode
+            row = Row(spec, "failed", f"the process died with exit code {code}: out of memory?")
+    else:
+        process.kill()
+        row = Row(spec, "failed", f"stopped after {args.seconds} s")
+    process.join()
+    row.seconds = row.seconds or round(time.perf_counter() - started, 2)
+    return row
+
+
+def _work(spec: str, onnx: bool, memory_gb: float, pipe: Connection) -> None:  # noqa: FBT001
+    limit = int(memory_gb * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    torch.set_num_threads(1)
+    pipe.send(dataclasses.asdict(check_model(spec, onnx=onnx)))
+    pipe.close()
+
+
+def load(path: Path) -> list[Row]:
+    """Return the results of a file, the last of each network."""
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = Row(**json.loads(line))
+        rows[row.model] = row
+    return list(rows.values())
+
+
+# ---------------------------------------------------------------- showing
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Return the totals, what failed, why layers were left alone, and every network."""
+    ran = [row for row in rows if row.status != "skipped"]
+    return [_totals(rows, ran), _failed(ran), _reasons(ran), _counts(ran), _each(ran)]
+
+
+def _totals(rows: Sequence[Row], ran: Sequence[Row]) -> Table:
+    lines = []
+    for name in CHECKS:
+        found = [row.checks[name] for row in ran if name in row.checks]
+        ok = sum(result.startswith("ok") for result in found)
+        none = sum(result.startswith("none") for result in found)
+        if found:
+            tried = len(ran) - none
+            share = f"{100 * ok / max(tried, 1):.1f}"
+            lines.append([name, str(tried), str(ok), share, str(none)])
+    sites, rewritten = sum(row.sites for row in ran), sum(row.rewritten for row in ran)
+    skipped = Counter(row.detail for row in rows if row.status == "skipped")
+    return Table(
+        columns=("check", ">networks", ">right", ">%", ">does not apply"),
+        rows=lines,
+        title=f"{len(ran)} networks",
+        notes=[
+            f"{rewritten:,} of {sites:,} layers factorized at full rank.",
+            (
+                f"Outputs equal: to {TOLERANCE:.0e} of the greatest value, in float64; worst "
+                f"{_worst(ran):.0e}."
+            ),
+            *(f"Skipped, {why}: {count} networks." for why, count in skipped.most_common()),
+        ],
+    )
+
+
+def _worst(rows: Sequence[Row]) -> float:
+    results = [result for row in rows for result in row.checks.values()]
+    values = [float(result[3:]) for result in results if re.match(r"ok \d", result)]
+    return max(values, default=0.0)
+
+
+def _failed(ran: Sequence[Row]) -> Table:
+    lines = [[r.model, "; ".join([*([r.detail] if r.detail else []), *r.failures])] for r in ran]
+    return Table(
+        columns=("network", "cause"),
+        rows=[line for line in lines if line[1]],
+        title="Failures",
+        notes=[] if any(line[1] for line in lines) else ["None."],
+    )
+
+
+def _reasons(ran: Sequence[Row]) -> Table:
+    layers: Counter[str] = Counter()
+    networks: Counter[str] = Counter()
+    for row in ran:
+        layers.update(row.left_alone)
+        networks.update(row.left_alone.keys())
+    return Table(
+        columns=("why layers are left alone", ">layers", ">networks"),
+        rows=[[why, f"{count:,}", str(networks[why])] for why, count in layers.most_common()],
+        title="Left alone",
+        notes=["Names are shown as …, numbers as n."],
+    )
+
+
+def _counts(ran: Sequence[Row]) -> Table:
+    differing = [row for row in ran if row.flops_note]
+    operations: Counter[str] = Counter()
+    for row in differing:
+        operations.update({note.partition(":")[0] for note in row.flops_note.split("; ")})
+    return Table(
+        columns=("operation", ">networks"),
+        rows=[[name, str(count)] for name, count in operations.most_common()],
+        title="Counted here, not by torch's FlopCounterMode",
+        notes=[f"In {len(ran) - len(differing)} networks twice our MACs are its count exactly."],
+    )
+
+
+def _each(ran: Sequence[Row]) -> Table:
+    lines = []
+    for row in sorted(ran, key=lambda r: r.model):
+        left = "; ".join(f"{count} {why}" for why, count in row.left_alone.items())
+        lines.append(
+            [
+                row.model,
+                row.input,
+                f"{row.seconds:.0f}",
+                format_count(row.params),
+                format_count(row.macs),
+                f"{100 * row.half_macs / row.macs:.0f}" if row.macs and row.half_macs else "–",
+                f"{row.rewritten} of {row.sites}",
+                row.checks.get("full rank", "–").removeprefix("ok "),
+                row.checks.get("exact head", "–").removeprefix("ok ").split(":")[0],
+                left or "–",
+            ]
+        )
+    return Table(
+        columns=(
+            "network", "input", ">s", ">params", ">MACs", ">half rank, % MACs", ">factorized",
+            "full rank, difference", "exact head", "left alone",
+        ),
+        rows=lines,
+        title="Every network",
+    )  # fmt: skip
+
+
+def markdown(rows: Sequence[Row], args: argparse.Namespace) -> str:
+    """Return all tables as a page."""
+    import timm
+    import torchvision
+
+    machine = describe_machine("cpu")
+    parts = [
+        "# The zoos",
+        "",
+        (
+            f"Made by `python benchmarks/zoo.py --table {args.table}`: torch {torch.__version__}, "
+            f"torchvision {torchvision.__version__}, timm {timm.__version__}, {machine.processor}. "
+            "Random weights, small random inputs, float64, one thread. What each check does is "
+            "said in `benchmarks/zoo_checks.py`."
+        ),
+        "",
+    ]
+    for table in tables(rows):
+        parts += [f"## {table.title}", "", _markdown_table(table), ""]
+        parts += [f"{note}\n" for note in table.notes]
+    return "\n".join(parts)
+
+
+def _markdown_table(table: Table) -> str:
+    if not table.rows:
+        return ""
+    heads = [column.removeprefix(">") for column in table.columns]
+    sides = ["---:" if column.startswith(">") else "---" for column in table.columns]
+    lines = [heads, sides, *([str(c).replace("|", "\\|") for c in row] for row in table.rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", help="such as timm:resnet18; the zoos by default")
+    parser.add_argument("--library", choices=("both", "torchvision", "timm"), default="both")
+    parser.add_argument("--each", type=int, default=2, help="networks of each timm family (2)")
+    parser.add_argument("--all", action="store_true", help="every network of timm")
+    parser.add_argument("--sample", action="store_true", help="a dozen, for tests")
+    parser.add_argument("--onnx", action="store_true", help="also export and run the half-rank one")
+    parser.add_argument("--seconds", type=float, default=240, help="limit for a network (240)")
+    parser.add_argument("--memory-gb", type=float, default=8, help="limit for a network (8)")
+    parser.add_argument("--results", type=Path, default=Path("runs/zoo.jsonl"))
+    parser.add_argument("--table", type=Path, help="write the tables to this Markdown file")
+    parser.add_argument("--only-table", action="store_true", help="of the results there are")
+    args = parser.parse_args(argv)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    if not args.only_table:
+        torch.set_num_threads(1)
+        for _ in run_all(chosen(args), args):
+            pass
+    rows = load(args.results)
+    for table in tables(rows)[:-1]:
+        print_table(table)
+    if args.table:
+        write_text(args.table, markdown(rows, args))
+    return int(any(row.status == "failed" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
