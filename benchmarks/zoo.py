@@ -38,7 +38,7 @@ from onebyone.units import format_count
 sys.path.insert(0, str(Path(__file__).parent))
 from zoo_checks import TOLERANCE, Row, check_model
 
-CHECKS = ("profile", "full rank", "half rank", "exact head", "onnx", "untouched")
+CHECKS = ("profile", "full rank", "half rank", "exact head", "fold", "onnx", "untouched")
 # For tests: small, and of every kind of layer and head.
 SAMPLE = (
     "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5",
@@ -261,13 +261,14 @@ def _each(ran: Sequence[Row]) -> Table:
                 f"{row.rewritten} of {row.sites}",
                 row.checks.get("full rank", "–").removeprefix("ok "),
                 row.checks.get("exact head", "–").removeprefix("ok ").split(":")[0],
+                f"{row.folded} of {row.folded + sum(row.unfolded.values())}",
                 left or "–",
             ]
         )
     return Table(
         columns=(
             "network", "input", ">s", ">params", ">MACs", ">half rank, % MACs", ">factorized",
-            "full rank, difference", "exact head", "left alone",
+            "full rank, difference", "exact head", ">folded", "left alone",
         ),
         rows=lines,
         title="Every network",

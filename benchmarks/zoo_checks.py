@@ -29,6 +29,7 @@ from onebyone.profiling.counts import RULES
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, Option, Plan
 from onebyone.rewrites import head
+from onebyone.rewrites.fold import fold
 from onebyone.sites import Inputs, call, evaluation_copy, tensors_in
 
 # Greatest difference of two outputs, relative to the greatest output, that rounding may make.
@@ -65,6 +66,8 @@ class Row:
     sites: int = 0
     rewritten: int = 0
     halved: int = 0
+    folded: int = 0
+    unfolded: dict[str, int] = field(default_factory=dict)
     left_alone: dict[str, int] = field(default_factory=dict)
     checks: dict[str, str] = field(default_factory=dict)  # name -> "ok …", "none: …", "failed: …"
 
@@ -93,9 +96,9 @@ def check_model(spec: str, *, onnx: bool = False) -> Row:
 
 
 def _check(row: Row, spec: str, *, onnx: bool) -> None:
+    _skip_unless_convolutional(spec)
     torch.manual_seed(0)
     model = _made(spec)
-    _skip_unless_convolutional(model)
     inputs, others = _inputs(spec, model)
     row.input = ", ".join("×".join(map(str, t.shape)) for t in tensors_in(inputs))
     row.params = sum(p.numel() for p in model.parameters())
@@ -112,6 +115,7 @@ def _check(row: Row, spec: str, *, onnx: bool) -> None:
         run("full rank", lambda: _full_rank(row, model, inputs, reference))
         run("half rank", lambda: _half_rank(row, model, inputs, onnx=onnx))
         run("exact head", lambda: _exact_head(model, inputs, reference))
+        run("fold", lambda: _fold(row, model, inputs, reference))
     same = _fingerprint(model) == fingerprint
     row.checks["untouched"] = "ok" if same else "failed: the original was changed"
 
@@ -165,7 +169,12 @@ def _made(spec: str) -> nn.Module:
     return model
 
 
-def _skip_unless_convolutional(model: nn.Module) -> None:
+def _skip_unless_convolutional(spec: str) -> None:
+    try:
+        with torch.device("meta"):  # without memory: most are transformers
+            model = build(spec)
+    except OneByOneError:  # some compute with their weights when they are made
+        model = build(spec)
     kinds = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]  # noqa: SLF001
     if len(kinds) < 2:
         what = "one convolution, the patch embedding" if kinds else "no convolution"
@@ -439,3 +448,14 @@ def _exact_head(model: nn.Module, inputs: Inputs, reference: list[Tensor]) -> st
     rewritten = obo.apply(model, plan, None)
     _counted(rewritten, plan, inputs)
     return _equal(_outputs(rewritten, inputs), reference)
+
+
+def _fold(row: Row, model: nn.Module, inputs: Inputs, reference: list[Tensor]) -> str:
+    """Fold batch norms and 1×1 convolutions into their neighbours: the same function."""
+    folded, plan = fold(model, inputs)
+    row.folded = len(plan.choices)
+    row.unfolded = dict(Counter(_kind_of(item.reason) for item in plan.left_alone))
+    if not plan.choices:
+        return "none: nothing to fold"
+    _counted(folded, plan, inputs)
+    return _equal(_outputs(folded, inputs), reference)
