@@ -123,12 +123,13 @@ def exact_class_maps(network: nn.Module, inputs: Tensor) -> ClassMaps | None:
     found = _averaged_maps(copied, inputs)
     if found is not None:
         return found
-    site = head.find_head(copied, inputs[:1])
+    example = inputs[:1].clone()
+    site = head.find_head(copied, example)
     if isinstance(site, head.NoHead) or not site.averaged or len(site.linears) != 1:
         return None
     # Average and linear layer in the other order.
     try:
-        rewritten = head.rewrite(copied, inputs[:1], name=site.name, form="exact", hidden=[])
+        rewritten = head.rewrite(copied, example, name=site.name, form="exact", hidden=[])
     except PlanError:
         return None
     found = _averaged_maps(rewritten.eval(), inputs)
@@ -137,7 +138,8 @@ def exact_class_maps(network: nn.Module, inputs: Tensor) -> ClassMaps | None:
 
 def _averaged_maps(network: nn.Module, inputs: Tensor) -> ClassMaps | None:
     with recorded(network) as seen:
-        output = one_tensor(run(network, inputs), network)
+        # A first layer that works in place must not write into the images.
+        output = one_tensor(run(network, inputs.clone()), network)
     if output.ndim == 4 and output.shape[2:] != (1, 1):
         return ClassMaps(scores=output.mean(dim=(2, 3)), maps=output, layer="")
     scores = class_scores(output)
@@ -251,7 +253,7 @@ def feature_maps(network: nn.Module, inputs: Tensor, layer: str) -> Tensor:
         given.append(output.clone() if isinstance(output, Tensor) else output)
 
     with hooks_removed([copied.get_submodule(layer).register_forward_hook(keep)]):
-        run(copied, inputs)
+        run(copied, inputs.clone())
     output = given[-1] if given else None
     if not isinstance(output, Tensor) or output.ndim != 4:
         came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
