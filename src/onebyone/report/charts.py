@@ -273,7 +273,7 @@ class ScatterChart:
         return f"{self.title}, {self.y.name} against {self.x.name}. " + "; ".join(parts) + "."
 
     def data(self) -> dict[str, Any]:
-        """Return what ``page.js`` draws; places that are not finite are left out."""
+        """Return what ``page.js`` draws; places that no axis has are left out."""
         return {
             "kind": "scatter",
             "height": self.height,
@@ -285,12 +285,14 @@ class ScatterChart:
                     "points": [
                         [self.x.place(x), self.y.place(y), self._title(line.name, x, y)]
                         for x, y in zip(line.x, line.y, strict=True)
-                        if _finite((x, y))
+                        if self._drawable(x, y)
                     ],
                 }
                 for line in self.lines
             ],
-            "points": [self._point(point) for point in self.points if _finite((point.x, point.y))],
+            "points": [
+                self._point(point) for point in self.points if self._drawable(point.x, point.y)
+            ],
         }
 
     def table(self) -> Table:
@@ -310,6 +312,11 @@ class ScatterChart:
         ]
         columns = ("", f">{self.x.name}", f">{self.y.name}")
         return Table(columns=columns, rows=rows, title=self.title)
+
+    def _drawable(self, x: float, y: float) -> bool:
+        # A logarithm has neither zero nor negative values.
+        pairs = ((self.x, x), (self.y, y))
+        return _finite((x, y)) and all(not a.log or a.place(value) > 0 for a, value in pairs)
 
     def _axis(self, axis: Axis) -> dict[str, Any]:
         return {
