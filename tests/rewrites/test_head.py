@@ -231,9 +231,12 @@ def test_timm_networks_keep_their_logits(name):
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (torchvision.models.squeezenet1_1(num_classes=10), "does not end in linear layers on a"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "does not end in linear layers on a"),
-        (timm.create_model("test_vit", img_size=64), "cannot be traced by torch.fx"),
+        (torchvision.models.squeezenet1_1(num_classes=10), "already convolutions: 'classifier.1'"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+            "does not end in linear layers on a flattened map, but in a 1×4×62×62",
+        ),
+        (timm.create_model("test_vit", img_size=64), "in a way that is not a flattening"),
     ],
     ids=["squeezenet", "no head", "vit"],
 )
@@ -279,7 +282,7 @@ class Depends(Body):
     ("kind", "reason"),
     [
         (Twice, "the linear layer 'fc1' is used 2 times"),
-        (Tied, "the weight of the linear layer 'fc1' is shared with another layer"),
+        (Tied, "the weight of the linear layer 'fc3' is shared with another layer"),
         (Branched, "does not end in linear layers|two places|not one tensor"),
         (Depends, "its forward cannot be traced by torch.fx"),
     ],

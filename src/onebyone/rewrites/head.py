@@ -1,69 +1,47 @@
 """Flatten + Linear becomes convolutions: the same scores exactly, or 1×1 + global average pooling.
 
-The graph of the network's last part is read by ``torch.fx``. Modules stay closed boxes unless the
-head is inside one of them, so a network whose blocks cannot be traced can still have its head
-rewritten, and everything before the head keeps its classes, names and weights.
+The network keeps its class, its attributes and what it does in training mode, such as scores of
+auxiliary heads: only the calls between the last map and the last linear layer change.
 """
 
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from onebyone.errors import PlanError
+from onebyone.errors import ModelError, PlanError
 from onebyone.evaluation import divergence, is_classifier_output
-from onebyone.layers import GlobalAverageHead
+from onebyone.layers import GlobalAverageHead, Pointwise
 from onebyone.records import Cost
-from onebyone.sites import evaluation_copy, replace_module
+from onebyone.rewrites.bypass import Action, carry_out, edits_of
+from onebyone.rewrites.chain import Call, Chain, NotFound, find_chain, is_understood_linear
+from onebyone.rewrites.score_map import ScoreMapHead
+from onebyone.sites import evaluation_copy, run
+
+__all__ = [
+    "FORMS",
+    "HeadSite",
+    "NoHead",
+    "ScoreMapHead",
+    "cost",
+    "find_head",
+    "fit_gap",
+    "hidden_widths",
+    "is_understood_linear",
+    "rewrite",
+    "why_not",
+]
 
 FORMS = ("exact", "gap")
 
-_FLATTENS: frozenset[Any] = frozenset({"flatten", "view", "reshape", "squeeze"})
-_FLATTEN_FUNCTIONS: frozenset[Any] = frozenset({torch.flatten, torch.reshape, torch.squeeze})
-_POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
-_POOL_FUNCTIONS: frozenset[Any] = frozenset({F.adaptive_avg_pool2d, F.avg_pool2d})
-_ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU,
-    nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout,
-    nn.AlphaDropout,
-)  # fmt: skip
-_ACTIVATION_FUNCTIONS: dict[Any, type[nn.Module]] = {
-    F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU,
-    F.relu6: nn.ReLU6, F.gelu: nn.GELU, F.silu: nn.SiLU, F.hardswish: nn.Hardswish,
-    torch.sigmoid: nn.Sigmoid, "sigmoid": nn.Sigmoid, torch.tanh: nn.Tanh, "tanh": nn.Tanh,
-}  # fmt: skip
-
-
-def is_understood_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer, or a subclass known to compute the same."""
-    # timm's Linear differs from torch's only in how it is scripted.
-    kind = type(module)
-    return kind is nn.Linear or (kind.__module__, kind.__name__) == (
-        "timm.layers.linear",
-        "Linear",
-    )
-
-
-class ScoreMapHead(nn.Sequential):
-    """A classifier of convolutions only: scores of one window, or a map of scores of many.
-
-    Shapes:
-        A map that the first kernel covers once gives ``(batch, classes)``; a larger one gives
-        ``(batch, classes, height, width)``, a score for each place of the kernel.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the scores, or the map of scores."""
-        scores: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-        return scores.flatten(1) if scores.shape[-2:] == (1, 1) else scores
+# Largest difference of scores that rounding explains, relative to the largest score.
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.1}
 
 
 @dataclass(frozen=True)
@@ -80,6 +58,9 @@ class HeadSite:
         steps: The chain after the flattening: linear layers and elementwise modules.
         map_height: Height of the map before averaging.
         map_width: Width of the map before averaging.
+        note: What a user should know, such as a pool that has to stay; or nothing.
+        no_gap: Why ``gap`` cannot be done, or nothing.
+        maps: Whether the exact head is one 1×1 convolution before the average, not after.
     """
 
     name: str
@@ -91,6 +72,9 @@ class HeadSite:
     steps: tuple[nn.Module, ...]
     map_height: int
     map_width: int
+    note: str = ""
+    no_gap: str = ""
+    maps: bool = False
 
     @property
     def linears(self) -> list[nn.Linear]:
@@ -111,26 +95,6 @@ class NoHead:
     reason: str
 
 
-class _Stop(Exception):  # noqa: N818 - a finding, not an error
-    """The head cannot be rewritten; the message says why."""
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """Where the chain is in the graph.
-
-    Attributes:
-        start: The node whose output, a map, the new head takes.
-        end: The last linear layer's node.
-        site: What is there.
-    """
-
-    module: fx.GraphModule
-    start: fx.Node
-    end: fx.Node
-    site: HeadSite
-
-
 # ---------------------------------------------------------------- finding
 
 
@@ -142,286 +106,137 @@ def find_head(network: nn.Module, example: Tensor) -> HeadSite | NoHead:
         example: An input ``(batch, …)`` that the network is run on.
     """
     try:
-        return _find_chain(evaluation_copy(network), example).site
-    except _Stop as reason:
+        copied = evaluation_copy(network)
+        chain = find_chain(copied, example)
+        return _site(copied, chain)
+    except NotFound as reason:
         return NoHead(str(reason))
+    except ModelError as error:
+        return NoHead(str(error).rstrip("."))
 
 
-class _Tracer(fx.Tracer):
-    """Traces the root, its containers on the way, and the modules that were opened."""
-
-    def __init__(self, opened: Iterable[str]) -> None:
-        super().__init__()
-        self.opened = frozenset(opened)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        del m
-        return module_qualified_name not in self.opened
-
-
-def _find_chain(network: nn.Module, example: Tensor) -> _Chain:
-    """Open modules from the back until the chain is in sight."""
-    opened: set[str] = set()
-    while True:
-        graph_module, shapes = _traced(network, opened, example)
+def _site(network: nn.Module, chain: Chain) -> HeadSite:
+    """Return what a chain is; refuse if ``exact`` cannot be done."""
+    first = _first(chain)
+    steps = _steps(chain)
+    edits_of(network, chain, _actions(chain, nn.Identity()))
+    no_gap = ""
+    if not chain.averaged:
         try:
-            return _chain_in(graph_module, shapes)
-        except _Opening as more:
-            opened.add(more.name)
+            edits_of(network, chain, _actions(chain, nn.Identity(), gap=True))
+        except NotFound as reason:
+            no_gap = str(reason)
+    size = (1, 1) if chain.averaged else (chain.height, chain.width)
+    return HeadSite(
+        name=chain.calls[first].name,
+        occupies=tuple(dict.fromkeys(call.name for call in chain.calls if _goes(call))),
+        channels=chain.channels,
+        height=size[0],
+        width=size[1],
+        averaged=chain.averaged,
+        steps=tuple(steps),
+        map_height=chain.height,
+        map_width=chain.width,
+        note=chain.note,
+        no_gap=no_gap,
+        maps=_becomes_maps(chain),
+    )
 
 
-class _Opening(Exception):  # noqa: N818 - a request
-    """The module of that name must be opened to go on."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+def _goes(call: Call) -> bool:
+    return bool(call.name) and call.alone
 
 
-def _traced(
-    network: nn.Module, opened: set[str], example: Tensor
-) -> tuple[fx.GraphModule, dict[fx.Node, tuple[int, ...]]]:
-    try:
-        graph = _Tracer(opened).trace(network)
-        graph_module = fx.GraphModule(network, graph, type(network).__name__)
-        shapes: dict[fx.Node, tuple[int, ...]] = {}
-        with torch.no_grad():
-            _Shapes(graph_module, shapes).run(example)
-    except Exception as error:  # a user's forward may do anything while it is traced
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise _Stop(f"its forward cannot be traced by torch.fx: {lines[0]}") from error
-    return graph_module, shapes
+def _first(chain: Chain) -> int:
+    return next(i for i, call in enumerate(chain.calls) if call.role == "linear")
 
 
-class _Shapes(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> None:
-        super().__init__(module)
-        self.shapes = shapes
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n] = tuple(result.shape)
-        return result
-
-
-def _chain_in(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> _Chain:
-    end = _last_linear(module, shapes)
-    steps: list[nn.Module] = []
-    names: list[str] = []
-    node = end
-    while not _is_flatten(module, node, shapes):
-        step = _step(module, node)
-        steps.insert(0, step)
-        if node.op == "call_module":
-            names.insert(0, str(node.target))
-        node = _only_input(node)
-    _check_linears(module, [n for n in names if isinstance(module.get_submodule(n), nn.Linear)])
-    flat_to_map = [node]
-    start, averaged = _map_before(module, node, shapes, flat_to_map)
-    channels, height, width = shapes[start][1:]
-    first = next(n for n in names if isinstance(module.get_submodule(n), nn.Linear))
-    names = [str(n.target) for n in reversed(flat_to_map) if n.op == "call_module"] + names
-    size = (1, 1) if averaged else (height, width)
-    site = HeadSite(first, tuple(names), channels, *size, averaged, tuple(steps), height, width)
-    if site.linears[0].in_features != channels * size[0] * size[1]:
-        raise _Stop("the first linear layer does not see the whole flattened map")
-    return _Chain(module, start, end, site)
+def _steps(chain: Chain) -> list[nn.Module]:
+    """Return the modules from the first linear layer on, which takes an unpermuted map."""
+    steps = []
+    for call in chain.calls[_first(chain) :]:
+        if call.role != "flatten":
+            assert call.module is not None
+            steps.append(call.module)
+    if chain.order is not None:
+        steps[0] = _reordered(cast("nn.Linear", steps[0]), chain)
+    return steps
 
 
-def _last_linear(module: fx.GraphModule, shapes: dict[fx.Node, tuple[int, ...]]) -> fx.Node:
-    """Walk back from the output over what follows the last linear layer."""
-    output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
-    node = output.args[0]
-    while True:
-        if not isinstance(node, fx.Node) or node.op in ("placeholder", "get_attr"):
-            raise _Stop("it does not end in linear layers on a flattened map")
-        if node.op == "call_module":
-            target = module.get_submodule(str(node.target))
-            _refuse_parametrized(target)
-            if is_understood_linear(target):
-                return node
-            _open_if_box(module, node, shapes)
-        if len(shapes.get(node, ())) != 2 or _is_flatten(module, node, shapes):
-            raise _Stop("it does not end in linear layers on a flattened map")
-        node = _only_input(node, alone=False)
+def _reordered(linear: nn.Linear, chain: Chain) -> nn.Linear:
+    """Return the linear layer that does to the map what the given one does to the permuted map."""
+    assert chain.order is not None
+    size = (1, 1) if chain.averaged else (chain.height, chain.width)
+    shape = (0, chain.channels, *size)
+    permuted = [shape[d] for d in chain.order[1:]]
+    back = [0, *(chain.order.index(d) for d in (1, 2, 3))]
+    result = copy.deepcopy(linear)
+    with torch.no_grad():
+        weight = linear.weight.reshape(-1, *permuted).permute(back)
+        result.weight.copy_(weight.reshape_as(linear.weight))
+    return result
 
 
-def _open_if_box(
-    module: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]
-) -> None:
-    """Ask for a closed module to be opened, unless it gives a map: that is where features end."""
-    target = module.get_submodule(str(node.target))
-    plain = type(target).__module__.startswith("torch.nn.modules")
-    has_children = any(True for _ in target.children())
-    if (has_children or not plain) and len(shapes.get(node, ())) == 2:
-        raise _Opening(str(node.target))
+def _becomes_maps(chain: Chain) -> bool:
+    """Whether one linear layer takes the average, so that it can as well be taken of its scores."""
+    first = _first(chain)
+    roles = {call.role for call in chain.calls[:first]}
+    return chain.averaged and "step" not in roles and first == len(chain.calls) - 1
 
 
-def _only_input(node: fx.Node, *, alone: bool = True) -> fx.Node:
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node):
-        raise _Stop("its head takes something that is not one tensor")
-    readers = [user for user in source.users if user is not node and not _reads_shape(user)]
-    if alone and readers:
-        raise _Stop("a part of its head is used in two places")
-    return source
+def _actions(chain: Chain, head: nn.Module, *, gap: bool = False) -> list[Action | nn.Module]:
+    """Return what to do with each call of a chain so that ``head`` takes the map."""
+    first = _first(chain)
+    maps = gap or _becomes_maps(chain)
+    actions: list[Action | nn.Module] = []
+    averaged = False
+    for call in chain.calls[:first]:
+        averaged |= call.role in ("average", "mean")
+        actions.append(_action_before(chain, call, maps=maps, averaged=averaged))
+    return [*actions, head, *[Action.ERASE] * (len(chain.calls) - first - 1)]
 
 
-def _reads_shape(node: fx.Node) -> bool:
-    """Whether a node only asks for a size, as ``x.view(x.size(0), -1)`` does."""
-    if node.op == "call_method" and node.target in ("size", "dim"):
-        return True
-    return node.op == "call_function" and node.target is getattr and "shape" in node.args
+def _action_before(chain: Chain, call: Call, *, maps: bool, averaged: bool) -> Action | nn.Module:
+    """Return what to do with a call between the map and the first linear layer."""
+    if call.role == "step":
+        return _kept_on_map(chain, call)
+    if call.role == "dropout":
+        # Dropping a channel of the average is dropping the channel's whole map.
+        return Action.WHOLE_CHANNELS if maps and averaged else Action.KEEP
+    if type(call.module) is nn.Identity:
+        return Action.KEEP
+    if call.role in ("flatten", "permute"):
+        return Action.ERASE
+    if maps or not chain.averaged:
+        return Action.ERASE
+    return Action.KEEP_DIMENSIONS if call.role == "mean" else Action.KEEP
 
 
-def _step(module: fx.GraphModule, node: fx.Node) -> nn.Module:
-    """Return the module that a node of the chain runs or stands for."""
-    if node.op == "call_module":
-        target = module.get_submodule(str(node.target))
-        _refuse_parametrized(target)
-        if is_understood_linear(target):
-            return cast("nn.Linear", target)
-        if type(target) in _ELEMENTWISE:
-            return target
-        if any(True for _ in target.children()):
-            raise _Opening(str(node.target))
-        raise _Stop(f"its head has a {type(target).__name__} between the linear layers")
-    if node.target is F.dropout:
-        p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-        return nn.Dropout(cast("float", p))
-    if node.target is F.gelu:
-        return nn.GELU(cast("str", node.kwargs.get("approximate", "none")))
-    if node.target in _ACTIVATION_FUNCTIONS:
-        return _ACTIVATION_FUNCTIONS[node.target]()
-    name = getattr(node.target, "__name__", str(node.target))
-    raise _Stop(f"its head does {name!r} between the linear layers")
+def _kept_on_map(chain: Chain, call: Call) -> Action | nn.Module:
+    """Return what makes of a module on the vector the same on the map."""
+    if not isinstance(call.module, (nn.BatchNorm1d, nn.PReLU)):
+        return Action.KEEP
+    if not chain.averaged and (chain.height, chain.width) != (1, 1):
+        if isinstance(call.module, nn.PReLU) and call.module.num_parameters == 1:
+            return Action.KEEP
+        raise NotFound(f"its head has a {type(call.module).__name__} before its linear layers")
+    return Action.KEEP if isinstance(call.module, nn.PReLU) else _on_maps(call.module)
 
 
-def _refuse_parametrized(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear) and nn.utils.parametrize.is_parametrized(module):
-        raise _Stop("a linear layer of its head is parametrized")
-
-
-def _check_linears(module: fx.GraphModule, names: list[str]) -> None:
-    for name in names:
-        calls = sum(n.op == "call_module" and n.target == name for n in module.graph.nodes)
-        if calls > 1:
-            raise _Stop(f"the linear layer {name!r} is used {calls} times")
-        weight = module.get_submodule(name).weight
-        owners = sum(
-            parameter is weight
-            for part in module.modules()
-            for parameter in part.parameters(recurse=False)
-        )
-        if owners > 1:
-            raise _Stop(f"the weight of the linear layer {name!r} is shared with another layer")
-
-
-def _is_flatten(
-    module: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]
-) -> bool:
-    """Whether a node turns a map ``(n, c, h, w)`` into ``(n, c·h·w)``, by whatever means."""
-    if len(shapes.get(node, ())) != 2 or not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    before = shapes.get(node.args[0], ())
-    if len(before) != 4:
-        return False
-    if _is_mean(node):
-        return True
-    same = shapes[node] == (before[0], before[1] * before[2] * before[3])
-    if node.op == "call_module":
-        target = module.get_submodule(str(node.target))
-        if isinstance(target, nn.Flatten):
-            return same
-        raise _Opening(str(node.target))
-    flattens = node.target in (_FLATTENS if node.op == "call_method" else _FLATTEN_FUNCTIONS)
-    if flattens and same:
-        return True
-    if node.op == "call_function" and node.target is operator.getitem:
-        # x[:, :, 0, 0] of a map of one pixel
-        return same and before[2:] == (1, 1)
-    raise _Stop("its map becomes a vector in a way that is not a flattening")
-
-
-def _is_mean(node: fx.Node) -> bool:
-    if node.target not in ("mean", torch.mean):
-        return False
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    if not isinstance(dims, (list, tuple)):
-        return False
-    return sorted(cast("int", d) % 4 for d in dims) == [2, 3]
-
-
-def _map_before(
-    module: fx.GraphModule,
-    flatten: fx.Node,
-    shapes: dict[fx.Node, tuple[int, ...]],
-    passed: list[fx.Node],
-) -> tuple[fx.Node, bool]:
-    """Go back over pooling to the map that the new head takes; say whether it was averaged."""
-    averaged = _is_mean(flatten)
-    node = _only_input(flatten)
-    while True:
-        if _is_elementwise_dropout(module, node):
-            passed.append(node)
-            node = _only_input(node)
-            continue
-        pooled = _pooling(module, node, shapes)
-        if pooled is None:
-            return node, averaged
-        before = _only_input(node)
-        if pooled == "average":
-            averaged = True
-        passed.append(node)
-        node = before
-
-
-def _is_elementwise_dropout(module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), (nn.Dropout, nn.Identity))
-    return node.target is F.dropout
-
-
-def _pooling(  # noqa: PLR0911 - a case a line
-    module: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]
-) -> str | None:
-    """Return ``average`` for a global average, ``identity`` for a pooling that changes nothing."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or len(shapes.get(source, ())) != 4:
-        return None
-    if len(shapes.get(node, ())) != 4:
-        return None
-    target: Any = node.target
-    if node.op == "call_module":
-        box = module.get_submodule(str(node.target))
-        kind = type(box)
-        if kind not in _POOLS:
-            opaque = not kind.__module__.startswith("torch.nn.modules") and "ool" in kind.__name__
-            if opaque:
-                raise _Opening(str(node.target))
-            return None
-        adaptive = kind is nn.AdaptiveAvgPool2d
-    elif target in _POOL_FUNCTIONS:
-        adaptive = target is F.adaptive_avg_pool2d
-    elif _is_mean(node):
-        return "average"
-    else:
-        return None
-    before, after = shapes[source], shapes[node]
-    if after[2:] == (1, 1) and (adaptive or _covers(node, module, before)):
-        return "average"
-    # Only an adaptive pool does nothing by design at this size, and would undo larger maps.
-    return "identity" if adaptive and before == after else None
-
-
-def _covers(node: fx.Node, module: fx.GraphModule, before: tuple[int, ...]) -> bool:
-    if node.op != "call_module":
-        return False
-    pool = cast("nn.AvgPool2d", module.get_submodule(str(node.target)))
-    size = pool.kernel_size if isinstance(pool.kernel_size, tuple) else (pool.kernel_size,) * 2
-    plain = pool.padding in {0, (0, 0)} and pool.divisor_override is None
-    return plain and size == before[2:]
+def _on_maps(norm: nn.BatchNorm1d) -> nn.BatchNorm2d:
+    """Return the batch norm of maps that does the same to each place."""
+    result = nn.BatchNorm2d(
+        norm.num_features,
+        eps=norm.eps,
+        momentum=norm.momentum,
+        affine=norm.affine,
+        track_running_stats=norm.track_running_stats,
+    )
+    # The same tensors' values, types and flags.
+    vars(result).update(
+        {key: vars(copy.deepcopy(norm))[key] for key in ("_parameters", "_buffers", "training")}
+    )
+    return result
 
 
 # ---------------------------------------------------------------- building
@@ -436,29 +251,23 @@ def hidden_widths(channels: int) -> list[list[int]]:
 def cost(site: HeadSite, form: str, hidden: list[int]) -> Cost:
     """Return what the new head costs for one input."""
     if form == "exact":
-        linears = site.linears
-        params = site.cost.params
-        if _becomes_maps(site):
-            # The averaging head has a bias, also where the linear layer has none.
-            added = linears[0].out_features if getattr(linears[0], "bias", None) is None else 0
-            places = site.map_height * site.map_width
-            return Cost(params=params + added, macs=linears[0].weight.numel() * places)
-        return Cost(params=params, macs=site.cost.macs)
+        # Before the average, the 1×1 convolution runs at each pixel of the map.
+        places = site.map_height * site.map_width if site.maps else 1
+        return Cost(params=site.cost.params, macs=site.cost.macs * places)
     widths = [site.channels, *hidden, site.linears[-1].out_features]
     weights = sum(a * b for a, b in pairwise(widths))
     return Cost(params=weights + sum(widths[1:]), macs=weights * site.map_height * site.map_width)
 
 
-def _becomes_maps(site: HeadSite) -> bool:
-    """Whether the exact head is one 1×1 convolution before the average, not after."""
-    return site.averaged and len(site.linears) == 1 and site.steps[-1] is site.linears[0]
-
-
 def why_not(site: HeadSite, form: str) -> str | None:
     """Return why a form is no use for a head, or ``None`` where it is."""
-    if form == "gap" and site.averaged:
+    if form != "gap":
+        return None
+    if site.averaged:
         return "its head averages over the map already"
-    return None
+    if (site.height, site.width) == (1, 1):
+        return "its head takes a map of one pixel, of which there is nothing to average"
+    return site.no_gap or None
 
 
 def rewrite(
@@ -466,93 +275,120 @@ def rewrite(
 ) -> nn.Module:
     """Return the network with its head rewritten; for ``exact`` with the same function.
 
+    The new network is of the same class, or, where calls of functions had to go from a forward,
+    that module is of a class derived from its own. In it, branches of the forward on attributes
+    other than ``training`` are as they were at the time, and arguments with defaults are fixed.
+
     Args:
         network: Not modified.
         example: An input ``(batch, …)`` of the size that the head was made for.
         name: The first linear layer's name.
-        form: ``exact``: the same weights as convolutions; ``gap``: 1×1 convolutions and a global
-            average with fresh weights, for :func:`fit_gap`.
+        form: ``exact``: the same weights as convolutions; a larger image gives a map of scores,
+            one for each window, unless the network averages, or pools to a fixed size, before its
+            linear layers. ``gap``: 1×1 convolutions and a global average with fresh weights, for
+            :func:`fit_gap`.
         hidden: Widths of the 1×1 convolutions before the last; for ``gap``.
 
     Raises:
         PlanError: If there is no such head, or the form is none.
+
+    References:
+        Long, Shelhamer, Darrell, "Fully Convolutional Networks", CVPR 2015, section 3.1.
     """
     if form not in FORMS:
         raise PlanError(f"The form of a head must be one of {', '.join(FORMS)}, got {form!r}.")
     copied = evaluation_copy(network)
-    modes = {n: m.training for n, m in network.named_modules()}
     try:
-        chain = _find_chain(copied, example)
-    except _Stop as reason:
-        raise PlanError(f"The head {name!r} cannot be rewritten: {reason}.") from reason
-    site = chain.site
-    if site.name != name:
-        raise PlanError(f"The network's head starts at {site.name!r}, but the plan says {name!r}.")
-    head = _exact(site) if form == "exact" else _gap(site, hidden)
-    module, graph = chain.module, chain.module.graph
-    replace_module(module, name, head)
-    with graph.inserting_after(chain.start):
-        call = graph.call_module(name, (chain.start,))
-    chain.end.replace_all_uses_with(call)
-    graph.eliminate_dead_code()
-    _drop_unused(module, [n for n in site.occupies if n != name])
-    graph.lint()
-    module.recompile()
-    for found, part in module.named_modules():
-        part.training = modes.get(found, network.training)
-    return module
+        chain = find_chain(copied, example)
+        found = chain.calls[_first(chain)].name
+        if found != name:
+            raise PlanError(f"The network's head starts at {found!r}, but the plan says {name!r}.")
+        head = _exact(chain) if form == "exact" else _gap(chain, hidden)
+        edits = edits_of(copied, chain, _actions(chain, head, gap=form == "gap"))
+    except (NotFound, ModelError) as reason:
+        raise PlanError(
+            f"The head {name!r} cannot be rewritten: {str(reason).rstrip('.')}."
+        ) from reason
+    expected = run(copied, _probe(example)) if form == "exact" else None
+    carry_out(copied, edits)
+    if expected is not None:
+        _check_same(expected, run(copied, _probe(example)), name)
+    _restore_modes(copied, network, chain, name)
+    return copied
 
 
-def _drop_unused(module: fx.GraphModule, names: list[str]) -> None:
-    used = {n.target for n in module.graph.nodes if n.op == "call_module"}
-    for name in names:
-        if name not in used:
-            module.delete_submodule(name)
+def _probe(example: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(example.shape, generator=generator)
+    return noise.to(example.device, example.dtype)
 
 
-def _exact(site: HeadSite) -> nn.Module:
+def _check_same(expected: Tensor, scores: Tensor, name: str) -> None:
+    """Refuse other scores: the forward then does what its graph does not show."""
+    scale = max(float(expected.abs().max()), 1e-30)
+    difference = float((scores - expected).abs().max()) / scale
+    if difference > _ROUNDING.get(expected.dtype, 1e-2):
+        raise PlanError(
+            f"The head {name!r} cannot be rewritten: the scores would differ by "
+            f"{difference:.2g} of the largest. Does the forward draw random numbers in evaluation "
+            f"mode, or call modules that are kept in a list?"
+        )
+
+
+def _restore_modes(copied: nn.Module, network: nn.Module, chain: Chain, name: str) -> None:
+    """Set training mode as it was, module by module; the new head's steps follow those before."""
+    modes = {n: m.training for n, m in network.named_modules()}
+    for found, module in copied.named_modules():
+        inside = found.startswith(f"{name}.")
+        module.training = modes.get(name if inside else found, network.training)
+    head = copied.get_submodule(name)
+    if isinstance(head, ScoreMapHead):
+        for step, call in zip(head, _step_calls(chain), strict=True):
+            step.training = modes.get(call.name or call.caller, network.training)
+
+
+def _step_calls(chain: Chain) -> list[Call]:
+    return [call for call in chain.calls[_first(chain) :] if call.role != "flatten"]
+
+
+def _exact(chain: Chain) -> nn.Module:
     """Return the same function in convolutions, with the linear layers' own weights."""
-    linears = site.linears
-    if _becomes_maps(site):
-        head = GlobalAverageHead(site.channels, linears[0].out_features)
-        head.to(linears[0].weight)
-        return _with_dropout(site, _copy_linear(linears[0], head, "maps.0"))
-    steps: list[nn.Module] = [nn.AdaptiveAvgPool2d(1)] if site.averaged else []
-    size = (site.height, site.width)
-    for step in site.steps:
+    steps = _steps(chain)
+    first = cast("nn.Linear", steps[0])
+    if _becomes_maps(chain):
+        head = GlobalAverageHead(chain.channels, first.out_features)
+        head.maps[0] = _convolution(first, (1, 1), kind=Pointwise)
+        return head
+    size = (1, 1) if chain.averaged else (chain.height, chain.width)
+    made: list[nn.Module] = []
+    for step in steps:
         if isinstance(step, nn.Linear):
-            channels = step.in_features // (size[0] * size[1])
-            convolution = nn.Conv2d(
-                channels, step.out_features, size, bias=getattr(step, "bias", None) is not None
-            ).to(step.weight)
-            steps.append(_copy_linear(step, convolution, ""))
+            made.append(_convolution(step, size))
             size = (1, 1)
         else:
-            steps.append(copy.deepcopy(step))
-    return ScoreMapHead(*steps)
+            made.append(_on_maps(step) if isinstance(step, nn.BatchNorm1d) else copy.deepcopy(step))
+    return ScoreMapHead(*made, by_place=chain.by_place)
 
 
-def _with_dropout(site: HeadSite, head: nn.Module) -> nn.Module:
-    dropouts = [copy.deepcopy(s) for s in site.steps if isinstance(s, nn.Dropout)]
-    return nn.Sequential(*dropouts, head) if dropouts else head
+def _convolution(
+    linear: nn.Linear, size: tuple[int, int], *, kind: type[nn.Conv2d] = nn.Conv2d
+) -> nn.Conv2d:
+    """Return the convolution that equals a linear layer on a flattened map of that size."""
+    channels = linear.in_features // (size[0] * size[1])
+    settings: dict[str, Any] = {} if kind is Pointwise else {"kernel_size": size}
+    # Without memory: the parameters come from the linear layer.
+    result = kind(channels, linear.out_features, bias=False, device="meta", **settings)
+    weight = linear.weight.detach().reshape(-1, channels, *size).clone()
+    result.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
+    bias = linear.bias
+    if bias is not None:
+        result.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+    return result
 
 
-def _copy_linear(linear: nn.Linear, target: nn.Module, name: str) -> nn.Module:
-    convolution = target.get_submodule(name)
-    weight, bias = convolution.weight, convolution.bias
-    assert isinstance(weight, Tensor)
-    with torch.no_grad():
-        weight.copy_(linear.weight.reshape(weight.shape))
-        if isinstance(bias, Tensor):
-            source = getattr(linear, "bias", None)
-            bias.copy_(torch.zeros_like(bias) if source is None else source)
-    convolution.requires_grad_(linear.weight.requires_grad)
-    return target
-
-
-def _gap(site: HeadSite, hidden: list[int]) -> GlobalAverageHead:
-    last = site.linears[-1]
-    head = GlobalAverageHead(site.channels, last.out_features, tuple(hidden)).to(last.weight)
+def _gap(chain: Chain, hidden: list[int]) -> GlobalAverageHead:
+    last = cast("nn.Linear", chain.calls[-1].module)
+    head = GlobalAverageHead(chain.channels, last.out_features, tuple(hidden)).to(last.weight)
     return head.requires_grad_(last.weight.requires_grad)
 
 
