@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from onebyone.benchmark import Benchmark as Benchmark
+    from onebyone.benchmarking import BenchRecord as BenchRecord
+    from onebyone.benchmarking import bench as bench
     from onebyone.comparison import compare as compare
     from onebyone.data import Data as Data
     from onebyone.data import load_data as load_data
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
     from onebyone.records import RunRecord as RunRecord
     from onebyone.rewrites import apply as apply
     from onebyone.rewrites import restructure as restructure
+    from onebyone.rewrites.fold import fold as fold
     from onebyone.runs import load_model as load_model
     from onebyone.training import distill as distill
     from onebyone.training import train as train
 
 # Torch takes seconds to import: nothing of this is loaded until it is used.
 _HOMES = {
+    "BenchRecord": "benchmarking",
     "Benchmark": "benchmark",
     "Comparison": "records",
     "Data": "data",
@@ -50,10 +54,12 @@ _HOMES = {
     "RunRecord": "records",
     "applies": "planning",
     "apply": "rewrites",
+    "bench": "benchmarking",
     "compare": "comparison",
     "distill": "training",
     "evaluate": "evaluation",
     "explain": "explaining",
+    "fold": "rewrites.fold",
     "load_data": "data",
     "load_model": "runs",
     "plan": "planning",

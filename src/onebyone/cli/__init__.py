@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "choose rewrites under a budget, without carrying them out",
     "train": "train a network",
     "compare": "networks on the same data, interleaved",
+    "bench": "a network in all runtimes, interleaved, and which is the fastest",
     "explain": "where in images a network sees their classes",
     "report": "the report of a run, or of several runs side by side",
     "article": "every claim of the article on 1×1 convolutions, measured here",

@@ -52,13 +52,15 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     )
 
 
-def add_measuring(parser: argparse.ArgumentParser) -> None:
+def add_measuring(parser: argparse.ArgumentParser, *, default: str = "eager") -> None:
     """Add how latency is measured."""
     parser.add_argument(
         "--runtime",
         metavar="NAME",
         action="append",
-        help="eager (default), channels-last, compile, onnxruntime; may be repeated",
+        help="eager, channels-last, packed, compile, onnxruntime, openvino, executorch, "
+        "cuda-graph, tensorrt, some of them with :bf16 after it; may be repeated "
+        f"(default: {default})",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="threads while timing")
     parser.add_argument(

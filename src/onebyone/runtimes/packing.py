@@ -1,84 +1,15 @@
-"""A graph pass for the CPU: batch norms folded, weights packed once for oneDNN, steps fused."""
+"""A network for inference on the CPU: traced whole or in parts, and its graph packed."""
 
 from __future__ import annotations
 
-import inspect
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from onebyone.runtimes.fusing import Packing, fuse
 from onebyone.sites import evaluation_copy, hooks_removed
-
-_OPS = torch.ops.mkldnn
-_CONVOLUTION = _OPS._convolution_pointwise.default  # noqa: SLF001 - these are the operators' names
-_CONVOLUTION_ADD = _OPS._convolution_pointwise.binary  # noqa: SLF001
-_CONVOLUTION_ADD_ = _OPS._convolution_pointwise_.binary
-_LINEAR = _OPS._linear_pointwise.default  # noqa: SLF001
-Unary = tuple[str, list[float], str]  # oneDNN's name of an activation, its scalars, its algorithm
-NO_ACTIVATION: Unary = ("none", [], "")
-
-_MODULE_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Unary]] = {
-    nn.ReLU: lambda _: ("relu", [], ""),
-    nn.ReLU6: lambda _: ("hardtanh", [0.0, 6.0], ""),
-    nn.Hardtanh: lambda module: ("hardtanh", [module.min_val, module.max_val], ""),
-    nn.LeakyReLU: lambda module: ("leaky_relu", [module.negative_slope], ""),
-    nn.SiLU: lambda _: ("swish", [], ""),
-    nn.Hardswish: lambda _: ("hardswish", [], ""),
-    nn.Sigmoid: lambda _: ("sigmoid", [], ""),
-    nn.Hardsigmoid: lambda _: ("hardsigmoid", [], ""),
-    nn.Tanh: lambda _: ("tanh", [], ""),
-    nn.GELU: lambda module: ("gelu", [], module.approximate),
-}
-# Called with one tensor and nothing else that changes what they give.
-_FUNCTION_ACTIVATIONS: dict[Any, Unary] = {
-    F.relu: ("relu", [], ""),
-    torch.relu: ("relu", [], ""),
-    torch.relu_: ("relu", [], ""),
-    F.relu6: ("hardtanh", [0.0, 6.0], ""),
-    F.silu: ("swish", [], ""),
-    F.hardswish: ("hardswish", [], ""),
-    F.hardsigmoid: ("hardsigmoid", [], ""),
-    torch.sigmoid: ("sigmoid", [], ""),
-    torch.tanh: ("tanh", [], ""),
-    "relu": ("relu", [], ""),
-    "relu_": ("relu", [], ""),
-    "sigmoid": ("sigmoid", [], ""),
-    "tanh": ("tanh", [], ""),
-}
-_HARMLESS_KEYWORDS = {"inplace"}
-_IN_PLACE_ADDITIONS: tuple[Any, ...] = (operator.iadd, "add_")
-_ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *_IN_PLACE_ADDITIONS)
-_NOTHING = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
-_DTYPES = (torch.float32, torch.bfloat16)
-
-
-@dataclass
-class Packing:
-    """What the pass did.
-
-    Attributes:
-        packed: Layers whose weights were packed.
-        folded: Batch norms folded into them.
-        activations: Activations fused into them.
-        additions: Additions of two branches fused into them.
-    """
-
-    packed: int = 0
-    folded: int = 0
-    activations: int = 0
-    additions: int = 0
-
-    def __str__(self) -> str:
-        return (
-            f"{self.packed} layers packed, {self.folded} batch norms folded, "
-            f"{self.activations} activations and {self.additions} additions fused"
-        )
 
 
 def pack(model: nn.Module, example: Tensor) -> tuple[nn.Module, Packing]:
@@ -139,7 +70,7 @@ def _packed(
     if example is not None and not _has_hooks(module):
         graph = _traced(module, example)
         if graph is not None:
-            result = _rewritten(graph, done)
+            result = fuse(graph, done)
     if result is module and not _is_leaf(module):
         for name, child in list(module.named_children()):
             setattr(module, name, _packed(child, inputs, done, known))
@@ -160,6 +91,15 @@ def _is_leaf(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, containers)
 
 
+class _Tracer(fx.Tracer):
+    """Sees a convolution or linear layer of the user's own kind as one step, left as it is."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one node of the graph."""
+        own = isinstance(m, nn.Conv2d | nn.Linear)
+        return own or super().is_leaf_module(m, module_qualified_name)
+
+
 class _OneInput(nn.Module):
     """Calls a module with one tensor, so that its other arguments are their plain defaults."""
 
@@ -175,340 +115,10 @@ class _OneInput(nn.Module):
 def _traced(module: nn.Module, example: Tensor) -> fx.GraphModule | None:
     """Return the module's graph with a shape at each node, or ``None`` if it cannot be had."""
     try:
-        graph = fx.symbolic_trace(_OneInput(module))
+        wrapped = _OneInput(module)
+        graph = fx.GraphModule(wrapped, _Tracer().trace(wrapped))
         # Real zeros, not fake tensors: the network's own code runs on them.
         ShapeProp(graph).propagate(torch.zeros_like(example, device="cpu"))
     except Exception:  # noqa: BLE001 - tracing runs the user's code, which may fail in any way
         return None
     return graph.eval()
-
-
-# ---------------------------------------------------------------- the pass
-
-
-def _rewritten(graph: fx.GraphModule, done: Packing) -> nn.Module:
-    for node in list(graph.graph.nodes):
-        _drop_nothing(graph, node)
-    for node in list(graph.graph.nodes):
-        done.folded += _fold_norm(graph, node)
-    order = {node: place for place, node in enumerate(graph.graph.nodes)}
-    mutating = [place for node, place in order.items() if _mutates(graph, node)]
-    taken: set[fx.Node] = set()
-    for node in list(graph.graph.nodes):
-        if node not in taken:
-            steps = _steps(graph, node, order, mutating)
-            if steps is not None:
-                taken |= _emit(graph, steps, done)
-    # Only what was replaced: a step in place may have no reader, and yet change what others read.
-    for node in reversed(list(graph.graph.nodes)):
-        if node in taken:
-            graph.graph.erase_node(node)
-    _add_in_place(graph)
-    _channels_last_input(graph)
-    graph.delete_all_unused_submodules()
-    graph.recompile()
-    return graph
-
-
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    if node.op != "call_module":
-        return None
-    return graph.get_submodule(str(node.target))
-
-
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
-    return None if shape is None else tuple(shape)
-
-
-def _drop_nothing(graph: fx.GraphModule, node: fx.Node) -> None:
-    if type(_module(graph, node)) in _NOTHING and isinstance(node.args[0], fx.Node):
-        node.replace_all_uses_with(node.args[0])
-        graph.graph.erase_node(node)
-
-
-def _fold_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
-    norm = _norm_of(graph, node)
-    if norm is None or not isinstance(node.args[0], fx.Node):
-        return False
-    before = node.args[0]
-    layer = _module(graph, before)
-    if type(layer) is not nn.Conv2d or len(before.users) > 1 or layer.weight.dtype != norm.dtype:
-        return False
-    name = f"folded_{before.name}"
-    graph.add_submodule(name, _with_norm(layer, norm))
-    before.target = name
-    node.replace_all_uses_with(before)
-    graph.graph.erase_node(node)
-    return True
-
-
-@dataclass(frozen=True)
-class _Norm:
-    mean: Tensor
-    variance: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.mean.dtype
-
-
-def _norm_of(graph: fx.GraphModule, node: fx.Node) -> _Norm | None:
-    """Return a batch norm that uses its running statistics: a module, or a call of F.batch_norm."""
-    module = _module(graph, node)
-    if type(module) is nn.BatchNorm2d:
-        if module.running_mean is None or module.running_var is None or module.training:
-            return None
-        return _Norm(
-            module.running_mean, module.running_var, module.weight, module.bias, module.eps
-        )
-    if node.op == "call_function" and node.target is F.batch_norm:
-        return _functional_norm(graph, node)
-    return None
-
-
-def _functional_norm(graph: fx.GraphModule, node: fx.Node) -> _Norm | None:
-    names = list(inspect.signature(F.batch_norm).parameters)
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    if given.get("training", False) is not False:
-        return None
-    values = [
-        _constant(graph, given.get(name))
-        for name in ("running_mean", "running_var", "weight", "bias")
-    ]
-    mean, variance, weight, bias = values
-    absent = [given.get(name) is not None for name in ("weight", "bias")]
-    if mean is None or variance is None or absent != [weight is not None, bias is not None]:
-        return None
-    eps = given.get("eps", 1e-5)
-    return _Norm(mean, variance, weight, bias, eps) if isinstance(eps, float) else None
-
-
-def _constant(graph: fx.GraphModule, value: Any) -> Tensor | None:
-    if not isinstance(value, fx.Node) or value.op != "get_attr":
-        return None
-    found = operator.attrgetter(str(value.target))(graph)
-    return found if isinstance(found, Tensor) else None
-
-
-def _with_norm(layer: nn.Conv2d, norm: _Norm) -> nn.Conv2d:
-    """Return a new convolution: the old one may stand elsewhere in the graph without this norm."""
-    scale = (norm.variance.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.mean.double() if layer.bias is None else layer.bias.double() - norm.mean.double()
-    shift = shift * scale if norm.bias is None else shift * scale + norm.bias.double()
-    new = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,  # type: ignore[arg-type]
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
-        layer.groups,
-        padding_mode=layer.padding_mode,
-        device="meta",
-    )
-    new.weight = nn.Parameter(layer.weight.detach() * scale.to(norm.dtype).view(-1, 1, 1, 1))
-    new.bias = nn.Parameter(shift.to(norm.dtype))
-    return new.eval()
-
-
-# ---------------------------------------------------------------- packed layers
-
-
-def _can_pack(layer: nn.Conv2d, node: fx.Node) -> bool:
-    shape = _shape(node)
-    return (
-        layer.padding_mode == "zeros"
-        and layer.weight.dtype in _DTYPES
-        and shape is not None
-        and len(shape) == 4
-        and len(node.args) == 1
-        and not node.kwargs
-        and (isinstance(layer.padding, tuple) or _symmetric_padding(layer) is not None)
-    )
-
-
-def _symmetric_padding(layer: nn.Conv2d) -> list[int] | None:
-    """Return the padding in numbers; ``None`` where ``same`` would pad one side more."""
-    if isinstance(layer.padding, tuple):
-        return list(layer.padding)
-    if layer.padding == "valid":
-        return [0, 0]
-    sums = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return None if any(total % 2 for total in sums) else [total // 2 for total in sums]
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """A layer with what follows it, to become one call.
-
-    Attributes:
-        layer: A convolution or a linear layer.
-        nodes: The layer's node, the addition's and the activation's, as far as there are.
-        other: The branch that is added.
-    """
-
-    layer: nn.Conv2d | nn.Linear
-    nodes: tuple[fx.Node, ...]
-    other: fx.Node | None = None
-    unary: Unary = NO_ACTIVATION
-
-
-def _steps(
-    graph: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], mutating: list[int]
-) -> _Steps | None:
-    layer = _module(graph, node)
-    if type(layer) is nn.Linear and layer.weight.dtype in _DTYPES:
-        return _with_activation(graph, _Steps(layer, (node,)))
-    if type(layer) is not nn.Conv2d or not _can_pack(layer, node):
-        return None
-    steps = _Steps(layer, (node,))
-    other = _addend(node, order)
-    if other is not None:
-        addition = next(iter(node.users))
-        # The layer runs where the addition was: nothing may change its input in between.
-        if not any(order[node] < place < order[addition] for place in mutating):
-            steps = _Steps(layer, (node, addition), other)
-    return _with_activation(graph, steps)
-
-
-def _with_activation(graph: fx.GraphModule, steps: _Steps) -> _Steps:
-    found = _activation_after(graph, steps.nodes[-1])
-    # oneDNN's binary form takes no other activation than ReLU after the addition.
-    if found is None or (steps.other is not None and found[1][0] != "relu"):
-        return steps
-    return _Steps(steps.layer, (*steps.nodes, found[0]), steps.other, found[1])
-
-
-def _mutates(graph: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(_module(graph, node), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    name = getattr(node.target, "__name__", "")
-    functional = node.op == "call_function"
-    return functional and (
-        name.endswith("_")
-        or bool(node.kwargs.get("inplace"))
-        or node.target in (operator.iadd, operator.imul, operator.isub, operator.setitem)
-    )
-
-
-def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
-    """Put one call in the place of the last of the steps; return the nodes that it replaces."""
-    first, last = steps.nodes[0], steps.nodes[-1]
-    source = first.args[0]
-    assert isinstance(source, fx.Node)
-    layer = steps.layer
-    with graph.graph.inserting_before(last):
-        bias = None if layer.bias is None else _keep(graph, first, "bias", layer.bias.detach())
-        if isinstance(layer, nn.Linear):
-            packed = _OPS._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001
-            weight = _keep(graph, first, "weight", packed)
-            new = graph.graph.call_function(_LINEAR, (source, weight, bias, *steps.unary))
-        else:
-            new = _emit_convolution(graph, steps, layer, source, bias)
-    new.meta = {**last.meta, "packed": True}
-    last.replace_all_uses_with(new)
-    done.packed += 1
-    done.additions += steps.other is not None
-    done.activations += steps.unary is not NO_ACTIVATION
-    return set(steps.nodes)
-
-
-def _emit_convolution(
-    graph: fx.GraphModule, steps: _Steps, layer: nn.Conv2d, source: fx.Node, bias: fx.Node | None
-) -> fx.Node:
-    padding = _symmetric_padding(layer) or [0, 0]
-    geometry = (padding, list(layer.stride), list(layer.dilation), layer.groups)
-    packed = _OPS._reorder_convolution_weight(  # noqa: SLF001 - the operator's name
-        layer.weight.detach(), *geometry, list(_shape(source) or ()) or None
-    )
-    weight = _keep(graph, steps.nodes[0], "weight", packed)
-    if steps.other is None:
-        return graph.graph.call_function(
-            _CONVOLUTION, (source, weight, bias, *geometry, *steps.unary)
-        )
-    relu = None if steps.unary is NO_ACTIVATION else steps.unary[0]
-    return graph.graph.call_function(
-        _CONVOLUTION_ADD,
-        (source, steps.other, weight, bias, *geometry, "add", 1.0, relu, [], None),
-    )
-
-
-def _add_in_place(graph: fx.GraphModule) -> None:
-    """Write a sum over its other branch where nothing needs that any more: no memory is fetched."""
-    order = {node: place for place, node in enumerate(graph.graph.nodes)}
-    for node in graph.graph.nodes:
-        if node.target is not _CONVOLUTION_ADD:
-            continue
-        source, other, *rest = node.args
-        if other is source or not other.meta.get("packed"):
-            continue
-        readers = [user for user in other.users if user is not node]
-        # A reader that is no packed layer might give a view of the branch.
-        if all(user.meta.get("packed") and order[user] < order[node] for user in readers):
-            node.target = _CONVOLUTION_ADD_
-            node.args = (other, source, *rest)
-
-
-def _addend(node: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
-    """Return the other branch if the only use of a node is to be added to one of its shape."""
-    if len(node.users) != 1:
-        return None
-    addition = next(iter(node.users))
-    function = addition.op in ("call_function", "call_method") and addition.target in _ADDITIONS
-    if not function or addition.kwargs or len(addition.args) != 2:
-        return None
-    others = [argument for argument in addition.args if argument is not node]
-    if len(others) != 1 or not isinstance(others[0], fx.Node):
-        return None
-    other = others[0]
-    changed = addition.target in _IN_PLACE_ADDITIONS and addition.args[0] is other
-    if changed and any(order.get(user, -1) > order[addition] for user in other.users):
-        return None  # later readers would miss what the addition did to the other branch
-    shapes = {_shape(node), _shape(other), _shape(addition)}
-    if len(shapes) != 1 or None in shapes:
-        return None
-    same_type = node.meta["tensor_meta"].dtype == other.meta["tensor_meta"].dtype
-    return other if same_type else None
-
-
-def _activation_after(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Unary] | None:
-    if len(node.users) != 1:
-        return None
-    user = next(iter(node.users))
-    if len(user.args) != 1 or set(user.kwargs) - _HARMLESS_KEYWORDS:
-        return None
-    module = _module(graph, user)
-    if module is not None:
-        make = _MODULE_ACTIVATIONS.get(type(module))
-        return None if make is None else (user, make(module))
-    if user.op not in ("call_function", "call_method"):
-        return None
-    unary = _FUNCTION_ACTIVATIONS.get(user.target)
-    return None if unary is None else (user, unary)
-
-
-def _keep(graph: fx.GraphModule, node: fx.Node, kind: str, tensor: Tensor) -> fx.Node:
-    name = f"packed_{node.name}_{kind}"
-    # A plain attribute: a packed weight is opaque, and no part of a state dict.
-    object.__setattr__(graph, name, tensor)
-    return graph.graph.create_node("get_attr", name)
-
-
-def _channels_last_input(graph: fx.GraphModule) -> None:
-    for node in list(graph.graph.nodes):
-        shape = _shape(node) if node.op == "placeholder" else None
-        if shape is None or len(shape) != 4:
-            continue
-        with graph.graph.inserting_after(node):
-            laid = graph.graph.call_method(
-                "contiguous", (node,), {"memory_format": torch.channels_last}
-            )
-        node.replace_all_uses_with(laid, delete_user_cb=lambda user, own=laid: user is not own)

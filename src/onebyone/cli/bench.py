@@ -1,0 +1,70 @@
+"""Time a network in all runtimes that are installed, interleaved, and compare their outputs."""
+
+from __future__ import annotations
+
+import argparse
+
+from onebyone.cli.arguments import (
+    add_measuring,
+    add_model,
+    add_output,
+    device_of,
+    load,
+    positive,
+    progress,
+    shape,
+    show,
+    write_record,
+)  # fmt: skip
+from onebyone.errors import OptionError
+
+EPILOG = """examples:
+  onebyone bench torchvision:resnet18
+  onebyone bench timm:mobilenetv2_100 --batch 32 --threads 2 --keep-memory
+  onebyone bench runs/small --threads 1 --runtime eager --runtime packed --runtime onnxruntime
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``onebyone bench``."""
+    add_model(parser)
+    parser.add_argument(
+        "--input-shape", type=shape, metavar="N,C,H,W", help="shape of the input, batch first"
+    )
+    add_measuring(parser, default="all that are installed")
+    parser.add_argument(
+        "--rounds", type=positive, default=30, metavar="N", help="interleaved rounds (30)"
+    )
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="make the C library keep freed memory: large outputs are not fetched anew",
+    )
+    add_output(parser, "folder for bench.json")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Time a network in several runtimes."""
+    loaded = load(args.model, args.weights, args.model_option, needs_weights=False)
+    if args.input_shape is not None:
+        size = args.input_shape
+    elif loaded.input_shape is not None:
+        size = (args.batch, *loaded.input_shape)
+    else:
+        raise OptionError(f"The input shape of {args.model} is not known: give --input-shape.")
+    from onebyone.benchmarking import bench
+
+    with progress("bench") as update:
+        record = bench(
+            loaded.model,
+            input_shape=size,
+            runtimes=args.runtime,
+            rounds=args.rounds,
+            num_threads=args.threads,
+            device=device_of(args.device),
+            keep_freed_memory=args.keep_memory,
+            name=loaded.source.name,
+            progress=update,
+        )
+    show(record, args, record.table())
+    write_record(record, args.out, "bench.json", args)
