@@ -116,6 +116,16 @@ def test_grad_cam_of_an_averaging_network_is_the_positive_part_of_its_exact_maps
         assert_close(found.maps[place], exact)
 
 
+def test_grad_cam_weighs_each_channel_by_the_mean_of_its_gradient(images):
+    network = nn.Sequential(features(), nn.Flatten(), nn.Linear(7 * 8 * 13, CLASSES))
+    network = network.double().eval()
+    found = grad_cam(network, images, top=1)
+    with torch.no_grad():
+        weights = network[2].weight.view(CLASSES, 7, 8, 13).mean((2, 3))[found.classes[:, 0]]
+        maps = torch.einsum("nc,nchw->nhw", weights, network[0](images)).relu()
+    assert_close(found.maps[:, 0], maps)
+
+
 def test_top_classes_come_first_and_have_their_own_maps(images):
     network = Averaging("module").double().eval()
     found = class_activation(network, images, top=2)

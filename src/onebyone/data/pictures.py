@@ -67,7 +67,7 @@ def fit_picture(
     scale = max(scaled_side(height, crop) / down, scaled_side(width, crop) / across)
     new = (max(width, round(across * scale)), max(height, round(down * scale)))
     scaled = picture.resize(new, Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR)
-    left, top = (new[0] - width) // 2, (new[1] - height) // 2
+    left, top = round((new[0] - width) / 2), round((new[1] - height) / 2)  # as torchvision rounds
     cut = scaled.crop((left, top, left + width, top + height))
     x, y = across / new[0], down / new[1]
     return Fitted(cut, (left * x, top * y, (left + width) * x, (top + height) * y))

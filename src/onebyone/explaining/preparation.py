@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def find_preparation(
     if (mean is None) != (std is None):
         raise OptionError("`mean` and `std` go together: give both or neither.")
     if mean is not None and std is not None:
-        found = _given(found, shape, tuple(mean), tuple(std))
+        if found is not None:
+            shape = (found.channels, found.height, found.width)
+        found = _given(found, shape or _shape_of(model, size), tuple(mean), tuple(std))
     if found is None:
         raise OptionError(
             f"How pictures become inputs of {source.name} is not known. Give the data that it was "
@@ -133,6 +136,12 @@ def _of_data(info: DataInfo) -> Preparation | None:
     )
 
 
+def _shape_of(model: nn.Module, size: tuple[int, int] | None) -> tuple[int, ...] | None:
+    """Return the shape of an input from its size and the channels of the first convolution."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return None if first is None else (first.in_channels, *(size or (0, 0)))
+
+
 def _given(
     found: Preparation | None,
     shape: tuple[int, ...] | None,
@@ -144,11 +153,8 @@ def _given(
             "Only pictures can be explained: an input must be of shape (channels, height, width), "
             f"got {shape}."
         )
-    channels, height, width = (
-        shape if shape is not None else (0, 0, 0) if found is None
-        else (found.channels, found.height, found.width)
-    )  # fmt: skip
-    channels = _channels(channels or max(len(mean), len(std)))
+    channels, height, width = shape or (max(len(mean), len(std)), 0, 0)
+    channels = _channels(channels)
     if len(mean) not in (1, channels) or len(std) not in (1, channels) or min(std) <= 0:
         raise OptionError(
             f"`mean` and `std` must have one value or {channels}, and `std` must be above 0, got "
@@ -161,6 +167,7 @@ def _given(
         mean=mean * (channels // len(mean)),
         std=std * (channels // len(std)),
         crop=1.0 if found is None else found.crop,
+        resampling="bilinear" if found is None else found.resampling,
         source="as given",
     )
 
@@ -177,16 +184,7 @@ def _channels(count: int) -> int:
 def _with_size(found: Preparation, size: tuple[int, int]) -> Preparation:
     if min(size) < 1:
         raise OptionError(f"`size` must be a height and a width from 1 pixel, got {size}.")
-    return Preparation(
-        height=size[0],
-        width=size[1],
-        channels=found.channels,
-        mean=found.mean,
-        std=found.std,
-        crop=found.crop,
-        resampling=found.resampling,
-        source=found.source,
-    )
+    return replace(found, height=size[0], width=size[1])
 
 
 # ---------------------------------------------------------------- what libraries say
@@ -237,7 +235,7 @@ def _of_timm(model: nn.Module) -> Preparation | None:
         channels=3,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        crop=config.get("crop_pct") or 1.0,
+        crop=height / math.floor(height / (config.get("crop_pct") or 1.0)),
         resampling=_resampling(config.get("interpolation")),
         source="timm's configuration of the network",
     )
