@@ -135,9 +135,7 @@ def run_one(spec: str, args: argparse.Namespace) -> Row:
     """Check a network in a process of its own, which shares what is imported already."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_work, args=(spec, args.onnx, args.memory_gb, args.seconds, theirs)
-    )
+    process = context.Process(target=_work, args=(spec, args, theirs))
     process.start()
     theirs.close()
     row = None
