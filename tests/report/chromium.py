@@ -14,6 +14,7 @@ from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+PATIENCE = 240  # seconds for an answer: an audit of a large page on a busy machine takes long
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -52,6 +53,7 @@ class Browser:
             }
             value = self._post("/session", {"capabilities": {"alwaysMatch": wanted}})
             self._session = f"/session/{value['sessionId']}"
+            self._post(f"{self._session}/timeouts", {"script": 1000 * PATIENCE})
         except BaseException:
             self._driver.kill()
             self._driver.wait()
@@ -69,6 +71,10 @@ class Browser:
 
     def run(self, script: str):
         return self._post(f"{self._session}/execute/sync", {"script": script, "args": []})
+
+    def run_async(self, script: str):
+        """Run a script whose last argument is to be called with its result."""
+        return self._post(f"{self._session}/execute/async", {"script": script, "args": []})
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -133,7 +139,7 @@ class Browser:
             headers={"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             raise RuntimeError(error.read().decode()) from error

@@ -8,7 +8,7 @@ import time
 import pytest
 from run_records import empty_record, run_record
 
-from onebyone.report.html import write_report
+from onebyone.report.html import write_report, write_several
 
 LONG = "a_very_long_name_without_any_place_to_break_it_" * 6
 
@@ -23,12 +23,18 @@ RECORDS = {
 }
 
 
+SEVERAL = {"several": lambda: {"a": run_record(), LONG: run_record(50), "broken": empty_record()}}
+PAGES = [*RECORDS, *SEVERAL]
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    paths = {name: folder / f"{name}.html" for name in RECORDS}
-    for name, path in paths.items():
-        write_report(RECORDS[name](), path)
+    paths = {name: folder / f"{name}.html" for name in PAGES}
+    for name, make in RECORDS.items():
+        write_report(make(), paths[name])
+    for name, make in SEVERAL.items():
+        write_several(make(), paths[name])
     return paths
 
 
@@ -42,7 +48,7 @@ def settled(browser, script: str):
     return value
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_scrolls_sideways_and_the_console_is_silent(browser, pages, name, width):
     browser.console()
@@ -61,7 +67,7 @@ def test_only_the_page_itself_is_asked_for(browser, pages):
 
 def test_charts_are_drawn_in_place_of_their_tables(browser, pages):
     browser.open(pages["20 layers"], width=1280)
-    assert settled(browser, "return document.querySelectorAll('.canvas svg').length") == 2
+    assert settled(browser, "return document.querySelectorAll('.canvas svg').length") == 3
     assert not browser.run("return document.querySelector('.chart details').open")
 
 
@@ -123,3 +129,46 @@ def test_text_stands_out_from_its_ground(browser, pages, name, dark):
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") != dark
     assert browser.run(CONTRAST) == []
+
+
+AXE = """
+const done = arguments[arguments.length - 1];
+axe.run(document, { resultTypes: ['violations'] }).then(
+  (found) => done(found.violations.map((v) => [v.impact, v.id, v.nodes.map((n) => n.html.slice(0, 120))])),
+  (error) => done([['critical', String(error), []]]));
+"""
+
+
+# Each page once; what differs between widths and colors is on the first.
+AUDITED = [
+    ("20 layers", 1280, False),
+    ("20 layers", 360, True),
+    ("200 layers", 360, False),
+    ("failed", 1280, True),
+    ("several", 360, False),
+]
+
+
+@pytest.mark.parametrize(("name", "width", "dark"), AUDITED)
+def test_axe_finds_nothing_serious(browser, pages, axe, name, width, dark):
+    browser.open(pages[name], width=width, dark=dark)
+    if name != "200 layers":  # as it opens: whole, it is the same elements many times
+        browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    browser.run(axe)
+    found = browser.run_async(AXE)
+    assert [each for each in found if each[0] in {"serious", "critical"}] == []
+
+
+def test_paper_has_every_layer_and_table(browser, pages):
+    """What is closed on the screen is shown in print, for paper has nothing to press."""
+    browser.open(pages["200 layers"], width=1280)
+    browser.devtools("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        browser.run("dispatchEvent(new Event('beforeprint'))")
+        shown = "return [...document.querySelectorAll('[data-layer]')].every((row) => row.offsetHeight > 0)"
+        assert browser.run(shown)
+        assert browser.run("return document.querySelector('.contents').offsetHeight") == 0
+        browser.run("dispatchEvent(new Event('afterprint'))")
+        assert not browser.run("return document.querySelector('.group > details').open")
+    finally:
+        browser.devtools("Emulation.setEmulatedMedia", {"media": ""})

@@ -297,21 +297,24 @@ class ScatterChart:
 
     def table(self) -> Table:
         """Return the numbers, a point a line."""
-        rows = [
-            [line.name, self.x.text(x), self.y.text(y)]
-            for line in self.lines
-            for x, y in zip(line.x, line.y, strict=True)
+        both = [
+            (line.name, x, y) for line in self.lines for x, y in zip(line.x, line.y, strict=True)
         ]
+        rows = [[name, self.x.text(x), "", self.y.text(y), ""] for name, x, y in both]
         rows += [
             [
                 point.name,
-                _with_interval(self.x, point.x, point.x_interval),
-                _with_interval(self.y, point.y, point.y_interval),
+                self.x.text(point.x),
+                _interval_text(self.x, point.x_interval),
+                self.y.text(point.y),
+                _interval_text(self.y, point.y_interval),
             ]
             for point in self.points
         ]
-        columns = ("", f">{self.x.name}", f">{self.y.name}")
-        return Table(columns=columns, rows=rows, title=self.title)
+        columns = ["", f">{self.x.name}", ">interval", f">{self.y.name}", ">interval"]
+        if not any(row[2] or row[4] for row in rows):
+            columns, *rows = ([row[0], row[1], row[3]] for row in (columns, *rows))
+        return Table(columns=tuple(columns), rows=rows, title=self.title)
 
     def _drawable(self, x: float, y: float) -> bool:
         # A logarithm has neither zero nor negative values.
@@ -346,10 +349,8 @@ class ScatterChart:
         return f"{name}\n{self.x.name}: {self.x.text(x)}\n{self.y.name}: {self.y.text(y)}"
 
 
-def _with_interval(axis: Axis, value: float, interval: tuple[float, float] | None) -> str:
-    if interval is None:
-        return axis.text(value)
-    return f"{axis.text(value)} [{axis.text(interval[0])} … {axis.text(interval[1])}]"
+def _interval_text(axis: Axis, interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{axis.text(interval[0])} … {axis.text(interval[1])}"
 
 
 def _points(line: Series) -> list[list[float]]:

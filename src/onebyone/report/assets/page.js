@@ -7,13 +7,17 @@
   const number = (value, percent) =>
     percent ? `${(100 * value).toFixed(2)} %` : String(Number(value.toPrecision(4)));
 
+  // Names are the user's, of any length: in a chart their two ends are shown.
+  const brief = (text, most = 40) => String(text).split("\n").map((line) =>
+    line.length <= most ? line : `${line.slice(0, Math.ceil(most / 2) - 1)}…${line.slice(-Math.floor(most / 2))}`).join("\n");
+
   const lines = (data, width) => {
     const points = data.series.flatMap((series) =>
       series.points.map(([x, y, low, high]) => ({ x, y, low, high, name: series.name, color: series.color })));
     const bands = points.filter((point) => point.low !== undefined);
     const many = data.series.length > 1;
     const title = (point) =>
-      `${many ? `${point.name}\n` : ""}${data.x} ${point.x}\n${data.y}: ${number(point.y, data.percent)}`;
+      `${many ? `${brief(point.name)}\n` : ""}${data.x} ${point.x}\n${data.y}: ${number(point.y, data.percent)}`;
     return Plot.plot({
       width,
       height: data.height,
@@ -54,7 +58,7 @@
 
   const intervals = (data, width) => {
     const rows = data.rows.map(([name, value, low, high, color]) => ({ name, value, low, high, color }));
-    const longest = Math.max(...rows.map((row) => row.name.length));
+    const longest = Math.max(...rows.map((row) => brief(row.name, 28).length));
     return Plot.plot({
       width,
       height: 54 + 34 * rows.length,
@@ -63,13 +67,13 @@
       marginRight: 20,
       x: { label: data.x, grid: true, inset: 8, type: data.log ? "log" : "linear",
         ticks: data.log ? decades(...reach(rows, data.zero), Math.floor(width / 60)) : Math.floor(width / 90), tickFormat: data.percent ? (x) => `${Number((100 * x).toPrecision(4))} %` : data.log ? (x) => `${x}` : undefined },
-      y: { label: null, domain: rows.map((row) => row.name) },
+      y: { label: null, domain: rows.map((row) => row.name), tickFormat: (name) => brief(name, width < 480 ? 16 : 28) },
       marks: [
         ...(data.zero === null ? [] : [Plot.ruleX([data.zero], { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" })]),
         Plot.ruleY(rows, { x1: "low", x2: "high", y: "name", stroke: (r) => shade(r.color), strokeWidth: 3, strokeLinecap: "round" }),
         Plot.dot(rows, { x: "value", y: "name", r: 5, fill: (r) => shade(r.color) }),
         Plot.tip(rows, Plot.pointerX({ x: "value", y: "name", lineHeight: 1.4, title: (r) =>
-          `${r.name}\n${number(r.value, data.percent)} [${number(r.low, data.percent)} … ${number(r.high, data.percent)}]` })),
+          `${brief(r.name)}\n${number(r.value, data.percent)} [${number(r.low, data.percent)} … ${number(r.high, data.percent)}]` })),
       ],
     });
   };
@@ -114,8 +118,8 @@
         Plot.ruleY(points.filter((point) => point.xi), { x1: (p) => p.xi[0], x2: (p) => p.xi[1], y: "y", stroke: shadeOf, strokeWidth: 2, strokeOpacity: 0.6 }),
         Plot.ruleX(points.filter((point) => point.yi), { y1: (p) => p.yi[0], y2: (p) => p.yi[1], x: "x", stroke: shadeOf, strokeWidth: 2, strokeOpacity: 0.6 }),
         Plot.dot(points, { x: "x", y: "y", r: 6, fill: shadeOf, stroke: "var(--paper)", strokeWidth: 2 }),
-        Plot.text(points.filter((point) => point.label), { x: "x", y: "y", text: "label", dy: -13, fill: "currentColor", fontSize: 11, stroke: "var(--paper)", strokeWidth: 3 }),
-        Plot.tip([...chain, ...data.points], Plot.pointerX({ x: "x", y: "y", title: "title", lineHeight: 1.4 })),
+        Plot.text(points.filter((point) => point.label), { x: "x", y: "y", text: (p) => brief(p.label, 20), dy: -13, fill: "currentColor", fontSize: 11, stroke: "var(--paper)", strokeWidth: 3 }),
+        Plot.tip([...chain, ...data.points], Plot.pointerX({ x: "x", y: "y", title: (p) => brief(p.title), lineHeight: 1.4 })),
       ],
     });
   };
