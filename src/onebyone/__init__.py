@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from onebyone.errors import OneByOneError as OneByOneError
     from onebyone.evaluation import evaluate as evaluate
     from onebyone.explaining import explain as explain
+    from onebyone.exporting import ExportRecord as ExportRecord
+    from onebyone.exporting import export as export
     from onebyone.layers import GlobalAverageHead as GlobalAverageHead
     from onebyone.layers import MLPConv as MLPConv
     from onebyone.layers import Pointwise as Pointwise
@@ -45,6 +47,7 @@ _HOMES = {
     "Benchmark": "benchmark",
     "Comparison": "records",
     "Data": "data",
+    "ExportRecord": "exporting",
     "GlobalAverageHead": "layers",
     "MLPConv": "layers",
     "OneByOneError": "errors",
@@ -59,6 +62,7 @@ _HOMES = {
     "distill": "training",
     "evaluate": "evaluation",
     "explain": "explaining",
+    "export": "exporting",
     "fold": "rewrites.fold",
     "load_data": "data",
     "load_model": "runs",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -630,7 +630,8 @@ def _carry_out_merge(network: nn.Module, step: _Step) -> nn.Module:
     if parent is None:
         return replace_module(network, fold.site, nn.Identity())
     chain = cast("nn.Sequential", module_at(network, parent))
-    del chain[list(chain._modules).index(fold.site.rpartition(".")[2])]  # noqa: SLF001
+    # By name: deleting by place would number the others anew.
+    delattr(chain, fold.site.rpartition(".")[2])
     return network if len(chain) > 1 else replace_module(network, parent, chain[0])
 
 
@@ -676,10 +677,9 @@ _Found = tuple[Option, _Step]
 
 def _find(network: nn.Module, example: Inputs) -> tuple[list[_Found], list[LeftAlone]]:
     versions = _versions(network, example)
-    work, inputs, _ = versions[0]
-    found, left_alone = _all_folds(copy_network(work), inputs, _computed_macs(network, example))
-    for place, version in enumerate(versions):
-        found, rejected = _same_outputs(version, found, exact=place == 0)
+    found, left_alone = _all_folds(versions[0], _computed_macs(network, example))
+    for version in versions[1:]:
+        found, rejected = _same_outputs(version, [], found, exact=False)
         left_alone += rejected
     return found, left_alone
 
@@ -741,15 +741,49 @@ def _norm_candidate(scene: _Scene, name: str, norm: nn.Module) -> _Candidate:
     reason = why_no_affine(norm)
     if reason is not None:
         return _Candidate(name, (reason,))
+    if len(scene.neighbours.calls_of(name)) != 1:
+        return _Candidate(name, (scene.neighbours.only_producer(name).reason,))
     before = scene.neighbours.only_producer(name)
     after = scene.neighbours.only_consumer(name)
     return _Candidate(
         name,
         (
-            _Fold("norm-before", name, before.name) if before.name else before.reason,
-            _Fold("norm-after", name, after.name) if after.name else after.reason,
+            _no_layer_before(scene, name)
+            or (_Fold("norm-before", name, before.name) if before.name else before.reason),
+            _no_layer_after(scene, name)
+            or (_Fold("norm-after", name, after.name) if after.name else after.reason),
         ),
     )
+
+
+def _no_layer_before(scene: _Scene, name: str) -> str | None:
+    """Say what makes a module's input if that is no convolution, in words that many sites share."""
+    value = scene.neighbours.input_of(name)
+    if value is None or value.module is None or value.operation is None:
+        return None
+    maker = scene.module(value.module)
+    if isinstance(maker, _LAYERS):
+        return None
+    return f"{_called(maker, value.operation)} makes its input"
+
+
+def _no_layer_after(scene: _Scene, name: str) -> str | None:
+    """Say what reads a module's output if that is no convolution, or more than one reader."""
+    value = scene.neighbours.output_of(name)
+    if value is None or not value.readings:
+        return None
+    if len({(reading.module, reading.call) for reading in value.readings}) > 1:
+        return "its output is read more than once"
+    reading = value.readings[0]
+    reader = scene.module(reading.module)
+    if isinstance(reader, _LAYERS):
+        return None
+    return f"{_called(reader, reading.operation)} reads its output"
+
+
+def _called(module: nn.Module, operation: str) -> str:
+    """Return a layer's kind, or the operation in the forward of a module with children."""
+    return f"`{operation}`" if any(True for _ in module.children()) else type(module).__name__
 
 
 def _larger_first(scene: _Scene, first: str, second: str) -> tuple[str, str]:
@@ -758,27 +792,38 @@ def _larger_first(scene: _Scene, first: str, second: str) -> tuple[str, str]:
     return (first, second) if small else (second, first)
 
 
-def _all_folds(
-    network: nn.Module, example: Inputs, computed: dict[str, int]
-) -> tuple[list[_Found], list[LeftAlone]]:
-    """Fold round by round until nothing is left to fold; the network is modified."""
+def _all_folds(version: _Version, computed: dict[str, int]) -> tuple[list[_Found], list[LeftAlone]]:
+    """Fold round by round, and compare outputs after each, until nothing is left to fold."""
+    original, example, _ = version
     done: list[_Found] = []
+    refused: dict[str, LeftAlone] = {}
     while True:
-        scene = _look(network, example, values=True)
-        touched: set[str] = set()
-        left_alone: list[LeftAlone] = []
-        for candidate in _candidates(scene):
-            found = _first_possible(scene, candidate, touched)
-            if isinstance(found, LeftAlone):
-                left_alone.append(found)
-            elif found is not None:
-                step = _step(scene, found)
-                done.append((_option(scene, found, computed), step))
-                network = _carry_out(network, step)
-                scene = replace(scene, network=network)
-                touched |= {found.site, found.into}
-        if not touched:
+        network = _carried_out(copy_network(original), [step for _, step in done])
+        found, left_alone = _round(_look(network, example, values=True), computed, refused)
+        if not found:
             return done, left_alone
+        done, rejected = _same_outputs(version, done, found, exact=True)
+        refused |= {item.site: item for item in rejected}
+
+
+def _round(
+    scene: _Scene, computed: dict[str, int], refused: dict[str, LeftAlone]
+) -> tuple[list[_Found], list[LeftAlone]]:
+    """Return folds that do not build on one another, and what cannot be folded."""
+    touched: set[str] = set()
+    found: list[_Found] = []
+    left_alone: list[LeftAlone] = []
+    for candidate in _candidates(scene):
+        if candidate.site in refused:
+            left_alone.append(refused[candidate.site])
+            continue
+        chosen = _first_possible(scene, candidate, touched)
+        if isinstance(chosen, LeftAlone):
+            left_alone.append(chosen)
+        elif chosen is not None:
+            found.append((_option(scene, chosen, computed), _step(scene, chosen)))
+            touched |= {chosen.site, chosen.into}
+    return found, left_alone
 
 
 def _first_possible(
@@ -798,8 +843,7 @@ def _first_possible(
         reasons.append(reason)
     if len(set(reasons)) == 1:
         return LeftAlone(site=candidate.site, reason=reasons[0])
-    reason = f"not into what is before it ({reasons[0]}) nor after it ({reasons[-1]})"
-    return LeftAlone(site=candidate.site, reason=reason)
+    return LeftAlone(site=candidate.site, reason=f"{reasons[0]}, and {reasons[-1]}")
 
 
 def _option(scene: _Scene, fold: _Fold, computed: dict[str, int]) -> Option:
@@ -825,17 +869,19 @@ def _option(scene: _Scene, fold: _Fold, computed: dict[str, int]) -> Option:
 
 
 def _same_outputs(
-    version: _Version, found: list[_Found], *, exact: bool
+    version: _Version, kept: list[_Found], found: list[_Found], *, exact: bool
 ) -> tuple[list[_Found], list[LeftAlone]]:
-    """Return the folds that together leave the outputs as they were, and why not the others."""
-    kept: list[_Found] = []
+    """Return those folds, with those kept so far, that leave the outputs as they were.
+
+    Also why the others do not: sought by halves, for most networks have none.
+    """
     rejected: list[LeftAlone] = []
     waiting = [found]
     while waiting:
         group = waiting.pop()
         reason = _why_changed(version, [step for _, step in (*kept, *group)], exact=exact)
         if reason is None:
-            kept += group
+            kept = [*kept, *group]
         elif len(group) == 1:
             rejected.append(LeftAlone(site=group[0][0].site, reason=reason))
         else:
