@@ -47,9 +47,14 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A layer, or a group of them: two bars, the figures beside them, and facts inside."""
+    """A layer, or a group of them: two bars, the figures beside them, and facts inside.
+
+    Attributes:
+        shown: The name, without that of the group around it.
+    """
 
     name: str
+    shown: str
     what: str
     rewrite: str
     cost: str
@@ -99,7 +104,9 @@ def _groups(rows: Sequence[LayerRow], view: _View, largest: float) -> list[BarGr
             head=view.sum_bar(group.name, group.rows, widest),
             # A group of one is shown as its layer, beside the groups: on their scale.
             bars=tuple(
-                view.layer_bar(row, largest if len(group.rows) > 1 else widest)
+                view.layer_bar(row, largest, group=group.name)
+                if len(group.rows) > 1
+                else view.layer_bar(row, widest)
                 for row in group.rows
             ),
         )
@@ -138,9 +145,10 @@ class _View:
     quantity: Quantity
     compared: bool
 
-    def layer_bar(self, row: LayerRow, largest: float) -> Bar:
+    def layer_bar(self, row: LayerRow, largest: float, *, group: str = "") -> Bar:
         return Bar(
             name=row.name,
+            shown=row.name.removeprefix(f"{group}.") if group else row.name,
             what=_what(row),
             rewrite=row.rewrite,
             cost=self._cost([row]),
@@ -156,6 +164,7 @@ class _View:
         layers = "1 layer" if len(rows) == 1 else f"{len(rows)} layers"
         return Bar(
             name=name,
+            shown=name,
             what=layers + (f", {changed} rewritten" if changed else ""),
             rewrite="alone",
             cost=self._cost(rows),

@@ -170,7 +170,8 @@
   const show = (row, x, y) => {
     if (card.dataset.of !== row.dataset.layer) {
       const name = document.createElement("strong");
-      name.textContent = row.querySelector(".name").textContent;
+      const shown = row.querySelector(".name");
+      name.textContent = shown.dataset.name ?? shown.textContent;
       card.replaceChildren(name, row.querySelector("dl").cloneNode(true));
       card.dataset.of = row.dataset.layer;
     }
