@@ -246,7 +246,7 @@ def first_choice(**changes):
     ],
 )  # fmt: skip
 def test_an_edited_plan_that_cannot_be_carried_out_is_refused(planned, function, changes, message):
-    broken = edited(planned, first_choice(**{"site": "3", **changes}))
+    broken = edited(planned, first_choice(**{"site": "3", "rewrite": "factorize", **changes}))
     with pytest.raises(PlanError, match=message):
         function(network(), broken)
 
@@ -258,7 +258,10 @@ def test_an_unknown_rewrite_is_told_its_neighbor(planned):
 
 
 def test_a_sensible_edit_is_carried_out(planned):
-    mended = edited(planned, first_choice(site="3", settings={"form": "tucker2", "ranks": [3, 5]}))
+    mended = edited(
+        planned,
+        first_choice(site="3", rewrite="factorize", settings={"form": "tucker2", "ranks": [3, 5]}),
+    )
     built = apply(network(), mended, EXAMPLES)
     assert [tuple(part.weight.shape) for part in built[3]] == [
         (3, 8, 1, 1),

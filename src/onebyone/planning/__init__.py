@@ -18,6 +18,7 @@ from onebyone.planning.options import HeadChoice, Survey, survey
 from onebyone.planning.solve import choose
 from onebyone.planning.uniform import uniform_plan
 from onebyone.records import CalibrationInfo, LeftAlone, Option, Plan
+from onebyone.rewrites.layerwise import LAYER_REWRITES
 from onebyone.sites import check_finite, floating_type
 from onebyone.units import format_percent
 
@@ -111,7 +112,7 @@ def plan_from(
 
 def _is_inside(option: Option, head: Option) -> bool:
     """Whether an option's site is a layer that only the exact head has."""
-    return option.rewrite == "factorize" and option.site.startswith(f"{head.site}.")
+    return option.rewrite in LAYER_REWRITES and option.site.startswith(f"{head.site}.")
 
 
 def _left_alone(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from onebyone.neighbours import find_neighbours
 from onebyone.profiling import as_inputs
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import LayerCost, Record
@@ -68,7 +69,7 @@ def applies(model: nn.Module, inputs: Inputs | tuple[int, ...]) -> Applicability
     """
     example = as_inputs(model, inputs)
     costs = trace_layers(model, example)
-    tied = _tied(model)
+    tied = _tied(model, example)
     sites = []
     for layer in costs.layers:
         module = module_at(model, layer.name)
@@ -106,15 +107,18 @@ def is_site(layer: LayerCost, module: nn.Module) -> bool:
     return bool(layer.macs) or computes
 
 
-def reasons(network: nn.Module, costs: LayerCosts, leave: Sequence[str] = ()) -> dict[str, str]:
+def reasons(
+    network: nn.Module, inputs: Inputs, costs: LayerCosts, leave: Sequence[str] = ()
+) -> dict[str, str]:
     """Return the layers that no rewrite of one layer by itself takes, each with the reason.
 
     Args:
-        network: That was traced. Not modified.
+        network: Not modified; a copy in evaluation mode is run.
+        inputs: That it was traced on.
         costs: Its layers.
         leave: Names of modules to leave alone, with all inside them.
     """
-    tied = _tied(network)
+    tied = _tied(network, inputs)
     found: dict[str, str] = {}
     for layer in costs.layers:
         module = module_at(network, layer.name)
@@ -133,8 +137,8 @@ def _refusal(module: nn.Module) -> str | None:
     return None if None in refusals else refusals[0]
 
 
-def _tied(network: nn.Module) -> dict[int, str]:
-    """Return, by identity, the modules that are or hold what others have too, and how."""
+def _tied(network: nn.Module, inputs: Inputs) -> dict[int, str]:
+    """Return, by identity, the modules that are, hold or lend what others use too, and how."""
     owners: dict[int, int] = {}
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
@@ -147,15 +151,18 @@ def _tied(network: nn.Module) -> dict[int, str]:
     for name, others in aliases(network).items():
         if len(others) > 1:
             tied[id(module_at(network, name))] = f"shared: the same layer as {others[1]!r}"
+    for name, reader in find_neighbours(network, inputs).read_elsewhere.items():
+        where = repr(reader) if reader else "the network"
+        tied.setdefault(id(module_at(network, name)), f"its weight is read by {where} itself")
     return tied
 
 
 def _obstacle(layer: LayerCost, module: nn.Module, tied: Mapping[int, str]) -> str | None:
     """Return why no rewrite of this layer by itself would be right, whatever the layer is."""
-    if layer.calls == 0:
-        return "does not run on this input"
     if id(module) in tied:
         return tied[id(module)]
+    if layer.calls == 0:
+        return "does not run on this input"
     if layer.calls > 1:
         return f"runs {layer.calls} times in one pass"
     if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001

@@ -101,7 +101,7 @@ def survey(
         exact = _exact_option(site)
         network = head.rewrite(base, example, name=site.name, form="exact", hidden=[])
     costs = trace_layers(network, example)
-    why = reasons(network, costs, leave)
+    why = reasons(network, example, costs, leave)
     surveyor = _Surveyor(network, data, costs.layers, progress)
     names = [layer.name for layer in costs.layers if layer.macs and layer.name not in why]
     wants_gap = site is not None and head_choice in ("auto", "gap")

@@ -63,7 +63,7 @@ def uniform_plan(
         module_at(model, left)
     example = as_inputs(model, inputs)
     costs = trace_layers(model, example)
-    why = reasons(model, costs, leave)
+    why = reasons(model, example, costs, leave)
     choices: list[Option] = []
     for layer in costs.layers:
         module = module_at(model, layer.name)

@@ -20,7 +20,7 @@ from onebyone.calibration import (
 from onebyone.errors import PlanError, UnknownNameError
 from onebyone.layers import GlobalAverageHead
 from onebyone.records import Option, Plan
-from onebyone.rewrites import head
+from onebyone.rewrites import deepen, fold, head
 from onebyone.rewrites.layerwise import LAYER_REWRITES, layer_rewrite
 from onebyone.rewrites.regression import problems_of
 from onebyone.sites import (
@@ -38,6 +38,10 @@ Progress = Callable[[int, int, str], None]
 # cut into this many groups, for each costs two passes over the calibration data.
 MOST_PASSES = 24
 
+# Rewrites that need to know which layer feeds which; they keep the function as it is.
+GRAPH_REWRITES = ("fold", "deepen")
+_LAYERWISE = "layerwise"
+
 
 def restructure(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of a network with the structure that a plan gives, but not its weights.
@@ -54,8 +58,13 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
     network = copy_network(model)
     example = _example(model, plan)
     with _own_randomness():
-        for option in plan.choices:
-            network = _restructured(network, option, example)
+        for kind, group in groupby(plan.choices, key=_kind):
+            options = list(group)
+            if kind in GRAPH_REWRITES:
+                network = _regraphed(network, options, example, structure_only=True)
+            else:
+                for option in options:
+                    network = _restructured(network, option, example)
     return network
 
 
@@ -104,28 +113,38 @@ def apply(
             progress(done, total, message)
 
     with _own_randomness():
-        for layerwise, group in groupby(plan.choices, key=_is_layerwise):
-            if layerwise:
-                network = _refitted(network, reference, list(group), data, advance)
-                continue
-            for option in group:
-                network = _restructured(network, option, example)
-                if _keeps_function(option):
-                    # The same function under new names: later choices refer to these.
-                    reference = _restructured(reference, option, example)
-                else:
-                    _fit_head(network, reference, option, data)
-                advance(1, option.rewrite)
+        for kind, group in groupby(plan.choices, key=_kind):
+            options = list(group)
+            if kind in GRAPH_REWRITES:
+                # The same function under new names: later choices refer to these.
+                network = _regraphed(network, options, example)
+                reference = _regraphed(reference, options, example)
+                advance(len(options), kind)
+            elif kind == _LAYERWISE:
+                network = _refitted(network, reference, options, data, advance)
+            else:
+                for option in options:
+                    network = _restructured(network, option, example)
+                    if option.settings.get("form") == "exact":
+                        reference = _restructured(reference, option, example)
+                    else:
+                        _fit_head(network, reference, option, data)
+                    advance(1, option.rewrite)
     return network.to(home)
 
 
-def _is_layerwise(option: Option) -> bool:
-    return option.rewrite in LAYER_REWRITES
+def _kind(option: Option) -> str:
+    """Return what choices in a row are carried out together."""
+    return _LAYERWISE if option.rewrite in LAYER_REWRITES else option.rewrite
 
 
-def _keeps_function(option: Option) -> bool:
-    """Whether a rewrite changes the structure only, not what the network computes."""
-    return option.rewrite != "head" or option.settings.get("form") == "exact"
+def _regraphed(
+    network: nn.Module, options: Sequence[Option], example: Tensor, *, structure_only: bool = False
+) -> nn.Module:
+    """Return a copy of a network after rewrites that need to know which layer feeds which."""
+    if options[0].rewrite == "fold":
+        return fold.rewrite_all(network, example, options, structure_only=structure_only)
+    return deepen.rewrite_all(network, example, options)
 
 
 def _example(model: nn.Module, plan: Plan) -> Tensor:
@@ -144,7 +163,7 @@ def _own_randomness() -> Iterator[None]:
 
 def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Module:
     """Return the network with one site's structure changed; ``network`` may be modified."""
-    if _is_layerwise(option):
+    if option.rewrite in LAYER_REWRITES:
         old = _layer_at(network, option)
         chain = layer_rewrite(option.rewrite).build(old, option.settings, site=option.site)
         return replace_module(network, option.site, chain)
@@ -156,7 +175,7 @@ def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Mod
             )
         form = str(option.settings.get("form"))
         return head.rewrite(network, example, name=option.site, form=form, hidden=hidden)
-    raise UnknownNameError("rewrite", option.rewrite, (*LAYER_REWRITES, "head"))
+    raise UnknownNameError("rewrite", option.rewrite, (*LAYER_REWRITES, *GRAPH_REWRITES, "head"))
 
 
 def _layer_at(network: nn.Module, option: Option) -> nn.Module:
@@ -206,7 +225,7 @@ def _refitted(
             problems = problems_of(layer, moments.get(option.site), metric=metric)
             how.fit(chain, problems, option.settings, layer)
             network = replace_module(network, option.site, chain)
-        advance(len(part), "factorize")
+        advance(len(part), part[0].rewrite)
     return network
 
 

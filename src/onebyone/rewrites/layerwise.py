@@ -11,7 +11,7 @@ from torch import nn
 from onebyone.errors import UnknownNameError
 from onebyone.kernels import is_linear
 from onebyone.records import Cost, LayerCost, Settings
-from onebyone.rewrites import factorize
+from onebyone.rewrites import factorize, separable
 from onebyone.rewrites.regression import Problem
 
 
@@ -47,7 +47,7 @@ class LayerRewrite(Protocol):
         """Write the best weights into a rewritten layer, in place; return its relative error."""
 
 
-LAYER_REWRITES: dict[str, LayerRewrite] = {"factorize": factorize}
+LAYER_REWRITES: dict[str, LayerRewrite] = {"factorize": factorize, "separable": separable}
 
 
 def layer_rewrite(name: str) -> LayerRewrite:
