@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from onebyone.records import RunRecord as RunRecord
     from onebyone.rewrites import apply as apply
     from onebyone.rewrites import restructure as restructure
+    from onebyone.rewrites.deepen import deepen as deepen
     from onebyone.rewrites.fold import fold as fold
     from onebyone.runs import load_model as load_model
     from onebyone.training import distill as distill
@@ -59,6 +60,7 @@ _HOMES = {
     "apply": "rewrites",
     "bench": "benchmarking",
     "compare": "comparison",
+    "deepen": "rewrites.deepen",
     "distill": "training",
     "evaluate": "evaluation",
     "explain": "explaining",
