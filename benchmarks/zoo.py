@@ -26,6 +26,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -138,22 +139,24 @@ def run_one(spec: str, args: argparse.Namespace) -> Row:
     process = context.Process(target=_work, args=(spec, args, theirs))
     process.start()
     theirs.close()
-    row = None
+    try:
+        return _answer(spec, ours, process, args.seconds)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(spec: str, pipe: Connection, process: BaseProcess, seconds: float) -> Row:
     # The processor's time is what is limited; a machine with much else to do may take longer.
-    if ours.poll(WAITING * args.seconds + 10):
+    cause = f"stopped after {seconds} s"
+    if pipe.poll(WAITING * seconds + 10):
         try:
-            row = Row(**ours.recv())
+            return Row(**pipe.recv())
         except EOFError:
             process.join()
-            stopped = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
-            cause = f"exit code {process.exitcode}: out of memory?"
-            cause = f"stopped after {args.seconds} s" if stopped else f"died with {cause}"
-            row = Row(spec, "failed", cause, seconds=args.seconds)
-    else:
-        process.kill()
-        row = Row(spec, "failed", f"stopped after {args.seconds} s", seconds=args.seconds)
-    process.join()
-    return row
+            if process.exitcode not in (-signal.SIGXCPU, -signal.SIGKILL):
+                cause = f"died with exit code {process.exitcode}: out of memory?"
+    return Row(spec, "failed", cause, seconds=seconds)
 
 
 def _work(spec: str, args: argparse.Namespace, pipe: Connection) -> None:
@@ -334,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.only_table:
         torch.set_num_threads(1)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no process behind
         for _ in run_all(chosen(args), args):
             pass
     rows = load(args.results)
