@@ -337,7 +337,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.only_table:
         torch.set_num_threads(1)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no process behind
         for _ in run_all(chosen(args), args):
             pass
     rows = load(args.results)
@@ -349,4 +348,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no process behind
     sys.exit(main())
