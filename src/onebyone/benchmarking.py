@@ -22,16 +22,13 @@ from onebyone.runtimes import (
     find_runtime,
     outputs_of,
 )
-from onebyone.runtimes.outputs import OutputDifference
+from onebyone.runtimes.outputs import SAME_OUTPUTS, OutputDifference
 from onebyone.tables import Table
 from onebyone.units import format_bytes, format_ms, format_ratio
 
 Progress = Callable[[int, int, str], None]
 
 ROUNDS = 30
-# Of the outputs' standard deviation. Float32 in another order of summing stays far below it; bf16
-# does not, and is not called the best beside float32.
-SAME_OUTPUTS = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ OneByOneError
 ├── DataError                  data that is missing, empty, unreadable or of another shape
 ├── PlanError                  a plan that does not fit the network
 ├── RecordError                a file that is not the record it should be
+├── ExportError                a written file that does not give the network's outputs
 ├── OutputError                a folder that cannot be written, or is not ours to write to
 └── MissingExtraError          an optional package that is not installed
 """
@@ -69,6 +70,10 @@ class PlanError(OneByOneError):
 
 class RecordError(OneByOneError):
     """A file is not the record that it should be."""
+
+
+class ExportError(OneByOneError):
+    """A file cannot be written for another runtime, or does not give the network's outputs."""
 
 
 class OutputError(OneByOneError):

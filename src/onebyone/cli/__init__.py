@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "choose rewrites under a budget, without carrying them out",
     "train": "train a network",
     "compare": "networks on the same data, interleaved",
+    "export": "a network for ONNX Runtime, torch.export, OpenVINO or ExecuTorch, checked there",
     "bench": "a network in all runtimes, interleaved, and which is the fastest",
     "explain": "where in images a network sees their classes",
     "report": "the report of a run, or of several runs side by side",

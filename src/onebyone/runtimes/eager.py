@@ -10,12 +10,9 @@ from torch import Tensor, nn
 
 from onebyone.errors import OptionError
 from onebyone.runtimes.base import Prepared, bfloat16_is_native, need_device
-from onebyone.runtimes.outputs import difference, outputs_of
+from onebyone.runtimes.outputs import SAME_OUTPUTS, difference, outputs_of
 from onebyone.runtimes.packing import pack
 from onebyone.sites import evaluation_copy
-
-# Of the outputs' standard deviation: far above float32's rounding, far below a wrong graph.
-SAME_OUTPUTS = 1e-3
 
 
 def in_inference_mode(network: Callable[..., Any], example: Tensor) -> Callable[[], Any]:
