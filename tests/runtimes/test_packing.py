@@ -1,0 +1,291 @@
+"""The packed network is the same function, whatever the pass understood of it."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from onebyone.runtimes.outputs import difference, outputs_of
+from onebyone.runtimes.packing import pack
+
+
+def randomize(net, seed=0):
+    """Give batch norms statistics that folding must get right."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias, module.weight):
+                if tensor is not None:
+                    tensor.data.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+    return net.eval()
+
+
+def both(net, x):
+    packed, done = pack(net, x)
+    with torch.inference_mode():
+        return outputs_of(net(x)), outputs_of(packed(x)), done
+
+
+def assert_same(net, x, *, packed=None):
+    reference, outputs, done = both(net, x)
+    assert difference(reference, outputs).relative < 2e-5
+    assert all(t.std() > 0 for t in reference), "nothing to compare"
+    if packed is not None:
+        assert done.packed == packed
+    return done
+
+
+CONVOLUTIONS = [
+    {"kernel_size": 1},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": (3, 5), "padding": (0, 2), "stride": (2, 1)},
+    {"kernel_size": 3, "dilation": (2, 1), "padding": 2},
+    {"kernel_size": 3, "groups": 2},
+    {"kernel_size": 3, "groups": 4, "padding": 1, "bias": False},
+    {"kernel_size": 1, "stride": 2, "bias": False},
+    {"kernel_size": 3, "padding": "same"},
+    {"kernel_size": (3, 1), "padding": "same", "dilation": 2},
+    {"kernel_size": 3, "padding": "valid"},
+]
+LEFT_AS_THEY_ARE = [
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    {"kernel_size": 2, "padding": "same"},
+]
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_convolution_alone_is_packed_and_the_same(options, batch):
+    torch.manual_seed(0)
+    assert_same(nn.Conv2d(8, 12, **options).eval(), torch.randn(batch, 8, 13, 9), packed=1)
+
+
+@pytest.mark.parametrize("options", LEFT_AS_THEY_ARE, ids=str)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_a_convolution_that_onednn_has_not_runs_as_it_is(options):
+    torch.manual_seed(0)
+    assert_same(nn.Conv2d(8, 12, **options).eval(), torch.randn(2, 8, 13, 9), packed=0)
+
+
+ACTIVATIONS = [
+    nn.ReLU(inplace=True),
+    nn.ReLU6(),
+    nn.Hardtanh(-0.3, 0.4),
+    nn.LeakyReLU(0.1),
+    nn.SiLU(),
+    nn.Hardswish(),
+    nn.Sigmoid(),
+    nn.Hardsigmoid(),
+    nn.Tanh(),
+    nn.GELU(),
+    nn.GELU(approximate="tanh"),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("layer", ["convolution", "linear"])
+def test_an_activation_is_fused_and_the_same(activation, layer):
+    torch.manual_seed(0)
+    if layer == "linear":
+        net, x = nn.Sequential(nn.Linear(8, 12), activation), torch.randn(3, 8)
+    else:
+        net = nn.Sequential(nn.Conv2d(8, 12, 3, bias=False), nn.BatchNorm2d(12), activation)
+        x = torch.randn(3, 8, 9, 7)
+    done = assert_same(randomize(net), x, packed=1)
+    assert done.activations == 1
+    assert done.folded == (layer == "convolution")
+
+
+class Residual(nn.Module):
+    """Two branches and their sum, in many spellings."""
+
+    def __init__(self, spelling):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.third, self.spelling = nn.Conv2d(6, 6, 1), spelling
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        return SPELLINGS[self.spelling](self, x, self.second(x))
+
+
+def in_place(net, x, y):
+    y += x
+    return F.relu(y)
+
+
+def in_place_of_the_other(net, x, y):
+    x += y
+    return F.relu(x)
+
+
+def changed_between(net, x, y):
+    z = F.relu_(x)
+    x.mul_(3.0)
+    return y + z
+
+
+def read_by_a_view(net, x, y):
+    flat = x.flatten(1)
+    return F.relu(net.third(y) + x).flatten(1) - flat
+
+
+SPELLINGS = {
+    "operator": lambda net, x, y: F.relu(y + x),
+    "bottleneck": lambda net, x, y: F.relu(net.third(y) + x),
+    "in place": in_place,
+    "in place of the other": in_place_of_the_other,
+    "method": lambda net, x, y: y.add(x).relu(),
+    "torch.add": lambda net, x, y: torch.add(x, y),
+    "scaled": lambda net, x, y: torch.add(y, x, alpha=2.0),
+    "used again": lambda net, x, y: F.relu(net.third(y) + x) * x,
+    "used again by a layer": lambda net, x, y: net.third(F.relu(y + x)) + net.second(x),
+    "two branches": lambda net, x, y: F.silu(net.third(x) + y),
+    "read by a view": read_by_a_view,
+    "changed between": changed_between,
+    "broadcast": lambda net, x, y: y + x.mean((2, 3), keepdim=True),
+    "itself": lambda net, x, y: y + y,
+    "number": lambda net, x, y: y + 1.5,
+}
+FUSED = {"operator", "bottleneck", "in place", "method", "torch.add", "two branches", "used again"}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_sum_of_branches_is_the_same_in_every_spelling(spelling):
+    torch.manual_seed(0)
+    net = Residual(spelling).eval()
+    x = torch.randn(2, 6, 9, 7)
+    done = assert_same(net, x)
+    assert done.additions == 1 or spelling not in FUSED
+    # Twice, for a step in place must not spoil what the next call starts from.
+    packed, _ = pack(net, x)
+    with torch.inference_mode():
+        first, second = packed(x).clone(), packed(x)
+    assert torch.equal(first, second)
+
+
+def test_a_sum_in_place_is_only_written_where_nothing_reads_the_branch_any_more():
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 9, 7)
+
+    def targets(spelling):
+        packed, _ = pack(Residual(spelling).eval(), x)
+        return [str(node.target) for node in packed.graph.nodes]
+
+    assert any("pointwise_.binary" in target for target in targets("bottleneck"))
+    for spelling in ("used again", "read by a view"):
+        assert not any("pointwise_.binary" in target for target in targets(spelling)), spelling
+
+
+class Branching(nn.Module):
+    """Control flow on values, which cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.head(x) if x.sum() > 0 else x
+
+
+def test_a_network_that_cannot_be_traced_is_packed_in_parts():
+    torch.manual_seed(0)
+    done = assert_same(randomize(Branching()), torch.randn(2, 3, 9, 7), packed=2)
+    assert (done.folded, done.activations) == (1, 1)
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        return self.norm(self.layer(x)) + self.layer(self.layer(x))
+
+
+def test_a_layer_that_is_used_twice_is_folded_only_where_its_norm_is():
+    torch.manual_seed(0)
+    assert_same(randomize(Shared()), torch.randn(2, 6, 9, 7))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = Takes()
+
+    def forward(self, x, flag=True):
+        return self.layer(x, scale=2.0) if flag else x
+
+
+class Takes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x, scale=1.0):
+        return self.conv(x) * scale
+
+
+def test_defaults_and_arguments_of_forward_are_kept():
+    torch.manual_seed(0)
+    assert_same(TwoInputs().eval(), torch.randn(2, 3, 9, 7), packed=1)
+
+
+def test_a_module_with_a_hook_keeps_it():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1)).eval()
+    net[0].register_forward_hook(lambda module, args, output: output + 1)
+    assert_same(net, torch.randn(2, 3, 9, 7), packed=1)
+
+
+def test_the_network_and_its_input_are_left_as_they_were():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    x = torch.randn(2, 3, 9, 7)
+    state, before = copy.deepcopy(net.state_dict()), x.clone()
+    pack(net, x.clone())
+    assert net.training
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("torchvision:resnet18", 64),
+        ("torchvision:mobilenet_v2", 64),
+        ("torchvision:squeezenet1_1", 64),
+        ("torchvision:shufflenet_v2_x0_5", 64),
+        ("torchvision:densenet121", 64),
+        ("torchvision:googlenet", 64),
+        ("timm:efficientnet_lite0", 64),
+        ("timm:tf_efficientnet_b0", 64),  # padding that depends on the size
+        ("timm:regnety_002", 64),
+        ("timm:resnet26d", 64),
+        ("timm:convnext_atto", 64),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_real_networks_stay_the_same(name, size):
+    torch.manual_seed(0)
+    library, _, short = name.partition(":")
+    options = {"weights": None} if library == "torchvision" else {}
+    if short == "googlenet":
+        options["init_weights"] = False
+    make = torchvision.models.get_model if library == "torchvision" else timm.create_model
+    net = randomize(make(short, **options))
+    # Only as far as that nothing overflows: random statistics in fifty layers do.
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.0)
+    x = torch.randn(2, 3, size, size)
+    reference, outputs, done = both(net, x)
+    assert difference(reference, outputs).relative < 1e-3
+    assert done.packed > 10
