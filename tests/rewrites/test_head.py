@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from onebyone.errors import PlanError
+from onebyone.errors import ModelError, PlanError
 from onebyone.layers import GlobalAverageHead
 from onebyone.models.article import classic
 from onebyone.profiling.trace import trace_layers
@@ -85,11 +85,6 @@ class KeptMean(Body):
         return self.classify(torch.mean(self.features(x), dim=(-2, -1), keepdim=True)[:, :, 0, 0])
 
 
-class Pooled(Body):
-    def forward(self, x):
-        return self.classify(F.adaptive_avg_pool2d(self.features(x), 1).squeeze(3).squeeze(2))
-
-
 class OnePool(Body):
     def forward(self, x):
         return self.classify(F.adaptive_avg_pool2d(self.features(x), (1, 1)).flatten(1))
@@ -105,6 +100,28 @@ class Permuted(Body):
         return self.classify(self.features(x).permute(0, 2, 3, 1).flatten(1))
 
 
+class Squeezed(Body):
+    def forward(self, x):
+        return self.classify(F.adaptive_avg_pool2d(self.features(x), 1).squeeze(3).squeeze(2))
+
+
+class Twofold(Body):
+    def forward(self, x):
+        return self.classify(self.features(x).flatten(1).contiguous().view(x.size(0), -1))
+
+
+class Normed(Body):
+    def __init__(self, places=36, hidden=7, bias=True):
+        super().__init__(places, hidden, bias)
+        self.batch_norm, self.layer_norm = nn.BatchNorm1d(hidden), nn.LayerNorm(hidden)
+        nn.init.uniform_(self.batch_norm.running_mean)
+        nn.init.uniform_(self.layer_norm.weight)
+
+    def forward(self, x):
+        x = self.fc1(self.features(x).flatten(1))
+        return self.fc2(self.layer_norm(F.leaky_relu(self.batch_norm(x), 0.3)))
+
+
 FLAT = [
     View,
     Shape,
@@ -115,13 +132,15 @@ FLAT = [
     LogSoftmax,
     AdaptiveToItself,
     Permuted,
+    Twofold,
+    Normed,
 ]
-AVERAGED = [Mean, KeptMean, OnePool]
+AVERAGED = [Mean, KeptMean, OnePool, Squeezed]
 
 
 def made(kind, **options):
     torch.manual_seed(0)
-    return kind(places=1 if kind in [*AVERAGED, Pooled] else 36, **options)
+    return kind(places=1 if kind in AVERAGED else 36, **options)
 
 
 def exact(network, example):
@@ -194,38 +213,6 @@ def test_a_pooling_that_is_not_the_mean_stays(pool):
 def test_the_articles_classic_network_keeps_its_logits():
     torch.manual_seed(0)
     assert_same_scores(classic(), torch.randn(3, 1, 28, 28))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_torchvision_networks_keep_their_logits(name):
-    torch.manual_seed(0)
-    network = getattr(torchvision.models, name)(num_classes=10)
-    assert_same_scores(network, torch.randn(1, 3, 64, 64), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_vgg11_keeps_its_logits_and_scores_every_place_of_a_larger_image():
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        network = torchvision.models.vgg11(num_classes=10, init_weights=False)
-    # Its own 124 M parameters in linear layers would take longer to draw than all else here.
-    network.classifier[0], network.classifier[3] = nn.Linear(25088, 64), nn.Linear(64, 64)
-    network.classifier[6] = nn.Linear(64, 10)
-    network.features.to_empty(device="cpu").apply(
-        lambda m: m.reset_parameters() if isinstance(m, nn.Conv2d) else None
-    )
-    rewritten = assert_same_scores(network, torch.randn(1, 3, 224, 224), rtol=1e-4, atol=1e-5)
-    with torch.no_grad():
-        assert rewritten(torch.randn(1, 3, 256, 288)).shape == (1, 10, 2, 3)
-
-
-@pytest.mark.parametrize(
-    "name", ["test_resnet", "test_efficientnet", "test_convnext", "mobilenetv3_small_050"]
-)
-def test_timm_networks_keep_their_logits(name):
-    torch.manual_seed(0)
-    network, example = timm.create_model(name, num_classes=10).eval(), torch.randn(1, 3, 64, 64)
-    assert_same_scores(network, example, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +328,201 @@ def test_the_type_carries_over(dtype):
     assert_close(rewritten(example), network(example), rtol=tolerance, atol=tolerance)
 
 
+# ---------------------------------------------------------------- what is refused
+
+
+class Gives(Body):
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        scores = self.classify(self.features(x).flatten(1))
+        return self.what(scores)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (lambda x: {"out": x, "aux": x}, "it gives a dict of 'out', 'aux', not one tensor"),
+        (lambda x: (x, x), "it gives a tuple of 2, not one tensor of scores"),
+        (lambda x: [x], "it gives a list of 1, not one tensor of scores"),
+        (lambda x: x[:, :, None, None], "in a 2×4×1×1 output"),
+    ],
+)
+def test_outputs_that_are_not_scores_are_refused(what, reason):
+    found = find_head(Gives(what), torch.randn(IMAGE))
+    assert isinstance(found, NoHead)
+    assert reason in found.reason
+
+
+def test_segmentation_and_detection_networks_are_refused():
+    network = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=3
+    )
+    found = find_head(network, torch.randn(1, 3, 64, 64))
+    assert isinstance(found, NoHead)
+    assert "OrderedDict of 'out', not one tensor" in found.reason
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_subclass_of_linear_that_may_compute_something_else_is_refused_by_name():
+    network = made(Flatten)
+    network.fc1 = Doubled(216, 7)
+    found = find_head(network, torch.randn(IMAGE))
+    assert isinstance(found, NoHead)
+    assert re.search(r"its layer 'fc1' is a .*\.Doubled, which may compute something", found.reason)
+
+
+def test_a_head_module_with_hooks_is_refused_and_hooks_elsewhere_stay():
+    network = made(Flatten)
+    network.conv.register_forward_hook(lambda *_: None)
+    network.register_forward_hook(lambda *_: None)
+    _, rewritten = exact(network, torch.randn(IMAGE))
+    assert len(rewritten.conv._forward_hooks) == len(rewritten._forward_hooks) == 1
+    network.fc1.register_forward_hook(lambda *_: None)
+    found = find_head(network, torch.randn(IMAGE))
+    assert found == NoHead("its module 'fc1' has hooks, which a rewrite would lose")
+
+
+def test_lazy_layers_are_refused():
+    network = made(Flatten)
+    network.fc1 = nn.LazyLinear(7)
+    found = find_head(network, torch.randn(IMAGE))
+    assert found == NoHead(
+        "'fc1.weight' is a lazy parameter; run the network once to give it a shape"
+    )
+
+
+class AlwaysDrops(Body):
+    def forward(self, x):
+        return self.classify(F.dropout(self.features(x).flatten(1), 0.5))
+
+
+def test_dropout_that_is_on_in_evaluation_mode_is_refused():
+    found = find_head(made(AlwaysDrops), torch.randn(IMAGE))
+    assert found == NoHead("its head calls dropout in evaluation mode too")
+
+
+def test_an_input_that_does_not_fit_is_a_reason():
+    found = find_head(made(Flatten), torch.randn(2, 3, 20, 20))
+    assert isinstance(found, NoHead)
+    assert "but it failed" in found.reason
+
+
+# ---------------------------------------------------------------- how the forward changes
+
+
+class Wild(nn.Module):
+    """A forward that fx cannot trace, but whose head is of modules called one after the other."""
+
+    def __init__(self, averaged):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.pool = nn.AdaptiveAvgPool2d(1) if averaged else nn.Identity()
+        self.flatten = nn.Flatten()
+        self.fc1 = nn.Linear(6 if averaged else 600, 5)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(5, 4)
+
+    def forward(self, x):
+        if x.shape[-1] > 4:
+            x = x * 2
+        x = F.relu(self.conv(x))
+        return self.fc2(self.act(self.fc1(self.flatten(self.pool(x)))))
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_where_fx_cannot_trace_the_head_is_found_by_export(averaged):
+    torch.manual_seed(0)
+    network = Wild(averaged).double()
+    rewritten = assert_same_scores(network, torch.randn(IMAGE, dtype=torch.float64))
+    assert type(rewritten) is Wild
+
+
+class Reused(Body):
+    """One ReLU and one dropout for all places; keeps what it saw."""
+
+    def __init__(self, places=36, hidden=7, bias=True):
+        super().__init__(places, hidden, bias)
+        self.relu, self.drop, self.flatten = nn.ReLU(), nn.Dropout(0.3), nn.Flatten()
+
+    def forward(self, x, scale=1.0):
+        x = self.drop(F.max_pool2d(self.relu(self.conv(x)), 2)) * scale
+        self.seen = x
+        x = self.drop(self.relu(self.fc1(self.drop(self.flatten(x)))))
+        return self.fc2(x)
+
+
+@pytest.mark.parametrize("form", ["exact", "gap"])
+def test_modules_that_are_used_elsewhere_too_stay_there(form):
+    network, example = made(Reused).double(), torch.randn(IMAGE, dtype=torch.float64)
+    site = find_head(network, example)
+    rewritten = head.rewrite(network, example, name=site.name, form=form, hidden=[])
+    assert type(rewritten.relu) is nn.ReLU
+    assert type(rewritten.drop) is nn.Dropout
+    with torch.no_grad():
+        features = F.max_pool2d(F.relu(rewritten.eval().conv(example)), 2)
+        assert_close(rewritten(example), rewritten.fc1(features))
+        if form == "exact":
+            assert_close(rewritten(example), network.eval()(example))
+    # No symbol of the tracing is left where the forward keeps what it saw.
+    copy.deepcopy(rewritten)
+
+
+def test_an_argument_with_a_default_is_fixed_in_an_edited_forward_and_says_so():
+    network, example = made(Reused), torch.randn(IMAGE)
+    _, rewritten = exact(network, example)
+    rewritten.eval()(example)
+    with pytest.raises(AssertionError, match="scale has been specialized"):
+        rewritten(example, 2.0)
+
+
+class Auxiliary(Body):
+    def __init__(self, places=36, hidden=7, bias=True):
+        super().__init__(places, hidden, bias)
+        self.aux = nn.Linear(216, 4)
+
+    def forward(self, x):
+        x = self.features(x)
+        scores = self.classify(torch.flatten(x, 1))
+        return (scores, self.aux(x.flatten(1))) if self.training else scores
+
+
+def test_what_the_forward_does_only_in_training_stays():
+    network, example = made(Auxiliary).double(), torch.randn(IMAGE, dtype=torch.float64)
+    _, rewritten = exact(network, example)
+    for mine, theirs in zip(rewritten.train()(example), network.train()(example), strict=True):
+        assert_close(mine, theirs)
+    assert_close(rewritten.eval()(example), network.eval()(example))
+
+
+def test_dropout_after_the_average_drops_whole_channels():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.4), nn.Linear(6, 4)
+    ).double()
+    example = torch.randn(IMAGE, dtype=torch.float64)
+    _, rewritten = exact(network, example)
+    outputs = []
+    for net in (network, rewritten):
+        torch.manual_seed(1)
+        outputs.append(net.train()(example))
+    assert_close(*outputs)
+
+
+def test_a_map_of_scores_is_refused_where_what_follows_would_mix_its_places():
+    network = made(Flatten)
+    network = nn.Sequential(network.conv, nn.Flatten(), nn.Linear(864, 4), nn.Softmax(dim=-1))
+    _, rewritten = exact(network, torch.randn(2, 3, 12, 12))
+    with pytest.raises(ModelError, match="it has 3×1 windows, and what the network does"):
+        rewritten(torch.randn(2, 3, 14, 12))
+
+
 # ---------------------------------------------------------------- larger images
 
 
@@ -363,11 +545,19 @@ def test_each_place_of_the_score_map_is_the_networks_answer_on_that_crop():
             assert_close(scores[:, :, row, column], network(window))
 
 
-@pytest.mark.parametrize("kind", [Flatten, AdaptiveToItself])
+@pytest.mark.parametrize("kind", [Flatten, View, AdaptiveToItself, Permuted, Normed])
 def test_a_larger_image_gives_a_map_of_scores(kind):
     network = made(kind).eval()
     _, rewritten = exact(network, torch.randn(IMAGE))
-    assert rewritten(torch.randn(2, 3, 16, 20)).shape == (2, 4, 3, 5)
+    image = torch.randn(2, 3, 16, 20)
+    scores = rewritten(image)
+    assert scores.shape == (2, 4, 3, 5)
+    # The middle is not touched by the padding of the image, nor that of the crop's features.
+    features = F.max_pool2d(F.relu(network.conv(image)), 2)
+    network.features = lambda x: x
+    assert_close(
+        scores[:, :, 1, 2], network(features[:, :, 1:7, 2:8].contiguous()), rtol=1e-4, atol=1e-5
+    )
 
 
 # ---------------------------------------------------------------- gap

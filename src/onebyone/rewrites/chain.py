@@ -124,6 +124,23 @@ def is_understood_linear(module: nn.Module) -> bool:
     )
 
 
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether a module is known to treat each number alone, or each channel at a place."""
+    kind = type(module)
+    # timm's activations without weights are functions of single numbers.
+    timms = kind.__module__.startswith("timm.layers.activations") and not list(module.parameters())
+    return kind in ELEMENTWISE or timms
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a known normalization of vectors."""
+    kind = type(module)
+    return kind in (nn.BatchNorm1d, nn.LayerNorm) or (kind.__module__, kind.__name__) == (
+        "timm.layers.norm",
+        "LayerNorm",
+    )
+
+
 def find_chain(network: nn.Module, example: Tensor) -> Chain:
     """Return the chain at the end of a network.
 
@@ -362,7 +379,7 @@ class _Reader:
             module = self._module(node)
             if isinstance(module, (nn.Softmax, nn.LogSoftmax)):
                 return module.dim in (None, 1)
-            return type(module) in ELEMENTWISE
+            return is_elementwise(module)
         if node.target in _SOFTMAXES:
             return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None) in (None, 1)
         return node.target in _ACTIVATION_FUNCTIONS
@@ -377,7 +394,7 @@ class _Reader:
             return self._call("flatten", node, self._module_or_none(node))
         if node.op == "call_module":
             module = self._module(node)
-            if type(module) in ELEMENTWISE or type(module) is nn.BatchNorm1d:
+            if is_elementwise(module) or is_norm(module):
                 role = "dropout" if isinstance(module, nn.Dropout) else "step"
                 return self._call(role, node, module)
             if _is_box(module) and any(True for _ in module.children()):
@@ -410,7 +427,10 @@ class _Reader:
             elif node.op == "call_module" and _is_box(self._module(node)):
                 self._open(node)
             else:
-                raise NotFound("its map becomes a vector in a way that is not a flattening")
+                how = getattr(node.target, "__name__", node.target)
+                raise NotFound(
+                    f"its map becomes a vector by {how!r}, in a way that is not a flattening"
+                )
             node = _only_input(node)
         return node, calls
 

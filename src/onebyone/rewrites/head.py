@@ -20,8 +20,8 @@ from onebyone.evaluation import divergence, is_classifier_output
 from onebyone.layers import GlobalAverageHead, Pointwise
 from onebyone.records import Cost
 from onebyone.rewrites.bypass import Action, carry_out, edits_of
-from onebyone.rewrites.chain import Call, Chain, NotFound, find_chain, is_understood_linear
-from onebyone.rewrites.score_map import ScoreMapHead
+from onebyone.rewrites.chain import Call, Chain, NotFound, find_chain, is_norm, is_understood_linear
+from onebyone.rewrites.score_map import PlaceNorm, ScoreMapHead
 from onebyone.sites import evaluation_copy, run
 
 __all__ = [
@@ -214,28 +214,31 @@ def _action_before(chain: Chain, call: Call, *, maps: bool, averaged: bool) -> A
 
 def _kept_on_map(chain: Chain, call: Call) -> Action | nn.Module:
     """Return what makes of a module on the vector the same on the map."""
-    if not isinstance(call.module, (nn.BatchNorm1d, nn.PReLU)):
-        return Action.KEEP
-    if not chain.averaged and (chain.height, chain.width) != (1, 1):
-        if isinstance(call.module, nn.PReLU) and call.module.num_parameters == 1:
-            return Action.KEEP
-        raise NotFound(f"its head has a {type(call.module).__name__} before its linear layers")
-    return Action.KEEP if isinstance(call.module, nn.PReLU) else _on_maps(call.module)
+    module = call.module
+    assert module is not None
+    norm = is_norm(module)
+    by_feature = norm or (isinstance(module, nn.PReLU) and module.num_parameters > 1)
+    if by_feature and not chain.averaged and (chain.height, chain.width) != (1, 1):
+        raise NotFound(f"its head has a {type(module).__name__} before its linear layers")
+    return _on_maps(module) if norm else Action.KEEP
 
 
-def _on_maps(norm: nn.BatchNorm1d) -> nn.BatchNorm2d:
-    """Return the batch norm of maps that does the same to each place."""
-    result = nn.BatchNorm2d(
-        norm.num_features,
-        eps=norm.eps,
-        momentum=norm.momentum,
-        affine=norm.affine,
-        track_running_stats=norm.track_running_stats,
-    )
-    # The same tensors' values, types and flags.
-    vars(result).update(
-        {key: vars(copy.deepcopy(norm))[key] for key in ("_parameters", "_buffers", "training")}
-    )
+def _on_maps(norm: nn.Module) -> nn.Module:
+    """Return the normalization of maps that does to each place what ``norm`` does to a vector."""
+    result: nn.Module
+    if isinstance(norm, nn.BatchNorm1d):
+        result = nn.BatchNorm2d(
+            norm.num_features,
+            eps=norm.eps,
+            momentum=norm.momentum,
+            affine=norm.affine,
+            track_running_stats=norm.track_running_stats,
+        )
+    else:
+        assert isinstance(norm, nn.LayerNorm)
+        result = PlaceNorm(norm.normalized_shape, eps=norm.eps)
+    copied = vars(copy.deepcopy(norm))
+    vars(result).update({key: copied[key] for key in ("_parameters", "_buffers", "training")})
     return result
 
 
@@ -366,7 +369,7 @@ def _exact(chain: Chain) -> nn.Module:
             made.append(_convolution(step, size))
             size = (1, 1)
         else:
-            made.append(_on_maps(step) if isinstance(step, nn.BatchNorm1d) else copy.deepcopy(step))
+            made.append(_on_maps(step) if is_norm(step) else copy.deepcopy(step))
     return ScoreMapHead(*made, by_place=chain.by_place)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from onebyone.errors import ModelError
@@ -52,3 +53,17 @@ def _only_score(scores: Tensor) -> Tensor:
 
 
 fx.wrap("_only_score")
+
+
+class PlaceNorm(nn.LayerNorm):
+    """A layer norm of the channels at each place of a map.
+
+    Shapes:
+        ``(batch, channels, height, width)`` to the same.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.LayerNorm
+        """Return the normalized map."""
+        last = input.movedim(1, -1)
+        normed = F.layer_norm(last, self.normalized_shape, self.weight, self.bias, self.eps)
+        return normed.movedim(-1, 1)
