@@ -37,7 +37,6 @@ def test_rows_come_in_parts_where_patches_are_many(monkeypatch):
 
 
 def test_of_large_maps_so_many_places_are_drawn_as_the_values_need(monkeypatch):
-    monkeypatch.setattr(calibration, "MOMENT_MACS", 0)
     monkeypatch.setattr(calibration, "ROWS_A_VALUE", 30)
     torch.manual_seed(0)
     layer, x = nn.Conv2d(2, 4, 3).double(), torch.randn(20, 2, 24, 25, dtype=torch.float64)
@@ -48,6 +47,12 @@ def test_of_large_maps_so_many_places_are_drawn_as_the_values_need(monkeypatch):
     # What it gives still follows from what it sees.
     weight = layer.weight.detach().flatten(1)
     assert_close(some.yx, weight @ some.xx)
+
+
+def test_where_products_are_dear_fewer_places_are_drawn(monkeypatch):
+    monkeypatch.setattr(calibration, "MOMENT_MACS", 0)
+    layer, x = nn.Conv2d(2, 4, 3), torch.randn(20, 2, 24, 25)
+    assert moments_of(layer, x, examples=20)[0].rows == 20 * 8  # 8 times 18 values, rounded up
 
 
 def test_the_groups_of_a_layer_have_moments_of_their_own():

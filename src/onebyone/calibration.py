@@ -31,9 +31,11 @@ PATCH_VALUES = 64_000_000
 # A kernel may see this many values at once: their covariance is a square of that side in float64,
 # 0.5 GB, and the regression needs several. Of a wider layer the outputs alone are kept.
 MOST_VALUES = 8192
-# Neighbouring places say nearly the same: where a map is large, so many rows are drawn that each
-# value is seen this often, and more as long as their products cost no more than this many MACs.
-ROWS_A_VALUE = 8
+# Neighbouring places say nearly the same: where a map is large, so many rows are drawn for each
+# value that the kernel sees; fewer, but not fewer than these, where their products would cost more
+# than this many MACs.
+ROWS_A_VALUE = 512
+FEWEST_ROWS_A_VALUE = 8
 MOMENT_MACS = 400_000_000_000
 
 
@@ -188,7 +190,8 @@ class LayerSum:
     def _wanted(self, y: Tensor) -> int:
         """Return the places to look at: of each example, or of a linear layer's whole batch."""
         values = self.shape.out if self._outputs_only else self.shape.values
-        rows = max(ROWS_A_VALUE * values, MOMENT_MACS // values**2)
+        affordable = max(FEWEST_ROWS_A_VALUE * values, MOMENT_MACS // values**2)
+        rows = min(ROWS_A_VALUE * values, affordable)
         share = len(y) if is_linear(self.module) else 1
         return -(-rows * share // max(self._examples or 1, 1))
 
@@ -252,11 +255,11 @@ class CalibrationData:
     def batches(self) -> Iterator[Tensor]:
         """Yield the inputs, batch by batch, always the same."""
         for inputs, _ in self.split.batches(self.batch_size, device=self.device):
-            yield (
-                inputs
-                if self.dtype is None or not inputs.is_floating_point()
-                else inputs.to(self.dtype)
-            )
+            typed = inputs
+            if self.dtype is not None and inputs.is_floating_point():
+                typed = inputs.to(self.dtype)
+            # Convolutions on the CPU run up to twice as fast so.
+            yield typed.to(memory_format=torch.channels_last) if typed.ndim == 4 else typed
 
     def first(self, n: int) -> CalibrationData:
         """Return a smaller set, drawn from this one."""

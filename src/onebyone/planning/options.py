@@ -284,6 +284,9 @@ class _Surveyor:
         fitting = PROBE_MACS / max(macs * PROBES * max(sites, 1), 1)
         count = int(min(PROBE_EXAMPLES, max(FEWEST_PROBE_EXAMPLES, fitting)))
         self._probe = self.data.first(count)
+        if self.data.example().ndim == 4:
+            # As the inputs are laid out; weights of another layout are turned at each call.
+            self.network.to(memory_format=torch.channels_last)
         with torch.inference_mode():
             self._reference = [
                 one_tensor(self.network(inputs), self.network) for inputs in self._probe.batches()
