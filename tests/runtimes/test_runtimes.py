@@ -1,14 +1,29 @@
+import copy
+import gc
 import importlib.util
+import os
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.testing import assert_close
 
 from onebyone import runtimes
-from onebyone.errors import MissingExtraError, ModelError, UnknownNameError
+from onebyone.errors import MissingExtraError, ModelError, OptionError, UnknownNameError
+from onebyone.profiling.latency import threads
 from onebyone.records import Machine
-from onebyone.runtimes import RUNTIMES, Runtime, describe_machine, find_runtime
+from onebyone.runtimes import (
+    RUNTIMES,
+    Runtime,
+    describe_machine,
+    difference,
+    eager,
+    find_runtime,
+    outputs_of,
+)
+from onebyone.runtimes.outputs import SAME_OUTPUTS
 
 
 def network():
@@ -16,7 +31,7 @@ def network():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.9))
 
 
-@pytest.mark.parametrize("name", ["eager", "channels-last"])
+@pytest.mark.parametrize("name", ["eager", "channels-last", "packed"])
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (3, 8, 8)])
 def test_a_runtime_gives_what_the_network_gives_in_evaluation_mode(name, shape):
     net, x = network(), torch.randn(2, 3, 8, 8)
@@ -28,13 +43,160 @@ def test_a_runtime_gives_what_the_network_gives_in_evaluation_mode(name, shape):
     assert output.is_inference()
 
 
+def installed(name):
+    return pytest.mark.skipif(
+        importlib.util.find_spec(name) is None, reason=f"{name} is not installed"
+    )
+
+
+CPU = [
+    "eager",
+    "channels-last",
+    "packed",
+    pytest.param("compile", marks=pytest.mark.slow),
+    pytest.param("onnxruntime", marks=installed("onnxruntime")),
+    pytest.param("openvino", marks=installed("openvino")),
+    pytest.param("executorch", marks=[installed("executorch"), pytest.mark.slow]),
+]
+
+
+def global_state():
+    import torch._inductor.config as inductor
+
+    return (
+        torch.get_num_threads(),
+        torch.backends.mkldnn.enabled,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        inductor.freezing,
+        torch._dynamo.config.recompile_limit,
+        tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None,
+        os.environ.copy(),
+    )
+
+
+def small(name="squeezenet1_1"):
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, num_classes=7).eval()
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_a_runtime_gives_what_eager_gives_and_leaves_no_trace(name):
+    net, x = small(), torch.randn(2, 3, 40, 48)
+    state, before = {k: v.clone() for k, v in net.state_dict().items()}, global_state()
+    prepared = find_runtime(name).prepare(net, x)
+    outputs = outputs_of(prepared())
+    # What the garbage of the preparation held is gone: its buffers must be the runtime's own.
+    gc.collect()
+    torch.randn(500_000)
+    again = outputs_of(prepared())
+    assert global_state() == before
+    assert [t.dtype for t in outputs] == [torch.float32]
+    assert difference(outputs_of(net(x)), outputs).relative < SAME_OUTPUTS
+    assert_close(again, outputs)
+    assert all(torch.equal(state[k], v) for k, v in net.state_dict().items())
+    assert not any(p.grad is not None or not p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_the_number_of_threads_is_torchs(name):
+    pytest.importorskip(name)
+    with threads(2):
+        prepared = find_runtime(name).prepare(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 8, 8))
+    values = [v for key, v in prepared.options.items() if "threads" in key.lower()]
+    assert values == ["2"]
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="an extra")
-@pytest.mark.filterwarnings("ignore")
-def test_onnxruntime_gives_what_the_network_gives():
-    net, x = network().eval(), torch.randn(2, 3, 8, 8)
-    (output,) = find_runtime("onnxruntime").prepare(net, x)()
-    assert_close(torch.from_numpy(output), net(x).detach(), rtol=1e-4, atol=1e-5)
+def test_many_networks_of_one_class_are_all_compiled():
+    # Dynamo gives up on a code object after eight, and runs eager without a word.
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    for channels in range(2, 12):
+        net, x = (
+            nn.Sequential(nn.Conv2d(channels, 4, 1), nn.ReLU()).eval(),
+            torch.randn(1, channels, 4, 4),
+        )
+        outputs = find_runtime("compile").prepare(net, x)()
+        assert_close(outputs, net(x).detach())
+    assert counters["stats"]["unique_graphs"] == 10
+    assert not counters["unimplemented"]
+
+
+def test_what_runs_on_a_gpu_alone_says_so():
+    for name in ("cuda-graph", "tensorrt", "tensorrt:bf16"):
+        with pytest.raises(OptionError, match="needs an input on a cuda device"):
+            RUNTIMES[name].prepare(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "name", ["eager", "channels-last", "compile", "cuda-graph", "eager:bf16", "tensorrt"]
+)
+def test_a_runtime_on_a_gpu_gives_what_eager_gives(name):
+    if not RUNTIMES[name].installed:
+        pytest.skip(f"{name} is not installed")
+    net, x = small(), torch.randn(2, 3, 64, 64)
+    outputs = outputs_of(find_runtime(name).prepare(net, x.cuda())())
+    # TensorFloat-32 and bf16 round more than float32.
+    assert difference(outputs_of(net(x)), outputs).relative < 0.1
+
+
+def test_bf16_is_refused_where_it_would_be_float32_or_worse(monkeypatch):
+    net, x = nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4)
+    monkeypatch.setattr(eager, "bfloat16_is_native", lambda: False)
+    with pytest.raises(OptionError, match="'packed:bf16' needs a processor with bf16 kernels"):
+        find_runtime("packed:bf16").prepare(net, x)
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *args: ["FP32"])
+    with pytest.raises(OptionError, match="'openvino:bf16' needs a processor with bf16 kernels"):
+        find_runtime("openvino:bf16").prepare(net, x)
+
+
+def test_bf16_is_rounder_than_float32_and_near_it():
+    net, x = small(), torch.randn(1, 3, 40, 48)
+    gap = difference(outputs_of(net(x)), outputs_of(find_runtime("eager:bf16").prepare(net, x)()))
+    assert SAME_OUTPUTS < gap.relative < 0.5
+    assert find_runtime("eager:bf16").precision == "bf16"
+    assert find_runtime("eager").precision == "float32"
+
+
+def test_a_pass_that_went_wrong_is_noticed_and_the_plain_network_runs(monkeypatch):
+    net, x = small(), torch.randn(1, 3, 40, 48)
+
+    def wrong(model, example):
+        return nn.Sequential(copy.deepcopy(model), nn.Hardtanh(-0.01, 0.01)), "wrong"
+
+    monkeypatch.setattr(eager, "pack", wrong)
+    prepared = find_runtime("packed").prepare(net, x)
+    assert "gave other outputs" in prepared.options["packing"]
+    assert_close(prepared(), net(x).detach(), rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(eager, "pack", lambda model, example: (nn.Flatten(7), "broken"))
+    prepared = find_runtime("packed").prepare(net, x)
+    assert "failed" in prepared.options["packing"]
+    assert_close(prepared(), net(x).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_differences_are_the_largest_of_all_outputs_and_count_nan():
+    a, b = torch.tensor([0.0, 2.0]), torch.tensor([[1.0, -1.0]])
+    gap = difference([a, b], [a + torch.tensor([0.0, 0.1]), b - 0.5])
+    assert gap.max_abs == pytest.approx(0.5)
+    assert gap.relative == pytest.approx(0.5 / 2**0.5)
+    assert difference([a], [a * float("nan")]).relative == float("inf")
+    assert difference([a], [a]).max_abs == 0
+    with pytest.raises(ModelError, match="Outputs must have the shapes"):
+        difference([a], [b])
+    with pytest.raises(ModelError, match="must give tensors"):
+        outputs_of("text")
+
+
+def test_outputs_are_copied_for_runtimes_reuse_their_buffers():
+    buffer, tensor = np.ones(3, np.float32), torch.ones(2)
+    copies = outputs_of({"a": [buffer], "b": (tensor, 3)})
+    buffer[:], tensor[:] = 5, 5
+    assert [t.tolist() for t in copies] == [[1, 1, 1], [1, 1]]
 
 
 def test_each_runtime_goes_by_its_own_name():
