@@ -124,7 +124,7 @@ def _claims(record: ArticleRecord) -> Markup:
         "Claim by claim",
         "A claim holds where the figures show it, fails where they show the opposite, and is not "
         "shown where the interval over the seeds leaves both open.",
-        table(_claims_table(record)),
+        table(_claims_table(record), stack=True),
     )
 
 

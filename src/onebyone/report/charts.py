@@ -88,7 +88,6 @@ class LineChart:
             "y": self.y,
             "percent": self.percent,
             "height": self.height,
-            "xTicks": len({x for line in self.series for x in line.x}),
             "marks": [{"x": x, "label": label} for x, label in (self.marks or {}).items()],
             "series": [
                 {"name": line.name, "color": line.color % COLORS, "points": _points(line)}

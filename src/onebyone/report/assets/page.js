@@ -11,6 +11,14 @@
   const brief = (text, most = 40) => String(text).split("\n").map((line) =>
     line.length <= most ? line : `${line.slice(0, Math.ceil(most / 2) - 1)}…${line.slice(-Math.floor(most / 2))}`).join("\n");
 
+  // Whole numbers alone: there is no half epoch.
+  const wholes = (values, room) => {
+    const low = Math.ceil(Math.min(...values)), high = Math.floor(Math.max(...values));
+    const step = [1, 2, 5, 10, 20, 25, 50, 100, 200, 500].find((each) => (high - low) / each < room) ?? 1000;
+    const first = step === 1 ? low : Math.ceil(low / step) * step;
+    return Array.from({ length: Math.max(0, Math.floor((high - first) / step) + 1) }, (_, place) => first + step * place);
+  };
+
   const lines = (data, width) => {
     const points = data.series.flatMap((series) =>
       series.points.map(([x, y, low, high]) => ({ x, y, low, high, name: series.name, color: series.color })));
@@ -25,7 +33,7 @@
       marginRight: 16,
       marginBottom: 42,
       marginTop: 36,
-      x: { label: data.x, ticks: Math.min(data.xTicks, Math.floor(width / 60)), tickFormat: "d", inset: 6 },
+      x: { label: data.x, ticks: wholes(points.map((point) => point.x), Math.floor(width / 60)), tickFormat: "d", inset: 6 },
       y: { label: data.y, grid: true, ticks: 5, inset: 6, tickFormat: data.percent ? (y) => `${Number((100 * y).toPrecision(4))} %` : undefined },
       marks: [
         Plot.areaY(bands, { x: "x", y1: "low", y2: "high", z: "name", fill: (p) => shade(p.color), fillOpacity: 0.16 }),
@@ -66,8 +74,8 @@
       marginLeft: Math.min(7.5 * longest + 20, width * 0.42),
       marginRight: 20,
       x: { label: data.x, grid: true, inset: 8, type: data.log ? "log" : "linear",
-        ticks: data.log ? decades(...reach(rows, data.zero), Math.floor(width / 60)) : Math.floor(width / 90), tickFormat: data.percent ? (x) => `${Number((100 * x).toPrecision(4))} %` : data.log ? (x) => `${x}` : undefined },
-      y: { label: null, domain: rows.map((row) => row.name), tickFormat: (name) => brief(name, width < 480 ? 16 : 28) },
+        ticks: data.log ? decades(...reach(rows, data.zero), Math.floor(width / 60)) : Math.floor(width / 110), tickFormat: data.percent ? (x) => `${Number((100 * x).toPrecision(4))} %` : data.log ? (x) => `${x}` : undefined },
+      y: { label: null, domain: rows.map((row) => row.name), tickFormat: (name) => brief(name, width < 480 ? 20 : 28) },
       marks: [
         ...(data.zero === null ? [] : [Plot.ruleX([data.zero], { stroke: "currentColor", strokeOpacity: 0.45, strokeDasharray: "3,3" })]),
         Plot.ruleY(rows, { x1: "low", x2: "high", y: "name", stroke: (r) => shade(r.color), strokeWidth: 3, strokeLinecap: "round" }),
