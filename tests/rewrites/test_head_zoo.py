@@ -37,7 +37,7 @@ def with_small_head(network, features):
     """Replace the millions of weights, which would take longer to draw than all else here."""
     linears = [i for i, m in enumerate(network.classifier) if isinstance(m, nn.Linear)]
     widths = [features, 16, 12, 10]
-    for index, before, after in zip(linears, widths, widths[1:], strict=True):
+    for index, before, after in zip(linears, widths[:-1], widths[1:], strict=True):
         network.classifier[index] = nn.Linear(before, after)
     return network
 
