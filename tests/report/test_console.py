@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
 from onebyone.report.console import print_error, print_table, progress
-from onebyone.tables import Table
+from onebyone.tables import Table, render
 
 TABLE = Table(columns=("layer", ">ms"), rows=[["conv[1]", "0.42"]], title="Times")
 
@@ -77,3 +78,66 @@ def test_progress_ends_when_the_block_raises(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert "\x1b[?25h" in stream.getvalue()  # the cursor is back
+
+
+LONG = "stages.3.blocks.2.a_module_of_a_very_long_name.conv_depthwise.weight_of_everything"
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_progress_stays_one_line_with_its_count_whatever_the_name(monkeypatch, columns):
+    stream = terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with progress("shrink") as update:
+        update(9_999, 10_000, LONG)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    lines = [line for line in re.split(r"[\r\n]", shown) if line.strip()]
+    assert max(map(len, lines)) <= columns
+    last = [line for line in lines if "9999/10000" in line]
+    assert last
+    assert all("…" in line and line.startswith("shrink") for line in last)
+
+
+def test_progress_has_no_color_where_none_is_wanted(monkeypatch):
+    stream = terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with progress("shrink") as update:
+        update(1, 2, "x")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", stream.getvalue())
+
+
+WIDE = Table(
+    columns=("layer", f">{LONG}", ">MACs", "change"),
+    rows=[[LONG, "1.23 M → 317 k", "12.3 M → 1.23 M", "1.22× [1.20–1.25] faster"]],
+    title=LONG * 2,
+    notes=["A sentence on how the figures were obtained. " * 4, LONG],
+)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_fit_and_lose_no_number_however_long_the_names(width):
+    lines = render(WIDE, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for number in ("1.23 M → 317 k", "12.3 M → 1.23 M"):
+        assert number in text
+    rule = next(place for place, line in enumerate(lines) if "────" in line)
+    body = [line for line in lines[rule + 1 : lines.index("", rule)] if line[1] != " "]
+    assert "".join(line[1:].split("  ")[0] for line in body) == LONG
+
+
+def test_tables_in_a_narrow_terminal_are_as_wide_as_it(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    print_table(WIDE)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert max(map(len, shown.splitlines())) <= 60
+
+
+def test_notes_are_as_wide_as_the_page_and_not_as_a_narrow_table():
+    note = "A note that is longer than the table above it is, and yet on one line."
+    table = Table(columns=("a", ">b"), rows=[["1", "2"]], notes=[note])
+    assert note in str(table).splitlines()

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -36,6 +37,31 @@ EPILOG = """examples:
   onebyone shrink torchvision:resnet18 --weights w.safetensors \\
       --data imagefolder:photos/ --budget macs=50% --out runs/r18
 """
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Fits prose and examples to the terminal's width; examples keep their lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        del indent
+        return "\n\n".join(_paragraph(part, width) for part in text.strip("\n").split("\n\n"))
+
+
+def _paragraph(text: str, width: int) -> str:
+    lines = text.splitlines()
+    if not any(line.startswith("  ") for line in lines):
+        return textwrap.fill(" ".join(text.split()), width)
+    return "\n".join(_example(line, width) for line in lines)
+
+
+def _example(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    start = line[: len(line) - len(line.lstrip())]
+    parts = textwrap.wrap(
+        line.strip(), width - len(start) - 6, break_long_words=False, break_on_hyphens=False
+    )
+    return f" \\\n{start}    ".join([start + parts[0], *parts[1:]])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Make a convolutional network smaller and faster with 1×1 convolutions, keep "
         "its weights, and prove the result on your own machine.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"onebyone {__version__}")
     commands = parser.add_subparsers(
@@ -108,7 +134,7 @@ def _fill(parser: argparse.ArgumentParser, name: str, summary: str) -> None:
     module = _module(name)
     parser.description = (module.__doc__ or summary).strip()
     parser.epilog = module.EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = _Help
     parser.add_argument("-h", "--help", action="help", help="show this help and exit")
     module.add_arguments(parser)
 

@@ -21,6 +21,7 @@ from rich.text import Text
 from onebyone.tables import Table, render
 
 _WIDTH = 80  # tables look the same in a terminal, a file and a document
+_COUNTS = 30  # columns of what is done of how many, the time that it took, and the time left
 
 
 class Update(Protocol):
@@ -66,9 +67,11 @@ def progress(title: str) -> Iterator[Update]:
     if not console.is_terminal:
         yield _ignore
         return
+    bar_width = 24 if console.width >= _WIDTH else 10
+    room = max(10, console.width - len(title) - bar_width - _COUNTS)
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=bar_width),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(compact=True),
@@ -78,6 +81,8 @@ def progress(title: str) -> Iterator[Update]:
         task = bar.add_task(title, total=None, message="")
 
         def update(done: int, total: int, message: str = "") -> None:
-            bar.update(task, completed=done, total=total, message=message)
+            # A name too long for the line is cut, so that the bar stays one line.
+            short = message if len(message) <= room else f"{message[: room - 1]}…"
+            bar.update(task, completed=done, total=total, message=short)
 
         yield update
