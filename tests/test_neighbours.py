@@ -162,3 +162,16 @@ def test_both_sides_agree_on_real_networks(name):
             pairs += 1
     assert pairs > 15
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_scripted_modules_belong_to_what_runs_them():
+    scripted = torch.jit.script(nn.Sequential(_conv(3, 4), nn.ReLU()))
+    network = nn.Sequential(scripted, _conv(4, 4), nn.BatchNorm2d(4))
+    found = find_neighbours(network, torch.randn(2, 3, 5, 7))
+    assert found.only_consumer("0").reason == "it does not run"
+    assert found.only_producer("1").name is None
+    assert found.only_consumer("1").name == "2"
+    assert found.read_elsewhere == {"0.0": ""}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -242,6 +243,8 @@ def neighbours_in(network: nn.Module, inputs: Inputs) -> Neighbours:
     watch = _Watch(network)
     handles: list[Any] = []
     for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # takes no hooks: what it does is done by the module that it is in
         handles.append(
             module.register_forward_pre_hook(watch.entering(name), prepend=True, with_kwargs=True)
         )

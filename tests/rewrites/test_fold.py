@@ -240,6 +240,13 @@ def test_a_bias_before_padding_is_merged_only_where_it_is_padded_too(mode, bias)
         assert "zeros that the convolution pads with" in reasons(plan)["0"]
 
 
+def test_dropout_between_two_layers_keeps_them_apart_unless_it_never_drops():
+    x = torch.randn(3, 6, dtype=torch.float64)
+    for p, forms in ((0.5, []), (0.0, ["merge"])):
+        network = nn.Sequential(nn.Linear(6, 40), nn.Dropout(p), nn.Linear(40, 5)).double()
+        check(network.eval(), x, forms=forms)
+
+
 def test_strides_of_both_layers_multiply():
     network = nn.Sequential(
         nn.Conv2d(3, 50, (3, 2), stride=(2, 1), padding=(1, 0)), nn.Conv2d(50, 4, 1, stride=(1, 3))
@@ -413,6 +420,11 @@ CONV_NORM = {"conv": nn.Conv2d(3, 3, 1), "bn": nn.BatchNorm2d(3)}
             "hooks of '0'",
         ),
         (_shared_weight, "1", "'0' shares a weight with '3'"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout2d(), nn.BatchNorm2d(3)),
+            "2",
+            "Dropout2d is between, which acts in training",
+        ),
         (_own_forward, "1", "Doubled has a forward of its own"),
         (_two_names, "body.1", "one module of several names"),
         (

@@ -34,7 +34,7 @@ class _Row:
 @dataclass
 class _Trace:
     rows: dict[str, _Row] = field(default_factory=dict)
-    stack: list[str] = field(default_factory=list)
+    stack: list[str] = field(default_factory=lambda: [""])  # the network itself at the bottom
     uncounted: Counter[str] = field(default_factory=Counter)
 
     def row(self, name: str) -> _Row:
@@ -95,6 +95,8 @@ def trace_layers(model: nn.Module, inputs: Inputs) -> LayerCosts:
     trace = _Trace()
     handles: list[Any] = []
     for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # takes no hooks: its products count for the module that it is in
         handles.append(module.register_forward_pre_hook(_entering(trace, name), prepend=True))
         handles.append(module.register_forward_hook(_leaving(trace, name), always_call=True))
     with hooks_removed(handles), _plain_attention(), _MacCounter(trace):

@@ -462,6 +462,9 @@ def _why_not(scene: _Scene, fold: _Fold) -> str | None:
     watcher = scene.hooked.get(between)
     if watcher is not None:
         return f"hooks of {watcher!r} see what is between"
+    dropout = _acting_in_training(scene, between)
+    if dropout is not None:
+        return f"{dropout} is between, which acts in training"
     for name in (first, second):
         reason = _why_tied(scene, name)
         if reason is not None:
@@ -472,6 +475,17 @@ def _why_not(scene: _Scene, fold: _Fold) -> str | None:
         )
         return merge if isinstance(merge, str) else _why_dearer(scene, first, second, merge)
     return _why_no_norm(scene, fold)
+
+
+def _acting_in_training(scene: _Scene, between: int) -> str | None:
+    """Return the kind of a layer that passes a tensor on unchanged, but only in evaluation."""
+    for call in scene.neighbours.calls:
+        if between in call.inputs and between in call.outputs:
+            module = scene.module(call.module)
+            idle = type(module) is nn.Identity or any(True for _ in module.children())
+            if not idle and 0.0 not in (getattr(module, n, 1.0) for n in ("p", "drop_prob")):
+                return type(module).__name__
+    return None
 
 
 def _why_tied(scene: _Scene, name: str) -> str | None:
