@@ -17,7 +17,7 @@ from onebyone.profiling.trace import trace_layers
 from onebyone.records import Plan
 from onebyone.rewrites import deepen
 
-BOUNDS = [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh(-0.3, 0.8)]
+BOUNDS = [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.Hardtanh(-0.3, 4.0)]
 CURVES = [
     nn.GELU(), nn.SiLU(), nn.Hardswish(), nn.LeakyReLU(0.2), nn.ELU(), nn.SELU(), nn.CELU(),
     nn.Mish(), nn.PReLU(init=0.1), nn.RReLU(),
@@ -61,7 +61,7 @@ def test_the_outputs_are_the_same_bit_for_bit(activation, form):
     added = [m for n, m in deeper.named_modules() if "activation" in n.split(".")[-1][:-1]]
     assert len(added) >= len(plan.choices) * deepen.FORMS[form]
     # On other inputs too, of other sizes.
-    other = 5 * image(4, 9)
+    other = 20 * image(4, 9)
     assert torch.equal(deeper(other), network(other))
 
 
@@ -122,6 +122,7 @@ def test_functions_and_shared_modules_are_deepened_after_the_layer_before_them()
         "conv4": ("before", "PReLU"),
     }
     reasons = {item.site: item.reason for item in plan.left_alone}
+    assert set(reasons) == {"shared", "fc"}
     assert "on the output of `add`" in reasons["shared"]
     assert "vectors" in reasons["fc"]
     assert type(deeper.conv1[1]) is nn.ReLU

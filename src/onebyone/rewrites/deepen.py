@@ -179,7 +179,6 @@ class _Scene:
             and bool(module.state_dict())
             and len(calls) == len(self.names[name]) == 1
             and len(calls[0].outputs) == 1
-            and name not in self.neighbours.read_elsewhere
         )
 
     def reader(self, place: int) -> Reading | None:
@@ -493,12 +492,9 @@ def _inserted(
     """Return a copy of a network with new layers; places are not inside one another."""
     work = copy_network(network)
     for option in options:
-        place = places[option.site]
         site = module_at(work, option.site)
-        modes = [(module, module.training) for module in site.modules()]
-        work = replace_module(work, option.site, _chain(network, site, place, option.settings))
-        for module, training in modes:
-            module.training = training
+        chain = _chain(network, site, places[option.site], option.settings)
+        work = replace_module(work, option.site, chain)
     return work
 
 
