@@ -114,3 +114,32 @@ def test_pictures_are_small_and_small_ones_exact(size, kind):
     if kind == "PNG":
         shown = np.asarray(decoded(found[0].image))
         assert np.array_equal(shown, inputs[found[0].index].numpy().transpose(1, 2, 0))
+
+
+def pictured(*networks):
+    """Return the disagreements of two networks made to disagree."""
+    torch.manual_seed(0)
+    split = as_split((torch.rand(12, 3, 20, 28), torch.randint(0, 3, (12,))))
+    for favorite, network in enumerate(networks):
+        list(network.parameters())[-1].data[favorite] += 10
+    return find_disagreements(*networks, split, score(list(networks), split), most=3)
+
+
+def averaged_features():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+
+
+def flattened():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 18 * 26, 3))
+
+
+def test_averaged_features_have_maps_and_flattened_ones_have_none():
+    both = pictured(averaged_features(), averaged_features())
+    assert both
+    assert all(len(item.maps) == 2 and all(item.maps) for item in both)
+    one = pictured(flattened(), averaged_features())
+    assert one
+    assert all([bool(each) for each in item.maps] == [False, True] for item in one)
+    assert all(item.maps == () for item in pictured(flattened(), flattened()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from onebyone.activation import exact_class_maps
 from onebyone.data import Split
 from onebyone.evaluation import Together
-from onebyone.layers import GlobalAverageHead
 from onebyone.records import ClassCount, ConfusedPair, Confusion, Disagreement
 from onebyone.report.maps import data_uri, overlay
-from onebyone.sites import hooks_removed, in_evaluation_mode
 
 Integers = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -63,7 +61,8 @@ def find_disagreements(
     sure = np.minimum(first.confidences[differ], second.confidences[differ])
     rows = [int(row) for row in differ[np.argsort(-sure)][:most]]
     inputs = _inputs(split, rows)
-    maps = [class_maps(network, inputs, device=device) for network in (before, after)]
+    networks = (before, after) if rows else ()
+    maps = [_class_maps(network, inputs.to(device)) for network in networks]
     found = []
     for place, row in enumerate(rows):
         predictions = (int(first.predictions[row]), int(second.predictions[row]))
@@ -155,31 +154,13 @@ def _inputs(split: Split, rows: list[int]) -> Tensor:
     return torch.stack([kept[place] for place in range(len(rows))]) if rows else torch.empty(0)
 
 
-def class_maps(network: nn.Module, inputs: Tensor, *, device: str = "cpu") -> list[Tensor] | None:
-    """Return the class maps ``(classes, height, width)`` of each input, exact ones only.
-
-    Args:
-        network: Not modified. Its maps are known if it ends in a global average of class maps.
-        inputs: Shape ``(n, channels, height, width)``.
-        device: Where to run.
-
-    Returns:
-        A map for each input, or ``None`` where the network has no such head.
-    """
-    heads = [m for m in network.modules() if isinstance(m, GlobalAverageHead)]
-    if len(heads) != 1 or not len(inputs):
+def _class_maps(network: nn.Module, inputs: Tensor) -> Tensor | None:
+    """Return maps ``(n, classes, height, width)`` of what speaks for each class and not for all."""
+    exact = exact_class_maps(network, inputs)
+    if exact is None:
         return None
-    runnable = in_evaluation_mode(network, device=device)
-    head = next(m for m in runnable.modules() if isinstance(m, GlobalAverageHead))
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        assert isinstance(module, GlobalAverageHead)
-        seen.append(module.class_maps(args[0]).float().cpu())
-
-    with hooks_removed([head.register_forward_pre_hook(keep)]), torch.inference_mode():
-        runnable(inputs.to(device))
-    return list(seen[0])
+    # Softmax sees only differences of scores.
+    return (exact.maps - exact.maps.mean(dim=1, keepdim=True)).float().cpu()
 
 
 def _reduced(picture: Pixels | None) -> Pixels | None:
@@ -203,11 +184,11 @@ def _address(picture: Pixels) -> str:
 def _overlays(
     picture: Pixels | None, maps: list[Tensor | None], predictions: tuple[int, int]
 ) -> tuple[str, ...]:
-    if picture is None:
+    """Return each network's map of what it predicts; an empty address where it has none."""
+    if picture is None or all(each is None for each in maps):
         return ()
     image = np.moveaxis(np.asarray(picture, dtype=np.float64), -1, 0)
     return tuple(
-        _address(overlay(image, each[prediction].numpy()))
+        "" if each is None else _address(overlay(image, each[prediction].numpy()))
         for each, prediction in zip(maps, predictions, strict=True)
-        if each is not None
     )

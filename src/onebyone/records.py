@@ -793,7 +793,8 @@ class Disagreement(Record):
     Attributes:
         index: Position in the test data.
         image: A PNG as a ``data:`` address, or empty where the input is no picture.
-        maps: Class activation maps of the two predictions, as ``data:`` addresses; may be empty.
+        maps: Class activation maps of the two predictions, as ``data:`` addresses, of the original
+            first; an empty one, or none at all, where a network has no exact maps.
     """
 
     index: int

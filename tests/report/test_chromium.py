@@ -8,14 +8,36 @@ import time
 import pytest
 from run_records import empty_record, run_record
 
+from onebyone.records import Status
 from onebyone.report.html import write_report, write_several
 
 LONG = "a_very_long_name_without_any_place_to_break_it_" * 6
+
+HOSTILE = "\u202e<script>hit = 1</script><img src=x onerror='hit = 1'>\"'{{ 7 * 7 }} 猫 \U0001f408"
+
+
+def hostile_record():
+    """Return a run whose every name tries to be more than text."""
+    record = run_record()
+    first = dataclasses.replace(record.profile_before.layers[0], name=HOSTILE, kind=HOSTILE)
+    layers = (first, *record.profile_before.layers[1:])
+    point = dataclasses.replace(record.plan.budgets[0], asked=HOSTILE)
+    return record.with_(
+        source=dataclasses.replace(record.source, name=HOSTILE, spec=HOSTILE, weights=HOSTILE),
+        status=Status(state="failed", stage=HOSTILE, detail=HOSTILE),
+        data=dataclasses.replace(record.data, name=HOSTILE, classes=(HOSTILE,) * 10),
+        command=("onebyone", "shrink", HOSTILE, "--out", HOSTILE),
+        plan=dataclasses.replace(record.plan, budgets=(point,)),
+        profile_before=dataclasses.replace(record.profile_before, layers=layers),
+        training=dataclasses.replace(record.training, metric=HOSTILE, objective=HOSTILE),
+    )
+
 
 RECORDS = {
     "20 layers": run_record,
     "200 layers": lambda: run_record(200),
     "failed": empty_record,
+    "hostile": hostile_record,
     "long names": lambda: run_record().with_(
         source=dataclasses.replace(run_record().source, name=LONG, spec=LONG),
         data=dataclasses.replace(run_record().data, classes=(LONG,) * 10),
@@ -23,7 +45,14 @@ RECORDS = {
 }
 
 
-SEVERAL = {"several": lambda: {"a": run_record(), LONG: run_record(50), "broken": empty_record()}}
+SEVERAL = {
+    "several": lambda: {
+        "a": run_record(),
+        LONG: run_record(50),
+        HOSTILE: hostile_record(),
+        "broken": empty_record(),
+    }
+}
 PAGES = [*RECORDS, *SEVERAL]
 
 
@@ -97,6 +126,18 @@ def test_layers_open_by_keyboard_and_show_their_card_on_focus(browser, pages):
     assert settled(browser, "return document.querySelector('.card').hidden")
     browser.press("Enter")
     assert settled(browser, f"return {focused}.open")
+
+
+@pytest.mark.parametrize("name", ["hostile", "several"])
+def test_hostile_names_are_text_and_run_nothing(browser, pages, name):
+    browser.requests()
+    browser.open(pages[name], width=1280)
+    for x in range(120, 900, 90):  # charts' tips have names too
+        browser.hover(x, 500)
+    assert browser.run("return typeof hit") == "undefined"
+    assert browser.run("return document.querySelector('img[src=x]')") is None
+    assert "onerror='hit = 1'" in browser.run("return document.body.innerText")
+    assert [a for a in browser.requests() if not a.startswith("data:")] == [pages[name].as_uri()]
 
 
 CONTRAST = """

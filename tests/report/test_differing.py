@@ -79,3 +79,11 @@ def test_a_page_stays_below_its_size_whatever_the_pictures(record):
     assert len(html.encode()) < 3_000_000
     assert "Some pictures are left out" in html
     assert html.count("test example") == 24
+
+
+def test_a_map_is_named_for_its_own_network(record):
+    whole = record.disagreements[0]
+    only = dataclasses.replace(whole, maps=("", whole.maps[1]))
+    page = Page(render_run(record.with_(disagreements=(only,))))
+    named = {image.attributes["title"]: image.attributes["src"] for image in page.find("img")}
+    assert named == {"image": whole.image, "rewritten network’s map": whole.maps[1]}
