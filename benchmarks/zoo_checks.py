@@ -36,7 +36,7 @@ from onebyone.sites import Inputs, call, evaluation_copy, tensors_in
 TOLERANCE = 1e-6
 # Two inputs' outputs must differ by this share of the outputs: else nothing was compared.
 ALIVE = 1e-6
-SIZES = (64, 96, 128, 160, 192)
+SIZES = (32, 64, 96, 128, 160, 192)
 # By a part of the name: detectors take the size of their pictures, the rest few classes, because a
 # thousand are no other case and take time.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -105,10 +105,10 @@ def _check(row: Row, spec: str, *, onnx: bool) -> None:
     inputs, others = _inputs(spec, model)
     row.input = ", ".join("×".join(map(str, t.shape)) for t in tensors_in(inputs))
     row.params = sum(p.numel() for p in model.parameters())
-    model.train()
-    fingerprint = _fingerprint(model)
     reference = _outputs(model, inputs)
     row.alive = _apart(_outputs(model, others), reference)
+    model.train()
+    fingerprint = _fingerprint(model)
     if not math.isfinite(row.alive) or row.alive < ALIVE:
         raise RuntimeError(f"the random network is dead: outputs differ by {row.alive:.1e}")
     costs: dict[str, LayerCosts] = {}
@@ -209,7 +209,7 @@ def _shapes(spec: str, model: nn.Module) -> Iterator[tuple[int, ...]]:
     channels, *native = config.get("input_size") or (3, 299 if "inception" in spec else 224, 224)
     if not config.get("fixed_input_size", False):
         yield from ((2, channels, size, size) for size in SIZES if size < native[0])
-    yield 2, channels, *native
+    yield 1, channels, *native
 
 
 def _example(spec: str, shape: tuple[int, ...], seed: int) -> Inputs:
@@ -342,12 +342,9 @@ def _profile(row: Row, model: nn.Module, inputs: Inputs, costs: dict[str, LayerC
     row.macs = found.macs
     if found.params != row.params:
         raise AssertionError(f"{found.params:,} parameters counted of {row.params:,}")
-    network = evaluation_copy(model)
     counter, ours = FlopCounterMode(display=False), _MacsByOperation()
-    with torch.no_grad(), counter:
-        call(network, inputs)
-    with torch.no_grad(), ours:
-        call(network, inputs)
+    with torch.no_grad(), counter, ours:
+        call(evaluation_copy(model), inputs)
     theirs = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     differing = sorted(
         f"{op}: {2 * ours.macs.get(op, 0):,} ≠ {theirs.get(op, 0):,}"
