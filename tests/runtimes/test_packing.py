@@ -1,6 +1,7 @@
 """The packed network is the same function, whatever the pass understood of it."""
 
 import copy
+import time
 
 import pytest
 import timm
@@ -9,8 +10,17 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
+from onebyone.runtimes import fusing
 from onebyone.runtimes.outputs import difference, outputs_of
 from onebyone.runtimes.packing import pack
+
+
+@pytest.fixture(autouse=True)
+def products(request, monkeypatch):
+    """Which kernels win is measured; a test says which, to be the same everywhere."""
+    wins = getattr(request, "param", False)
+    monkeypatch.setattr(fusing, "_is_faster", lambda first, second: (first(), second(), wins)[2])
+    return wins
 
 
 def randomize(net, seed=0):
@@ -130,6 +140,12 @@ def changed_between(net, x, y):
     return y + z
 
 
+def changed_before_the_activation(net, x, y):
+    z = net.third(x)
+    x.mul_(3.0)
+    return F.relu(z) + 2 * x
+
+
 def read_by_a_view(net, x, y):
     flat = x.flatten(1)
     return F.relu(net.third(y) + x).flatten(1) - flat
@@ -148,6 +164,7 @@ SPELLINGS = {
     "two branches": lambda net, x, y: F.silu(net.third(x) + y),
     "read by a view": read_by_a_view,
     "changed between": changed_between,
+    "changed before the activation": changed_before_the_activation,
     "broadcast": lambda net, x, y: y + x.mean((2, 3), keepdim=True),
     "itself": lambda net, x, y: y + y,
     "number": lambda net, x, y: y + 1.5,
@@ -180,6 +197,37 @@ def test_a_sum_in_place_is_only_written_where_nothing_reads_the_branch_any_more(
     assert any("pointwise_.binary" in target for target in targets("bottleneck"))
     for spelling in ("used again", "read by a view"):
         assert not any("pointwise_.binary" in target for target in targets(spelling)), spelling
+
+
+@pytest.mark.parametrize("products", [True], indirect=True)
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), nn.Sigmoid()], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_left_to_the_blas_library_are_the_same(products, activation, bias):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(8, 12, 1, bias=bias),
+        activation,
+        nn.Conv2d(12, 6, 3, stride=2, bias=bias),
+        nn.Conv2d(6, 10, 1, stride=2, bias=bias),  # a stride is more than a product
+        nn.Conv2d(10, 4, 1, groups=2, bias=bias),
+        nn.Flatten(2),
+        nn.Linear(6, 5, bias=bias),
+        activation,
+    )
+    done = assert_same(net.eval(), torch.randn(2, 8, 13, 9), packed=3)
+    assert done.products == 2
+    residual = Residual("bottleneck").eval()
+    assert assert_same(residual, torch.randn(2, 6, 9, 7)).additions == 1
+
+
+def test_the_faster_of_two_is_found(monkeypatch):
+    monkeypatch.undo()
+    quick, slow = lambda: time.sleep(0.001), lambda: time.sleep(0.005)
+    assert fusing._is_faster(quick, slow)
+    assert not fusing._is_faster(slow, quick)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(fusing.time, "perf_counter_ns", lambda: next(clock))
+    assert not fusing._is_faster(quick, quick)  # a tie is not clearly faster
 
 
 class Branching(nn.Module):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import operator
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,6 +55,9 @@ _ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *_IN_PLACE_ADDITI
 _NOTHING = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 _DTYPES = (torch.float32, torch.bfloat16)
 
+TRIALS = 3
+CLEARLY = 0.95  # a plain product must be faster by this much to be preferred
+
 
 @dataclass
 class Packing:
@@ -64,17 +68,22 @@ class Packing:
         folded: Batch norms folded into them.
         activations: Activations fused into them.
         additions: Additions of two branches fused into them.
+        products: Pointwise and linear layers left to the BLAS library, which was faster.
+        measured: Whether it was, by what decides it.
     """
 
     packed: int = 0
     folded: int = 0
     activations: int = 0
     additions: int = 0
+    products: int = 0
+    measured: dict[tuple[Any, ...], bool] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
             f"{self.packed} layers packed, {self.folded} batch norms folded, "
-            f"{self.activations} activations and {self.additions} additions fused"
+            f"{self.activations} activations and {self.additions} additions fused, "
+            f"{self.products} layers as plain products"
         )
 
 
@@ -97,7 +106,11 @@ def fuse(graph: fx.GraphModule, done: Packing) -> nn.Module:
     for node in list(graph.graph.nodes):
         if node not in taken:
             steps = _steps(graph, node, order, mutating)
-            if steps is not None:
+            if steps is None:
+                continue
+            if _product_wins(graph, steps, done):
+                taken |= _emit_product(graph, steps, done)
+            else:
                 taken |= _emit(graph, steps, done)
     # Only what was replaced: a step in place may have no reader, and yet change what others read.
     for node in reversed(list(graph.graph.nodes)):
@@ -272,25 +285,32 @@ def _steps(
 ) -> _Steps | None:
     layer = _module(graph, node)
     if type(layer) is nn.Linear and layer.weight.dtype in _DTYPES:
-        return _with_activation(graph, _Steps(layer, (node,)))
+        return _with_activation(graph, _Steps(layer, (node,)), order, mutating)
     if type(layer) is not nn.Conv2d or not _can_pack(layer, node):
         return None
     steps = _Steps(layer, (node,))
     other = _addend(node, order)
     if other is not None:
-        addition = next(iter(node.users))
-        # The layer runs where the addition was: nothing may change its input in between.
-        if not any(order[node] < place < order[addition] for place in mutating):
-            steps = _Steps(layer, (node, addition), other)
-    return _with_activation(graph, steps)
+        wider = _Steps(layer, (node, next(iter(node.users))), other)
+        steps = wider if _undisturbed(wider, order, mutating) else steps
+    return _with_activation(graph, steps, order, mutating)
 
 
-def _with_activation(graph: fx.GraphModule, steps: _Steps) -> _Steps:
+def _undisturbed(steps: _Steps, order: dict[fx.Node, int], mutating: list[int]) -> bool:
+    """Whether nothing changes a tensor between the steps: the layer will run where the last is."""
+    first, *own = (order[node] for node in steps.nodes)
+    return not any(first < place < own[-1] and place not in own for place in mutating)
+
+
+def _with_activation(
+    graph: fx.GraphModule, steps: _Steps, order: dict[fx.Node, int], mutating: list[int]
+) -> _Steps:
     found = _activation_after(graph, steps.nodes[-1])
     # oneDNN's binary form takes no other activation than ReLU after the addition.
     if found is None or (steps.other is not None and found[1][0] != "relu"):
         return steps
-    return _Steps(steps.layer, (*steps.nodes, found[0]), steps.other, found[1])
+    wider = _Steps(steps.layer, (*steps.nodes, found[0]), steps.other, found[1])
+    return wider if _undisturbed(wider, order, mutating) else steps
 
 
 def _mutates(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -305,6 +325,104 @@ def _mutates(graph: fx.GraphModule, node: fx.Node) -> bool:
         or bool(node.kwargs.get("inplace"))
         or node.target in (operator.iadd, operator.imul, operator.isub, operator.setitem)
     )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a pointwise convolution as one matrix product on the view with channels last.
+
+    Args:
+        x: Shape ``(batch, in_channels, height, width)``, channels last in memory.
+        weight: Shape ``(out_channels, in_channels)``.
+        bias: Shape ``(out_channels,)``, or ``None``.
+    """
+    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+def _is_product(layer: nn.Conv2d | nn.Linear) -> bool:
+    if isinstance(layer, nn.Linear):
+        return True
+    padding = _symmetric_padding(layer)
+    return layer.kernel_size == layer.stride == (1, 1) and padding == [0, 0] and layer.groups == 1
+
+
+def _product_wins(graph: fx.GraphModule, steps: _Steps, done: Packing) -> bool:
+    """Time a layer both ways: which is faster depends on the processor and on the shape.
+
+    oneDNN costs 20 µs or so a call more than the BLAS library, and on some processors it is
+    no faster in the product itself.
+    """
+    layer, source = steps.layer, steps.nodes[0].args[0]
+    assert isinstance(source, fx.Node)
+    shape = _shape(source)
+    if steps.other is not None or shape is None or not _is_product(layer):
+        return False
+    key = (type(layer), shape, layer.weight.shape, layer.bias is None, steps.unary[0])
+    if key not in done.measured:
+        x = torch.ones(shape, dtype=layer.weight.dtype)
+        if x.ndim == 4 and isinstance(layer, nn.Conv2d):
+            x = x.contiguous(memory_format=torch.channels_last)
+        fused, plain = _fused_call(layer, x, steps.unary), _plain_call(graph, layer, x, steps)
+        done.measured[key] = _is_faster(plain, fused)
+    return done.measured[key]
+
+
+def _fused_call(layer: nn.Conv2d | nn.Linear, x: Tensor, unary: Unary) -> Callable[[], Tensor]:
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if isinstance(layer, nn.Linear):
+        packed = _OPS._reorder_linear_weight(weight, None)  # noqa: SLF001
+        return lambda: _LINEAR(x, packed, bias, *unary)
+    geometry = _geometry(layer)
+    packed = _OPS._reorder_convolution_weight(weight, *geometry, list(x.shape))  # noqa: SLF001
+    return lambda: _CONVOLUTION(x, packed, bias, *geometry, *unary)
+
+
+def _plain_call(
+    graph: fx.GraphModule, layer: nn.Conv2d | nn.Linear, x: Tensor, steps: _Steps
+) -> Callable[[], Tensor]:
+    bias = None if layer.bias is None else layer.bias.detach()
+    weight = layer.weight.detach().flatten(1)
+    multiply = F.linear if isinstance(layer, nn.Linear) else product
+    if len(steps.nodes) == 1:
+        return lambda: multiply(x, weight, bias)
+    after = steps.nodes[-1]
+    module = _module(graph, after)
+    step: Any = module or after.target
+    if isinstance(step, str):
+        step = operator.methodcaller(step)
+    keywords = {} if after.op == "call_method" else dict(after.kwargs)
+    return lambda: step(multiply(x, weight, bias), **keywords)
+
+
+def _is_faster(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> bool:
+    times: tuple[list[int], list[int]] = ([], [])
+    for _ in range(TRIALS + 1):
+        for function, kept in zip((first, second), times, strict=True):
+            started = time.perf_counter_ns()
+            function()
+            kept.append(time.perf_counter_ns() - started)
+    # The least of a few, the first of all apart: a neighbor can only make a call slower.
+    return min(times[0][1:]) < CLEARLY * min(times[1][1:])
+
+
+def _emit_product(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
+    """Leave a linear layer as it is, and make a pointwise convolution a product."""
+    layer, node = steps.layer, steps.nodes[0]
+    done.products += 1
+    if isinstance(layer, nn.Linear):
+        return set()
+    with graph.graph.inserting_before(node):
+        weight = _keep(graph, node, "weight", layer.weight.detach().flatten(1).clone())
+        bias = None if layer.bias is None else _keep(graph, node, "bias", layer.bias.detach())
+        new = graph.graph.call_function(product, (node.args[0], weight, bias))
+    # Not "packed": what it gives is a view, though of memory of its own.
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    return {node}
+
+
+def _geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
+    padding = _symmetric_padding(layer) or [0, 0]
+    return padding, list(layer.stride), list(layer.dilation), layer.groups
 
 
 def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
@@ -332,8 +450,7 @@ def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
 def _emit_convolution(
     graph: fx.GraphModule, steps: _Steps, layer: nn.Conv2d, source: fx.Node, bias: fx.Node | None
 ) -> fx.Node:
-    padding = _symmetric_padding(layer) or [0, 0]
-    geometry = (padding, list(layer.stride), list(layer.dilation), layer.groups)
+    geometry = _geometry(layer)
     packed = _OPS._reorder_convolution_weight(  # noqa: SLF001 - the operator's name
         layer.weight.detach(), *geometry, list(_shape(source) or ()) or None
     )

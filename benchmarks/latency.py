@@ -1,0 +1,178 @@
+"""What runtimes and the allocator are worth on this machine: the ratios P1 to P5.
+
+Run with ``python benchmarks/latency.py``, or name some of them: ``python benchmarks/latency.py P1
+P4``. Rounds are interleaved in one process; each ratio is the median over rounds with its 95 %
+interval, of times without the wait for a processor (``onebyone.profiling.latency``). P5 compares
+processes, in turns, for the allocator's setting cannot be taken back. Goals: P1 1.9 and no layer
+below 1; P2 1.35; P3 at most 1; P4 2.0, 2.0 and 1.9; P5 1.7. They were set on a processor with
+AVX-512; the instruction set of this one is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from onebyone.profiling.latency import Samples, interleave, threads
+from onebyone.profiling.resident import keep_memory
+from onebyone.records import Ratio
+from onebyone.runtimes import Runtime, describe_machine, find_runtime
+
+# in channels, out channels, height = width: all kinds of 1×1 layers of ResNet-50, MobileNetV2,
+# SqueezeNet and NiN.
+LAYERS = (
+    (64, 64, 56),
+    (64, 256, 56),
+    (256, 64, 56),
+    (256, 128, 56),
+    (512, 128, 28),
+    (128, 512, 28),
+    (1024, 256, 14),
+    (256, 1024, 14),
+    (2048, 512, 7),
+    (512, 2048, 7),
+    (32, 16, 112),
+    (16, 96, 112),
+    (96, 24, 56),
+    (24, 144, 56),
+    (960, 160, 7),
+    (320, 1280, 7),
+    (96, 16, 54),
+    (16, 64, 54),
+    (192, 160, 32),
+)
+NETWORKS = {"ResNet-50": "resnet50", "MobileNetV2": "mobilenet_v2", "SqueezeNet": "squeezenet1_0"}
+ALLOCATED = {"SqueezeNet": "squeezenet1_0", "MobileNetV2": "mobilenet_v2"}
+CHILD_ROUNDS = 5
+
+
+def packed() -> Runtime:
+    return find_runtime("packed")
+
+
+def channels_last() -> Runtime:
+    return find_runtime("channels-last")
+
+
+def shown(ratio: Ratio, samples: Samples) -> str:
+    disturbed = "  disturbed" if samples.disturbed(*samples.ms) else ""
+    return f"{ratio.value:5.2f} [{ratio.low:.2f}–{ratio.high:.2f}]{disturbed}"
+
+
+def layers(rounds: int, count: int, title: str) -> Iterator[str]:
+    """Time each layer alone, and give the geometric mean of the ratios."""
+    yield title
+    ratios = []
+    with threads(count):
+        for inputs, outputs, size in LAYERS:
+            layer, x = nn.Conv2d(inputs, outputs, 1).eval(), torch.randn(1, inputs, size, size)
+            samples = interleave(
+                {
+                    "eager": channels_last().prepare(layer, x),
+                    "ours": packed().prepare(layer, x),
+                },
+                rounds=rounds,
+            )
+            ratio = samples.ratio("eager", "ours")
+            ratios.append(ratio.value)
+            speed = 2e-6 * inputs * outputs * size**2 / np.median(samples.ms["ours"])
+            yield (
+                f"  {inputs:4}→{outputs:<4} at {size:3}²  {shown(ratio, samples)}"
+                f"   {speed:5.0f} GFLOP/s"
+            )
+    below = sum(value < 1 for value in ratios)
+    yield f"  geometric mean {statistics.geometric_mean(ratios):.2f}, {below} of 19 below 1"
+
+
+def cliff(rounds: int) -> Iterator[str]:
+    yield "P3: batch 15 ÷ batch 16, 192→160 at 32², 1 thread"
+    layer = nn.Conv2d(192, 160, 1).eval()
+    batches = {n: torch.randn(n, 192, 32, 32) for n in (15, 16)}
+    with threads(1):
+        for name, runtime in (("ours", packed()), ("eager, channels last", channels_last())):
+            samples = interleave(
+                {str(n): runtime.prepare(layer, x) for n, x in batches.items()}, rounds=rounds
+            )
+            yield f"  {name:22} {shown(samples.ratio('15', '16'), samples)}"
+
+
+def whole(rounds: int) -> Iterator[str]:
+    yield "P4: eager channels-last ÷ packed, batch 1 at 224², 1 thread"
+    with threads(1):
+        for name, spec in NETWORKS.items():
+            model, x = torchvision.models.get_model(spec).eval(), torch.randn(1, 3, 224, 224)
+            ready = packed().prepare(model, x)
+            samples = interleave(
+                {"eager": channels_last().prepare(model, x), "ours": ready}, rounds=rounds
+            )
+            ms = np.median(samples.ms["ours"])
+            ratio = samples.ratio("eager", "ours")
+            yield f"  {name:12} {shown(ratio, samples)}   {ms:6.1f} ms   {ready.options['packing']}"
+
+
+def allocation(rounds: int) -> Iterator[str]:
+    yield "P5: default allocator ÷ ours, packed, batch 32 at 224², 1 thread, a process a sample"
+    for name, spec in ALLOCATED.items():
+        pairs = []
+        for turn in range(max(3, rounds // 5)):
+            order = ("default", "keep") if turn % 2 == 0 else ("keep", "default")
+            pairs.append({setting: _child(spec, setting) for setting in order})
+        ratios = [pair["default"] / pair["keep"] for pair in pairs]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rate = 32e3 / statistics.median(pair["keep"] for pair in pairs)
+        yield f"  {name:12} {middle:5.2f} quartiles [{low:.2f}–{high:.2f}]   {rate:.0f} images/s"
+
+
+def _child(spec: str, setting: str) -> float:
+    """Return the milliseconds of a batch in a process of its own."""
+    command = [sys.executable, __file__, "--child", spec, setting]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def child(spec: str, setting: str) -> None:
+    if setting == "keep":
+        keep_memory()
+    model, x = torchvision.models.get_model(spec).eval(), torch.randn(32, 3, 224, 224)
+    with threads(1):
+        ready = packed().prepare(model, x)
+        samples = interleave({"ours": ready}, rounds=CHILD_ROUNDS)
+    print(np.median(samples.ms["ours"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("ratios", nargs="*", metavar="P1", help="some of P1 to P5; all by default")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    if args.child:
+        child(*args.child)
+        return
+    n = max(3, args.rounds)
+    line = "channels-last nn.Conv2d ÷ ours, 19 layers 1×1, batch 1"
+    ratios: dict[str, Callable[[], Iterator[str]]] = {
+        "P1": lambda: layers(n, 1, f"P1: {line}, 1 thread"),
+        "P2": lambda: layers(n, 2, f"P2: {line}, 2 threads"),
+        "P3": lambda: cliff(n),
+        "P4": lambda: whole(n),
+        "P5": lambda: allocation(n),
+    }
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"{describe_machine()}, {capability}, {n} rounds, median [95 %]", flush=True)
+    for name in args.ratios or ratios:
+        for text in ratios[name]():
+            print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
