@@ -8,8 +8,11 @@
     percent ? `${(100 * value).toFixed(2)} %` : String(Number(value.toPrecision(4)));
 
   // Names are the user's, of any length: in a chart their two ends are shown.
-  const brief = (text, most = 40) => String(text).split("\n").map((line) =>
-    line.length <= most ? line : `${line.slice(0, Math.ceil(most / 2) - 1)}…${line.slice(-Math.floor(most / 2))}`).join("\n");
+  const brief = (text, most = 40) => String(text).split("\n").map((line) => {
+    const letters = Array.from(line); // whole ones: half an emoji is no text
+    if (letters.length <= most) return line;
+    return [...letters.slice(0, Math.ceil(most / 2) - 1), "…", ...letters.slice(-Math.floor(most / 2))].join("");
+  }).join("\n");
 
   // Whole numbers alone: there is no half epoch.
   const wholes = (values, room) => {
