@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import onebyone as obo
-from onebyone.benchmark import Benchmark, distinct
+from onebyone.compared import Compared, distinct
 from onebyone.comparison import compare, side_by_side
 from onebyone.data import Data, TensorSplit
 from onebyone.errors import ModelError, OptionError
@@ -53,7 +53,7 @@ def test_each_network_is_measured_and_compared_with_the_first(record):
 
 def test_the_record_saves_and_loads(record, tmp_path):
     record.save(tmp_path / "compare.json")
-    assert Benchmark.load(tmp_path / "compare.json") == record
+    assert Compared.load(tmp_path / "compare.json") == record
 
 
 def test_two_of_many_are_what_a_comparison_of_two_says(record):
@@ -141,4 +141,4 @@ def test_progress_tells_of_the_timing_too():
 
 def test_networks_of_one_name_are_told_apart():
     assert distinct(["a", "b", "a", "a"]) == ("a", "b", "a (2)", "a (3)")
-    assert obo.Benchmark is Benchmark
+    assert obo.Compared is Compared

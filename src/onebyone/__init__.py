@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onebyone.benchmark import Benchmark as Benchmark
     from onebyone.benchmarking import BenchRecord as BenchRecord
     from onebyone.benchmarking import bench as bench
+    from onebyone.compared import Compared as Compared
     from onebyone.comparison import compare as compare
     from onebyone.data import Data as Data
     from onebyone.data import load_data as load_data
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # Torch takes seconds to import: nothing of this is loaded until it is used.
 _HOMES = {
     "BenchRecord": "benchmarking",
-    "Benchmark": "benchmark",
+    "Compared": "compared",
     "Comparison": "records",
     "Data": "data",
     "ExportRecord": "exporting",

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from onebyone import __version__
-from onebyone.benchmark import Benchmark, Contender, distinct
+from onebyone.compared import Compared, Contender, distinct
 from onebyone.data import Data, Split, as_split
 from onebyone.errors import OptionError
 from onebyone.evaluation import MetricFunction, Together, agreement, paired_difference, score
@@ -55,7 +55,7 @@ def compare(
     device: str = "cpu",
     command: Sequence[str] = (),
     progress: Progress | None = None,
-) -> Benchmark:
+) -> Compared:
     """Measure networks: cost, latency, and scores on the same examples, each against the first.
 
     Args:
@@ -99,7 +99,7 @@ def compare(
         replace(each, name=name, source=source)
         for each, name, source in zip(measured.contenders, called, origins, strict=True)
     )
-    return Benchmark(
+    return Compared(
         contenders=contenders,
         input_shape=measured.input_shape,
         rounds=rounds,

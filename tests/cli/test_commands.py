@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from onebyone.benchmark import Benchmark
 from onebyone.cli import COMMANDS, main
+from onebyone.compared import Compared
 from onebyone.models import classic, save_weights
 from onebyone.records import Plan, Profile, RunRecord
 
@@ -205,10 +205,10 @@ def test_the_line_from_train_to_compare(capsys):
     assert record.status.state == "finished"
     assert record.command[:3] == ("onebyone", "shrink", "a")
     assert main(["compare", "a", "b", *data, "--json", "--out", "c"]) == 0
-    compared = Benchmark.from_json(capsys.readouterr().out).pair()
+    compared = Compared.from_json(capsys.readouterr().out).pair()
     assert compared.before.params == record.before.params
     assert compared.after.metric == record.after.metric
-    assert Benchmark.load("c/compare.json").pair() == compared
+    assert Compared.load("c/compare.json").pair() == compared
     assert Path("c/report.html").exists()
     assert main(["profile", "b", "--no-time"]) == 0
     out = capsys.readouterr().out

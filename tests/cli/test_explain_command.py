@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from onebyone.benchmark import Benchmark
 from onebyone.cli import COMMANDS, main
+from onebyone.compared import Compared
 from onebyone.explaining import Explanation
 from onebyone.models import classic, save_weights
 
@@ -104,7 +104,7 @@ def test_networks_that_are_no_classifiers_are_compared_by_a_files_metric(tmp_pat
     assert err == ""
     assert "bootstrap" in out
     assert max(map(len, out.splitlines())) <= 80
-    record = Benchmark.load("c/compare.json")
+    record = Compared.load("c/compare.json")
     assert [each.name for each in record.contenders] == ["make", "wide", "wider"]
     assert record.first.measured.metric.name == "close"
     assert (tmp_path / "c" / "report.html").read_text().startswith("<!doctype html>")
@@ -113,7 +113,7 @@ def test_networks_that_are_no_classifiers_are_compared_by_a_files_metric(tmp_pat
 def test_networks_of_one_name_are_told_apart_by_where_they_are_from(capsys):
     other = ["onebyone:classic", "onebyone:classic", "--weights", "random", "--threads", "1"]
     assert main(["compare", *other, "--json"]) == 0
-    names = [each.name for each in Benchmark.from_json(capsys.readouterr().out).contenders]
+    names = [each.name for each in Compared.from_json(capsys.readouterr().out).contenders]
     assert names == ["onebyone:classic", "onebyone:classic (2)"]
 
 

@@ -8,15 +8,15 @@ import pytest
 from parsed_page import Page
 from run_records import run_record
 
-from onebyone.benchmark import Benchmark, Contender
+from onebyone.compared import Compared, Contender
 from onebyone.records import ModelSource, Ratio
-from onebyone.report.compared import render_benchmark
+from onebyone.report.compared import render_compared
 
 HOSTILE = '<script>alert("x")</script> & <b>網絡</b>'
 LONG = "a_very_long_name_without_any_place_to_break_it_" * 4
 
 
-def benchmark(names=("first", "second", HOSTILE, LONG)) -> Benchmark:
+def compared(names=("first", "second", HOSTILE, LONG)) -> Compared:
     comparison = run_record().comparison
     assert comparison is not None
     others = [
@@ -35,7 +35,7 @@ def benchmark(names=("first", "second", HOSTILE, LONG)) -> Benchmark:
         )
         for place, name in enumerate(names[1:])
     ]  # fmt: skip
-    return Benchmark(
+    return Compared(
         contenders=(Contender(name=names[0], measured=comparison.before), *others),
         input_shape=comparison.input_shape,
         rounds=40,
@@ -48,8 +48,8 @@ def benchmark(names=("first", "second", HOSTILE, LONG)) -> Benchmark:
 
 
 def test_every_figure_of_the_page_is_the_records():
-    record = benchmark()
-    shown = {float(value) for value in Page(render_benchmark(record)).data_values()}
+    record = compared()
+    shown = {float(value) for value in Page(render_compared(record)).data_values()}
     for each in record.contenders:
         measured = each.measured
         wanted = {measured.params, measured.macs, measured.file_bytes}
@@ -62,14 +62,14 @@ def test_every_figure_of_the_page_is_the_records():
 
 
 def test_hostile_names_are_text():
-    page = Page(render_benchmark(benchmark()))
+    page = Page(render_compared(compared()))
     assert HOSTILE in page.text()
     assert not [b for b in page.find("b") if "網絡" in b.text]
     assert all("alert(" not in script.text for script in page.find("script"))
 
 
 def test_a_comparison_without_data_has_no_scores():
-    record = benchmark()
+    record = compared()
     bare = dataclasses.replace(
         record,
         data=None,
@@ -82,7 +82,7 @@ def test_a_comparison_without_data_has_no_scores():
             for each in record.contenders
         ),
     )  # fmt: skip
-    text = Page(render_benchmark(bare)).text()
+    text = Page(render_compared(bare)).text()
     assert "Scores" not in text
     assert "Times in the same rounds" in text
 
@@ -91,7 +91,7 @@ def test_a_comparison_without_data_has_no_scores():
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_works_in_a_browser(browser, tmp_path, width, dark):
     path = tmp_path / "report.html"
-    path.write_text(render_benchmark(benchmark()), encoding="utf-8")
+    path.write_text(render_compared(compared()), encoding="utf-8")
     browser.console()
     browser.requests()
     browser.open(path, width=width, dark=dark)

@@ -96,9 +96,9 @@ def run(args: argparse.Namespace) -> None:
         )
     if folder is not None:
         from onebyone.records import write_text
-        from onebyone.report.compared import render_benchmark
+        from onebyone.report.compared import render_compared
 
-        page = render_benchmark(record)
+        page = render_compared(record)
         _make(folder)
         record.save(folder / RECORD)
         write_text(folder / PAGE, page)

@@ -1,4 +1,4 @@
-"""The page of a benchmark: networks on the same data, each against the first."""
+"""The page of a comparison: networks on the same data, each against the first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from onebyone.benchmark import Benchmark, Contender
+from onebyone.compared import Compared, Contender
 from onebyone.records import Measured
 from onebyone.report.charts import Interval, IntervalChart
 from onebyone.report.parts import chart, code, page, paragraph, quantity, section, table
@@ -26,8 +26,8 @@ from onebyone.units import format_bytes, format_count, format_ms, format_percent
 LONGEST = 18  # characters of a name in a chart
 
 
-def render_benchmark(record: Benchmark) -> str:
-    """Return the page of a benchmark: one HTML file, made from the record alone."""
+def render_compared(record: Compared) -> str:
+    """Return the page of a comparison: one HTML file, made from the record alone."""
     sections = [_verdict(record), _scores(record), _times(record), _costs(record), _how(record)]
     links = [
         ("scores", "Scores"),
@@ -53,7 +53,7 @@ def render_benchmark(record: Benchmark) -> str:
 # ---------------------------------------------------------------- in words
 
 
-def _verdict(record: Benchmark) -> Markup:
+def _verdict(record: Compared) -> Markup:
     items = Markup("\n").join(
         Markup("<li>{}</li>").format(_sentence(record, each)) for each in record.others
     )
@@ -66,7 +66,7 @@ def _verdict(record: Benchmark) -> Markup:
     )
 
 
-def _sentence(record: Benchmark, each: Contender) -> str:
+def _sentence(record: Compared, each: Contender) -> str:
     """Return what a network shows against the first."""
     first, other = record.first.measured, each.measured
     parts = []
@@ -96,7 +96,7 @@ def _size(before: int, after: int, what: str) -> str:
 # ---------------------------------------------------------------- scores
 
 
-def _scores(record: Benchmark) -> Markup:
+def _scores(record: Compared) -> Markup:
     metric = record.first.measured.metric
     if metric is None:
         return Markup("")
@@ -144,7 +144,7 @@ def _score_cells(each: Contender, p_value: float | None) -> list[str]:
     ]
 
 
-def _score_chart(record: Benchmark) -> Markup:
+def _score_chart(record: Compared) -> Markup:
     metric = record.first.measured.metric
     rows = tuple(
         Interval(
@@ -180,7 +180,7 @@ def _short(name: str) -> str:
 # ---------------------------------------------------------------- times and costs
 
 
-def _times(record: Benchmark) -> Markup:
+def _times(record: Compared) -> Markup:
     if not record.runtimes:
         return Markup("")
     rows = [
@@ -196,7 +196,7 @@ def _times(record: Benchmark) -> Markup:
     return section("times", "Times in the same rounds", _time_chart(record), table(content))
 
 
-def _time_cells(record: Benchmark, each: Contender, runtime: str) -> list[str]:
+def _time_cells(record: Compared, each: Contender, runtime: str) -> list[str]:
     timing, ratio = each.measured.latency[runtime], each.latency_ratio.get(runtime)
     quartiles = f"{format_ms(timing.q1_ms)} … {format_ms(timing.q3_ms)}"
     cells: list[str] = [quantity(timing.median_ms, format_ms(timing.median_ms), quartiles), ""]
@@ -206,7 +206,7 @@ def _time_cells(record: Benchmark, each: Contender, runtime: str) -> list[str]:
     return cells
 
 
-def _time_chart(record: Benchmark) -> Markup:
+def _time_chart(record: Compared) -> Markup:
     several = len(record.runtimes) > 1
     rows = tuple(
         Interval(
@@ -231,7 +231,7 @@ def _time_chart(record: Benchmark) -> Markup:
     )
 
 
-def _costs(record: Benchmark) -> Markup:
+def _costs(record: Compared) -> Markup:
     rows = [[each.name, *_cost_cells(each.measured)] for each in record.contenders]
     columns = ("Network", ">Parameters", ">MACs", ">Weights", ">Peak of activations")
     return section("costs", "Costs", table(Table(columns=columns, rows=rows)))
@@ -247,7 +247,7 @@ def _cost_cells(measured: Measured) -> list[str]:
     ]
 
 
-def _how(record: Benchmark) -> Markup:
+def _how(record: Compared) -> Markup:
     machine = record.machine
     rows = [[each.name, _origin(each)] for each in record.contenders if each.source is not None]
     if record.data is not None:

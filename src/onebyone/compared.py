@@ -31,7 +31,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Contender(Record):
-    """A network of a benchmark; all but the first are compared with the first.
+    """A network of a comparison; all but the first are compared with the first.
 
     Attributes:
         latency_ratio: By runtime, the first's time / this one's, round by round: above 1 is faster.
@@ -50,7 +50,7 @@ class Contender(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark(Record):
+class Compared(Record):
     """Networks on the same test examples, and timed in the same interleaved rounds.
 
     Attributes:
