@@ -106,7 +106,15 @@ def chosen(args: argparse.Namespace) -> list[str]:
         most = max(map(len, families)) if args.all else args.each
         for place in range(most):
             names += [f"timm:{family[place]}" for family in families if place < len(family)]
-    return names
+    # Those that cannot take a small input are slow: last.
+    return sorted(names, key=_is_fixed)
+
+
+def _is_fixed(spec: str) -> bool:
+    import timm
+
+    config = timm.get_pretrained_cfg(spec[5:]) if spec.startswith("timm:") else None
+    return config is not None and bool(config.fixed_input_size)
 
 
 # ---------------------------------------------------------------- running
