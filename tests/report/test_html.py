@@ -264,7 +264,9 @@ def test_commands_are_those_of_the_run(page):
 
 
 def test_disagreements_are_named_and_counted(page):
-    assert "12 of the 416 test images" in page.text()
+    text = page.text()
+    assert "disagree on 416 test images; 12 of them are shown" in text
+    assert "the original is right on 8 and the rewritten network on 4; both are wrong on 0" in text
     assert len(page.find("img")) == 36
 
 

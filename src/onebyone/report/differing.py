@@ -53,12 +53,12 @@ def _disagreement_words(record: RunRecord, shown: Sequence[Disagreement]) -> str
     before = sum(item.before == item.label for item in shown)
     after = sum(item.after == item.label for item in shown)
     agreement = record.comparison.agreement if record.comparison else None
-    total = round(agreement.n * (1 - agreement.value)) if agreement else None
-    of = f" of the {total:,}" if total is not None and total > len(shown) else ""
+    total = round(agreement.n * (1 - agreement.value)) if agreement else len(shown)
+    some = f"; {len(shown)} of them are shown, the surest first" if total > len(shown) else ""
     return (
-        f"{len(shown)}{of} test {unit} on which the two networks disagree. On these the original "
-        f"is right {before} times, the rewritten network {after} times, neither "
-        f"{len(shown) - before - after} times."
+        f"The two networks disagree on {total:,} test {unit if total != 1 else unit[:-1]}{some}. "
+        f"Of these, the original is right on {before} and the rewritten network on {after}; both "
+        f"are wrong on {len(shown) - before - after}."
     )
 
 

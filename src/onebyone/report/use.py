@@ -13,6 +13,8 @@ from onebyone.report.parts import code, disclosure, section, table
 from onebyone.tables import Table
 from onebyone.units import format_seconds
 
+# Data that is known by its name alone, as a command without --data, such as the demo, has it.
+_NAMED = frozenset({"digits", "mnist", "fashion-mnist", "cifar10"})
 _PLAN_WORDS = (
     "A plan is a small file that can be edited by hand: take a choice out, or change its "
     "settings. Costs and harms in it are there to be read."
@@ -86,6 +88,8 @@ def _original(record: RunRecord) -> str:
 def _calibration(record: RunRecord) -> list[str]:
     made_on = record.plan.calibration if record.plan else None
     spec = _option(record, "--data")
+    if spec is None and record.data is not None and record.data.name in _NAMED:
+        spec = record.data.name
     if spec is None or made_on is None:
         return ["calibration = ...  # a few hundred unlabelled inputs"]
     arguments = [_quoted(spec), f"seed={made_on.seed}"]
