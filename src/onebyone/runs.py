@@ -13,6 +13,7 @@ from onebyone.models import Loaded, load, load_weights, save_weights
 from onebyone.records import ModelSource, RunRecord
 from onebyone.report.html import write_report
 from onebyone.rewrites import restructure
+from onebyone.sites import evaluation_copy
 
 RECORD = "run.json"
 PLAN = "plan.json"
@@ -161,7 +162,8 @@ def load_original(
     """
     source = RunRecord.load(Path(folder) / RECORD).source
     if original is None and source.spec is not None:
-        known = is_run(source.spec) or source.spec.partition(":")[0].endswith(".py")
+        spec = _located(source.spec, Path(folder))
+        known = is_run(spec) or spec.rpartition(":")[0].endswith(".py")
         pretrained = "pretrained" if source.weights == "pretrained" else None
         if weights is None and not known and pretrained is None:
             raise WeightsError(
@@ -170,8 +172,8 @@ def load_original(
             )
         chosen = weights if weights is not None else pretrained
         options: dict[str, Any] = dict(source.options)
-        return load_source(source.spec, weights=chosen, **options).model
-    return _base_network(source, original, Path(folder)).eval()
+        return load_source(spec, weights=chosen, **options).model
+    return _base_network(source, original, Path(folder))
 
 
 def _load_run(
@@ -199,7 +201,7 @@ def _base_network(
     source: ModelSource, original: Callable[[], nn.Module] | nn.Module | None, folder: Path
 ) -> nn.Module:
     if isinstance(original, nn.Module):
-        return original
+        return evaluation_copy(original)  # the run's weights must not get into the caller's
     if original is not None:
         return original()
     if source.spec is None:
@@ -208,7 +210,21 @@ def _base_network(
             f"function that makes it, as `original=`."
         )
     options: dict[str, Any] = dict(source.options)
-    return load_source(source.spec, **options).model
+    return load_source(_located(source.spec, folder), **options).model
+
+
+def _located(spec: str, folder: Path) -> str:
+    """Return a network's name with its path as it is found from here.
+
+    A run keeps the path that it was given, from the folder that it was started in: most often
+    one that the run's own folder lies in.
+    """
+    path, colon, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
+    if Path(path).exists():
+        return spec
+    there = (parent / path for parent in folder.resolve().parents)
+    found = next((each for each in there if each.exists()), None)
+    return spec if found is None else f"{found}{colon}{name}"
 
 
 def _input_shape(record: RunRecord) -> tuple[int, ...] | None:
