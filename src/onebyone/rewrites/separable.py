@@ -42,6 +42,8 @@ FORMS = {
 # Rounds over all channels for each number of terms, and the share of the error that a round must
 # take away for another to follow.
 SWEEPS = 2
+# A kernel that sees more values than this at once is wide.
+WIDE = 2048
 LEAST_GAIN = 0.02
 # Steps of conjugate gradients for the 1×1 of a pointwise-depthwise chain.
 STEPS = 6
@@ -73,7 +75,10 @@ def most_terms(module: nn.Module, form: str) -> int:
 
 
 def grid(module: nn.Module) -> list[Settings]:
-    """Return the settings worth considering: few terms to all, of the form that costs less."""
+    """Return the settings worth considering: up to half the terms, of the form that costs less.
+
+    With more, the layer would cost most of what it did, for an error that factors have for less.
+    """
     shape, strided = shape_of(module), set(module.stride) != {1}  # type: ignore[arg-type]
     forms = ["depthwise-pointwise"]
     # Where the 1×1 is cheaper before the depthwise factor than after it.
@@ -82,7 +87,7 @@ def grid(module: nn.Module) -> list[Settings]:
     return [
         {"form": form, "terms": terms}
         for form in forms
-        for terms in _path(most_terms(module, form))
+        for terms in _path((most_terms(module, form) + 1) // 2)
     ]
 
 
@@ -347,10 +352,15 @@ class _Data:
         return max(float((self.metric * (self.problem.yy - 2 * cross + given)).sum()), 0.0)
 
 
+def _rounds(data: _Data) -> int:
+    """Return how many rounds are worth their time: on a wide layer each takes seconds."""
+    return SWEEPS if len(data.xx) <= WIDE else min(SWEEPS, 1)
+
+
 def _refine_depthwise(data: _Data, starts: Sequence[_Terms]) -> _Terms:
     """Return the best of several starts, bettered round by round."""
     now = min((_mixed(data, start) for start in starts), key=lambda terms: terms.lost)
-    for _ in range(SWEEPS):
+    for _ in range(_rounds(data)):
         new = _mixed(data, _swept(data, now))
         if new.lost >= now.lost:
             break
@@ -435,7 +445,7 @@ _Map = Callable[[Tensor], Tensor]
 def _refine_pointwise(data: _Data, starts: Sequence[_Terms]) -> _Terms:
     """Better the best of several starts: the 1×1, then the filters, in turns."""
     now = min((_judged(data, start) for start in starts), key=lambda terms: terms.lost)
-    for _ in range(SWEEPS):
+    for _ in range(_rounds(data)):
         new = _judged(data, _better_filters(data, _better_mix(data, now)))
         if new.lost >= now.lost:
             break
