@@ -11,10 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
 _HEADING = 12  # columns that a heading may take though its numbers are shorter
+_NAME = 7  # columns below which a name is no longer one
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,26 @@ class Table:
     title: str = ""
     notes: Sequence[str] = field(default=())
 
-    def to_rich(self) -> Group:
-        """Return the table and its notes for a rich console."""
+    def to_rich(self, width: int) -> Group:
+        """Return the table and its notes for a rich console of so many columns.
+
+        Where names would have no room beside the numbers, each row becomes a block.
+        """
+        grid = self._grid() if self._least_width() <= width else self._blocks()
         # Under the table and as wide as the page, not as the table.
         notes = [Text(note, style="dim") for note in self.notes]
-        return Group(self._grid(), *notes)
+        return Group(grid, *notes)
 
-    def _grid(self) -> RichTable:
-        table = RichTable(
+    def _least_width(self) -> int:
+        """Return the columns that whole numbers and the starts of names take."""
+        total = 2 * len(self.columns)
+        for place, column in enumerate(self.columns):
+            widest = max((cell_len(row[place]) for row in self.rows), default=0)
+            total += widest if column.startswith(">") else min(widest, _NAME)
+        return total
+
+    def _frame(self) -> RichTable:
+        return RichTable(
             title=escape(self.title) or None,
             title_justify="left",
             title_style="bold",
@@ -48,6 +62,9 @@ class Table:
             pad_edge=False,
             collapse_padding=True,
         )
+
+    def _grid(self) -> RichTable:
+        table = self._frame()
         for place, column in enumerate(self.columns):
             right = column.startswith(">")
             heading = column.removeprefix(">")
@@ -66,6 +83,21 @@ class Table:
             table.add_row(*(escape(cell) for cell in row))
         return table
 
+    def _blocks(self) -> Group:
+        """Return each row as its name and, below it, a line for each of its other cells."""
+        headings = [column.removeprefix(">") for column in self.columns]
+        parts: list[Text | Padding] = [Text(self.title, style="bold")] if self.title else []
+        for row in self.rows:
+            parts.append(Text(f"\n{row[0]}"))
+            block = RichTable(show_header=False, box=None, pad_edge=False)
+            block.add_column(style="dim", overflow="fold")
+            block.add_column(overflow="fold")
+            for heading, cell in zip(headings[1:], row[1:], strict=True):
+                if cell:
+                    block.add_row(escape(heading), escape(cell))
+            parts.append(Padding(block, (0, 0, 0, 2)))
+        return Group(*parts, Text())
+
     def __str__(self) -> str:
         return render(self, width=80)
 
@@ -76,5 +108,5 @@ def render(table: Table, *, width: int = 80) -> str:
     console = Console(
         file=stream, width=width, color_system=None, legacy_windows=False, emoji=False
     )
-    console.print(table.to_rich())
+    console.print(table.to_rich(width))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")

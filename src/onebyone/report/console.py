@@ -35,7 +35,8 @@ def print_table(table: Table) -> None:
     """Print a table on standard output, at most 80 columns wide."""
     console = Console(highlight=False, soft_wrap=False)
     if console.is_terminal:
-        console.print(table.to_rich(), width=min(console.width, _WIDTH))
+        width = min(console.width, _WIDTH)
+        console.print(table.to_rich(width), width=width)
     else:
         sys.stdout.write(render(table, width=_WIDTH) + "\n")
 
