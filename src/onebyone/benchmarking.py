@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from onebyone.errors import OneByOneError
+from onebyone.errors import OneByOneError, OptionError
 from onebyone.profiling import example_input
 from onebyone.profiling.latency import Samples, interleave, threads
 from onebyone.profiling.resident import allocator, keep_memory, peak_of_call, resident, settled
@@ -23,6 +23,7 @@ from onebyone.runtimes import (
     outputs_of,
 )
 from onebyone.runtimes.outputs import SAME_OUTPUTS, OutputDifference
+from onebyone.sites import evaluation_copy, run
 from onebyone.tables import Table
 from onebyone.units import format_bytes, format_ms, format_ratio
 
@@ -191,12 +192,14 @@ def bench(
     names = list(dict.fromkeys(runtimes)) if runtimes else _available(device, left_out)
     for wanted in names:
         find_runtime(wanted)
+    if rounds < 3:
+        raise OptionError(f"`rounds` must be 3 or more, got {rounds}.")
     if keep_freed_memory:
         keep_memory()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     example = example_input(input_shape, device=device, dtype=dtype)
     with threads(num_threads):
-        reference = outputs_of(find_runtime("eager").prepare(model, example)())
+        reference = outputs_of(run(evaluation_copy(model, device=device), example))
         ready: dict[str, _Ready] = {}
         for done, wanted in enumerate(names):
             if progress is not None:
