@@ -51,6 +51,14 @@ def test_each_network_is_measured_and_compared_with_the_first(record):
         assert ratio.low <= ratio.value <= ratio.high
 
 
+def test_a_slower_network_has_a_ratio_below_one_and_a_faster_one_above():
+    many = compare(network(60), network(400), network(2), input_shape=(4, 1, 6, 8), rounds=5)
+    slower, faster = (each.latency_ratio["eager"] for each in many.others)
+    assert slower.value < 1 < faster.value
+    times = [each.measured.latency["eager"].median_ms for each in many.contenders]
+    assert times[1] > times[0] > times[2]
+
+
 def test_the_record_saves_and_loads(record, tmp_path):
     record.save(tmp_path / "compare.json")
     assert Compared.load(tmp_path / "compare.json") == record

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from parsed_page import Page
 from run_records import run_record
+from test_chromium import CONTRAST
 
 from onebyone.compared import Compared, Contender
 from onebyone.records import ModelSource, Ratio
@@ -101,3 +102,4 @@ def test_it_works_in_a_browser(browser, tmp_path, width, dark):
     assert browser.console() == []
     asked = [a for a in browser.requests() if not a.startswith(("data:", "chrome:"))]
     assert asked == [path.as_uri()]
+    assert browser.run(CONTRAST) == []

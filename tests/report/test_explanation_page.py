@@ -7,6 +7,7 @@ import pytest
 import torch
 from parsed_page import Page
 from PIL import Image
+from test_chromium import CONTRAST
 from torch import nn
 
 from onebyone.explaining import explain
@@ -77,3 +78,4 @@ def test_it_works_in_a_browser(browser, made, kind, width, dark):
     assert browser.console() == []
     asked = [a for a in browser.requests() if not a.startswith(("data:", "chrome:"))]
     assert asked == [path.as_uri()]
+    assert browser.run(CONTRAST) == []
