@@ -1,8 +1,8 @@
 r"""A denoiser through the main line: Set12's PSNR at shares of DnCNN's MACs, without fine-tuning.
 
-    python benchmarks/dncnn.py --budget 60% --budget 50% --out runs/dncnn
+    python benchmarks/dncnn.py --budget 60% --budget 50%
 
-The same by the command line, with this file's data and metric:
+One budget by the command line, with this file's data and metric:
 
     onebyone shrink benchmarks/networks.py:dncnn_sigma25 --data benchmarks/dncnn.py:denoising \
         --metric benchmarks/dncnn.py:psnr --budget macs=60% --epochs 0
@@ -21,13 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from onebyone.data import Data, TensorSplit
-from onebyone.pipeline import ShrinkSettings, shrink_loaded
-from onebyone.report.console import print_table, progress
-from onebyone.runs import load_source
+from onebyone.report.console import print_table
 from onebyone.tables import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from networks import data_directory
+from networks import data_directory, dncnn_sigma25
+from one_shot import one_shot
 
 SIGMA = 25 / 255
 PATCH = 64
@@ -127,44 +126,44 @@ def main() -> None:
     parser.add_argument("--budget", action="append", metavar="SHARE", help="of the MACs (60% 50%)")
     parser.add_argument("--calibration", type=int, default=256, metavar="N", help="patches (256)")
     parser.add_argument("--seed", type=int, default=0, help="of the patches that are drawn (0)")
-    parser.add_argument("--out", type=Path, help="folder for the runs")
     args = parser.parse_args()
-    loaded = load_source(f"{Path(__file__).parent / 'networks.py'}:dncnn_sigma25")
-    data = denoising()
+    found = one_shot(
+        dncnn_sigma25(),
+        denoising(),
+        [f"macs={budget}" for budget in args.budget or ("60%", "50%")],
+        examples=args.calibration,
+        seed=args.seed,
+        metric=psnr,
+    )
     rows = []
-    for budget in args.budget or ["60%", "50%"]:
-        out = None if args.out is None else args.out / f"macs-{budget.rstrip('%')}"
-        with progress(budget) as update:
-            settings = ShrinkSettings(
-                budget=f"macs={budget}", epochs=0, metric=psnr, seed=args.seed, out=out,
-                calibration_examples=args.calibration, progress=update, overwrite=True,
-            )  # fmt: skip
-            record = shrink_loaded(loaded.model, loaded.source, data, settings).record
-        change = record.comparison.difference
+    for result in found:
+        plan, change = result.plan, result.difference
         rows.append(
             [
-                budget,
-                f"{100 * record.after.macs / record.before.macs:.1f} %",
-                f"{record.before.metric.value:.3f}",
-                f"{record.after.metric.value:.3f}",
+                plan.budgets[0].asked,
+                f"{100 * plan.after.macs / plan.before.macs:.1f}",
+                f"{100 * plan.after.params / plan.before.params:.1f}",
+                f"{result.before.scores.mean():.3f}",
+                f"{result.after.scores.mean():.3f}",
                 f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
-                f"{sum(record.seconds[s] for s in ('plan', 'apply')):.0f}",
+                f"{result.seconds:.0f}",
             ]
         )
     print_table(
         Table(
-            columns=("budget", ">MACs", ">before, dB", ">after, dB", ">difference", ">seconds"),
+            columns=(
+                "budget", ">% MACs", ">% params", ">before, dB", ">after, dB", ">difference",
+                ">seconds",
+            ),
             rows=rows,
             title="DnCNN, noise of σ = 25/255, Set12, one-shot",
             notes=[
                 "Mean PSNR of 12 pictures, noise of seed 0; difference paired, 95 % interval.",
-                (
-                    f"Fitted on {args.calibration} unlabelled {PATCH}×{PATCH} patches of BSD34 "
-                    f"(seed {args.seed}), no fine-tuning. Seconds: plan and weights."
-                ),
+                (f"Fitted on {args.calibration} unlabelled {PATCH}×{PATCH} patches of BSD34 "
+                f"(seed {args.seed}), no fine-tuning. Seconds: options, plan and weights."),
             ],
         )
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""Shared by the benchmarks of accuracy without fine-tuning: options once, any number of budgets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+import onebyone as obo
+from onebyone.calibration import CalibrationData
+from onebyone.data import Data
+from onebyone.evaluation import MetricFunction, Scores, agreement, paired_difference, score
+from onebyone.planning import plan_from
+from onebyone.planning.options import Survey, survey
+from onebyone.records import Difference, Metric, Plan
+from onebyone.report.console import progress
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """A network rewritten for a budget, on the same test examples as the original.
+
+    Attributes:
+        seconds: Of the options (once for all budgets), this plan and its weights.
+    """
+
+    plan: Plan
+    before: Scores
+    after: Scores
+    seconds: float
+
+    @property
+    def difference(self) -> Difference:
+        """Mean score after less before, paired."""
+        return paired_difference(self.before, self.after)
+
+    @property
+    def agreement(self) -> Metric | None:
+        """Share of the same predictions, of classifiers."""
+        return agreement(self.before, self.after)
+
+
+def one_shot(
+    network: nn.Module,
+    data: Data,
+    budgets: Sequence[str],
+    *,
+    examples: int,
+    seed: int,
+    metric: str | MetricFunction = "accuracy",
+    leave: Sequence[str] = (),
+) -> list[OneShot]:
+    """Rewrite a network for each budget, without training, and score it on the test data.
+
+    Args:
+        network: Not modified.
+        data: Calibration inputs are drawn from its training part, without labels.
+        budgets: Such as ``"macs=50%"``.
+        examples: Calibration inputs.
+        seed: That they are drawn with.
+        metric: As for :func:`onebyone.evaluate`.
+        leave: Modules to leave alone.
+    """
+    calibration = CalibrationData(data.train.take(examples, seed), data.name, seed)
+    started = time.perf_counter()
+    with progress("options") as update:
+        found = survey(network, calibration, leave=leave, progress=update)
+    surveyed = time.perf_counter() - started
+    made = [_carried_out(network, found, data, calibration, budget) for budget in budgets]
+    with progress("test") as update:
+        scored = score([network, *(small for small, _, _ in made)], data.test, metric=metric,
+                       progress=update)  # fmt: skip
+    return [
+        OneShot(plan, scored.each[0], after, surveyed + seconds)
+        for (_, plan, seconds), after in zip(made, scored.each[1:], strict=True)
+    ]
+
+
+def _carried_out(
+    network: nn.Module, found: Survey, data: Data, calibration: CalibrationData, budget: str
+) -> tuple[nn.Module, Plan, float]:
+    started = time.perf_counter()
+    plan = plan_from(
+        found,
+        budget,
+        network=type(network).__name__,
+        input_shape=(1, *data.input_shape),
+        calibration=calibration.info(),
+    )
+    with progress(budget) as update:
+        small = obo.apply(network, plan, calibration, progress=update)
+    return small, plan, time.perf_counter() - started
