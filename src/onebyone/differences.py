@@ -96,8 +96,8 @@ def count_confusions(split: Split, scored: Together) -> Confusion | None:
     if first.predictions is None or second.predictions is None or split.targets is None:
         return None
     targets = split.targets.numpy()
-    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
-        return None
+    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0:
+        return None  # negative numbers mark examples without a class
     predicted = [first.predictions, second.predictions]
     classes = int(max(targets.max(), *(each.max() for each in predicted))) + 1
     counts = _class_counts(targets, predicted, classes)

@@ -80,6 +80,8 @@ def test_a_head_that_is_asked_for_is_in_every_point():
     planned = plan(network(), EXAMPLES, budget="params=60%", head="gap")
     assert all(point.rewritten >= 1 for point in planned.front)
     assert planned.front[-1].harm > 0
+    # No budget is wasted on networks larger than any that has the head.
+    assert len(planned.front) > POINTS // 2
 
 
 def test_a_saved_plan_keeps_its_front_and_an_older_one_has_none(planned):

@@ -210,6 +210,16 @@ def test_pointer_and_keyboard_show_a_layer(opened):
     assert settled(opened, "return document.querySelector('[data-layer]').open")
 
 
+def test_the_run_measured_all_that_a_report_shows(record):
+    counts = record.confusion.counts
+    assert sum(count.n for count in counts) == record.data.test
+    for side, metric in (("before", record.before.metric), ("after", record.after.metric)):
+        assert sum(getattr(c, side) for c in counts) == round(metric.value * metric.n)
+    assert record.before.peak_activation_bytes == record.after.peak_activation_bytes > 0
+    assert len(record.plan.front) > 4
+    assert record.folder == "runs/small"
+
+
 def test_a_new_head_shows_where_it_looks(record, opened):
     """Both networks are asked: only the rewritten one has a map of each class."""
     pictures = opened.run("return document.querySelectorAll('#differences img').length")

@@ -11,7 +11,7 @@ from onebyone.planning.options import Survey
 from onebyone.planning.solve import least_cost
 from onebyone.records import FrontPoint, Plan
 
-# From the least that the rewrites reach to the whole, in equal ratios.
+# From the least that the rewrites reach to what harms least, in equal ratios.
 POINTS = 10
 
 
@@ -22,7 +22,7 @@ def front_of(
     *,
     points: int = POINTS,
 ) -> tuple[FrontPoint, ...]:
-    """Plan for budgets of a quantity from the least reachable to all of it.
+    """Plan for budgets of a quantity from the least reachable to what harms least.
 
     Args:
         found: What could be done.
@@ -40,8 +40,10 @@ def front_of(
     whole = max(getattr(found.before, quantity), getattr(start, quantity))
     if not 0 < least < whole:
         return ()
+    # What is asked for, such as a new head, may forbid the larger part of the way.
+    most = max(least, getattr(plan_for(f"{quantity}={whole}").after, quantity))
     # Rounded up, and the first as it is: the least must stay reachable.
-    limits = [least, *(int(np.ceil(x)) for x in np.geomspace(least, whole, points)[1:])]
+    limits = [least, *(int(np.ceil(x)) for x in np.geomspace(least, most, points)[1:])]
     made: dict[tuple[int, int], FrontPoint] = {}
     for limit in dict.fromkeys(limits):
         planned = plan_for(f"{quantity}={limit}")

@@ -24,7 +24,7 @@ from onebyone.report.charts import (
     Series,
 )
 from onebyone.report.parts import chart, notice, page, quantity, section, table
-from onebyone.report.tradeoff import NAMES, floor_of, front_axes, front_line
+from onebyone.report.tradeoff import NAMES, counted, floor_of, front_axes, front_line
 from onebyone.report.use import reproduction
 from onebyone.report.verdict import (
     interval,
@@ -239,7 +239,7 @@ def _front_chart(records: Mapping[str, RunRecord], bounded: str) -> Chart | None
     lines, points = [], []
     for place, (name, record) in enumerate(records.items()):
         plan, comparison = record.plan, record.comparison
-        if plan is None or not plan.budgets or plan.budgets[0].quantity != bounded:
+        if plan is None or not plan.budgets or counted(plan.budgets[0].quantity) != bounded:
             continue
         lines += [front_line(plan, name, place % COLORS)] if plan.front else []
         harm = None if comparison is None else comparison.divergence

@@ -69,7 +69,7 @@ def front_chart(record: RunRecord) -> ScatterChart | None:
     plan = record.plan
     if plan is None or not plan.front or not plan.budgets:
         return None
-    name = plan.budgets[0].quantity
+    name = counted(plan.budgets[0].quantity)
     share = getattr(plan.after, name) / max(getattr(plan.before, name), 1)
     line = front_line(plan, "other budgets, predicted", 5)
     points = [
@@ -93,9 +93,14 @@ def front_chart(record: RunRecord) -> ScatterChart | None:
     )
 
 
+def counted(bounded: str) -> str:
+    """Return what a front is drawn against: what the budget bounds if it is counted, else MACs."""
+    return bounded if bounded in NAMES else "macs"
+
+
 def front_line(plan: Plan, name: str, color: int) -> Series:
     """Return predicted harm over the share of the first budget's quantity that is kept."""
-    quantity_name = plan.budgets[0].quantity
+    quantity_name = counted(plan.budgets[0].quantity)
     whole = max(getattr(plan.before, quantity_name), 1)
     return Series(
         name=name,
