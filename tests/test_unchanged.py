@@ -11,10 +11,12 @@ from onebyone.calibration import as_calibration, collect, collect_across, output
 from onebyone.data import TensorSplit
 from onebyone.errors import BudgetError, ModelError
 from onebyone.evaluation import evaluate, score
+from onebyone.neighbours import find_neighbours
 from onebyone.planning import plan
 from onebyone.profiling import profile
 from onebyone.profiling.trace import time_layers, trace_layers
-from onebyone.rewrites import apply, factorize, head, restructure
+from onebyone.rewrites import apply, factorize, head, restructure, separable
+from onebyone.rewrites.regression import problems_of
 from onebyone.sites import check_finite, evaluation_copy, in_evaluation_mode
 
 X = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -105,6 +107,14 @@ def rewrite_head(form):
     return lambda net: head.rewrite(net, X[:1], name="8", form=form, hidden=[])
 
 
+def rewrite_layer(how, settings):
+    def rewritten(net):
+        chain = how.build(net[3], settings)
+        how.fit(chain, problems_of(net[3]), settings, net[3])
+
+    return rewritten
+
+
 CALLS = {
     "profile": lambda net: profile(net, input_shape=(2, 3, 6, 6), rounds=3),
     "trace_layers": lambda net: trace_layers(net, X[:1]),
@@ -119,10 +129,14 @@ CALLS = {
     "find_head": lambda net: head.find_head(net, X[:1]),
     "head exact": rewrite_head("exact"),
     "head gap": rewrite_head("gap"),
-    "factorize": lambda net: factorize.fill(
-        factorize.build(net[3], "tucker2", [4, 4]),
-        factorize.solve(factorize.problem_of(net[3], None), "tucker2", [4, 4]),
-    ),
+    "factorize": rewrite_layer(factorize, {"form": "tucker2", "ranks": [4, 4]}),
+    "separable": rewrite_layer(separable, {"form": "depthwise-pointwise", "terms": 2}),
+    "fold": lambda net: onebyone.fold(net, X[:1]),
+    "deepen": lambda net: onebyone.deepen(net, X[:1]),
+    "deepen mlpconv": lambda net: onebyone.deepen(net, X[:1], form="mlpconv"),
+    "uniform_plan": lambda net: onebyone.uniform_plan(net, X[:1]),
+    "applies": lambda net: onebyone.applies(net, X[:1]),
+    "find_neighbours": lambda net: find_neighbours(net, X[:1]),
     "check_finite": check_finite,
     "runtime eager": lambda net: onebyone.runtimes.find_runtime("eager").prepare(net, X)(),
     "runtime channels-last": lambda net: onebyone.runtimes.find_runtime("channels-last").prepare(
