@@ -1,5 +1,7 @@
 """Networks compared: each against the first, on the same examples and in the same rounds."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from onebyone.comparison import compare, side_by_side
 from onebyone.data import Data, TensorSplit
 from onebyone.errors import ModelError, OptionError
 from onebyone.evaluation import paired_difference, score
+from onebyone.records import Ratio
 
 
 def network(width, seed=0):
@@ -84,9 +87,16 @@ def test_tables_hold_every_network_and_fit_the_page(record):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_holms_p_values_by_hand(record):
-    import dataclasses
+def test_a_ratio_of_a_thousand_is_not_shown_as_nothing(record):
+    first, second, third = record.contenders
+    tiny = Ratio(value=0.0014, low=0.0013, high=0.0015, rounds=3)
+    slow = dataclasses.replace(second, latency_ratio=dict.fromkeys(record.runtimes, tiny))
+    text = str(dataclasses.replace(record, contenders=(first, slow, third)))
+    assert "0.0014×" in text
+    assert "0.0013–0.0015" in text
 
+
+def test_holms_p_values_by_hand(record):
     def with_p(contender, p):
         difference = dataclasses.replace(record.contenders[1].difference, p_value=p)
         return dataclasses.replace(contender, difference=difference)

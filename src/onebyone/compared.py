@@ -203,8 +203,8 @@ class Compared(Record):
                         runtime,
                         format_ms(timing.median_ms),
                         f"{format_ms(timing.q1_ms)}–{format_ms(timing.q3_ms)}",
-                        "" if ratio is None else f"{format_ratio(ratio.value)}",
-                        "" if ratio is None else f"{ratio.low:.2f}–{ratio.high:.2f}",
+                        "" if ratio is None else f"{_figure(ratio.value)}×",
+                        "" if ratio is None else f"{_figure(ratio.low)}–{_figure(ratio.high)}",
                         "" if ratio is None else self.speed_verdict(each, runtime),
                     ]
                 )
@@ -219,9 +219,10 @@ class Compared(Record):
 
     def speed_verdict(self, other: Contender, runtime: str) -> str:
         """Return what the times of a network show against the first's."""
-        return (
-            "disturbed" if self.disturbed(other, runtime) else other.latency_ratio[runtime].verdict
-        )
+        if self.disturbed(other, runtime):
+            return "disturbed"
+        verdict = other.latency_ratio[runtime].verdict
+        return "none shown" if verdict == "no difference shown" else verdict
 
     def time_note(self) -> str:
         """Return how times were obtained."""
@@ -232,6 +233,11 @@ class Compared(Record):
             f"{timing.device}, {threads}, batch {timing.batch}. How many times faster than "
             f"{self.first.name}: round by round, with bootstrap 95 % intervals."
         )
+
+
+def _figure(ratio: float) -> str:
+    """Return a ratio with two decimals, or with two digits where it is below a tenth."""
+    return format_ratio(ratio).removesuffix("×") if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def metric_text(metric: Metric) -> str:

@@ -77,7 +77,9 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_written(case, capsys, tm
 
 
 METRIC = (
-    "def close(outputs, targets):\n    return -(outputs - targets).square().flatten(1).mean(1)\n"
+    "from neighbor_of_metric import SIGN\n"
+    "def close(outputs, targets):\n"
+    "    return SIGN * (outputs - targets).square().flatten(1).mean(1)\n"
 )
 DATA = (
     "import torch\n"
@@ -96,7 +98,8 @@ NET = (
 
 
 def test_networks_that_are_no_classifiers_are_compared_by_a_files_metric(tmp_path, capsys):
-    for name, text in (("m.py", METRIC), ("d.py", DATA), ("n.py", NET)):
+    files = {"m.py": METRIC, "d.py": DATA, "n.py": NET, "neighbor_of_metric.py": "SIGN = -1\n"}
+    for name, text in files.items():
         (tmp_path / name).write_text(text)
     command = ["compare", "n.py:make", "n.py:wide", "n.py:wider", "--data", "d.py:noisy"]
     assert main([*command, "--metric", "m.py:close", "--threads", "1", "--out", "c"]) == 0

@@ -198,10 +198,15 @@ def load_metric(text: str) -> Any:
 
     if not Path(path).is_file():
         raise OptionError(f"--metric must name a file's function, but there is no file {path!r}.")
+    # As when the file is run as a script: it may import its neighbors.
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)
     try:
         names = runpy.run_path(path)
     except Exception as error:
         raise OptionError(f"The metric's file {path} failed: {error}") from error
+    finally:
+        sys.path.remove(folder)
     found = names.get(function)
     if not callable(found):
         raise OptionError(f"--metric {text}: {path} has no function {function!r}.")
