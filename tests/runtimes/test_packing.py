@@ -202,7 +202,7 @@ def test_a_sum_in_place_is_only_written_where_nothing_reads_the_branch_any_more(
 @pytest.mark.parametrize("products", [True], indirect=True)
 @pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), nn.Sigmoid()], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_layers_left_to_the_blas_library_are_the_same(products, activation, bias):
+def test_layers_that_are_faster_unpacked_are_the_same(products, activation, bias, monkeypatch):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(8, 12, 1, bias=bias),
@@ -214,6 +214,9 @@ def test_layers_left_to_the_blas_library_are_the_same(products, activation, bias
         nn.Linear(6, 5, bias=bias),
         activation,
     )
+    done = assert_same(net.eval(), torch.randn(2, 8, 13, 9), packed=0)
+    assert done.products == 5  # the three that are no product are small
+    monkeypatch.setattr(fusing, "SMALL_MACS", 0)
     done = assert_same(net.eval(), torch.randn(2, 8, 13, 9), packed=3)
     assert done.products == 2
     residual = Residual("bottleneck").eval()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,8 +57,10 @@ _ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *_IN_PLACE_ADDITI
 _NOTHING = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 _DTYPES = (torch.float32, torch.bfloat16)
 
+# Below this a call's fixed cost counts: oneDNN's of some tens of microseconds is paid by few.
+SMALL_MACS = 4_000_000
 TRIALS = 3
-CLEARLY = 0.95  # a plain product must be faster by this much to be preferred
+CLEARLY = 0.95  # another kernel must be faster by this much to be preferred
 
 
 @dataclass
@@ -68,7 +72,8 @@ class Packing:
         folded: Batch norms folded into them.
         activations: Activations fused into them.
         additions: Additions of two branches fused into them.
-        products: Pointwise and linear layers left to the BLAS library, which was faster.
+        products: Pointwise and linear layers left to the BLAS library, and small layers left as
+            they are, which was faster.
         measured: Whether it was, by what decides it.
     """
 
@@ -83,7 +88,7 @@ class Packing:
         return (
             f"{self.packed} layers packed, {self.folded} batch norms folded, "
             f"{self.activations} activations and {self.additions} additions fused, "
-            f"{self.products} layers as plain products"
+            f"{self.products} layers faster unpacked"
         )
 
 
@@ -345,6 +350,11 @@ def _is_product(layer: nn.Conv2d | nn.Linear) -> bool:
     return layer.kernel_size == layer.stride == (1, 1) and padding == [0, 0] and layer.groups == 1
 
 
+def _macs(layer: nn.Conv2d | nn.Linear, node: fx.Node) -> int:
+    outputs = math.prod(_shape(node) or ())
+    return outputs * layer.weight[0].numel()
+
+
 def _product_wins(graph: fx.GraphModule, steps: _Steps, done: Packing) -> bool:
     """Time a layer both ways: which is faster depends on the processor and on the shape.
 
@@ -354,9 +364,12 @@ def _product_wins(graph: fx.GraphModule, steps: _Steps, done: Packing) -> bool:
     layer, source = steps.layer, steps.nodes[0].args[0]
     assert isinstance(source, fx.Node)
     shape = _shape(source)
-    if steps.other is not None or shape is None or not _is_product(layer):
+    if steps.other is not None or shape is None:
         return False
-    key = (type(layer), shape, layer.weight.shape, layer.bias is None, steps.unary[0])
+    if not _is_product(layer) and _macs(layer, steps.nodes[0]) > SMALL_MACS:
+        return False
+    kind = _geometry(layer) if isinstance(layer, nn.Conv2d) else None
+    key = (str(kind), shape, layer.weight.shape, layer.bias is None, steps.unary[0])
     if key not in done.measured:
         x = torch.ones(shape, dtype=layer.weight.dtype)
         if x.ndim == 4 and isinstance(layer, nn.Conv2d):
@@ -381,16 +394,19 @@ def _plain_call(
 ) -> Callable[[], Tensor]:
     bias = None if layer.bias is None else layer.bias.detach()
     weight = layer.weight.detach().flatten(1)
-    multiply = F.linear if isinstance(layer, nn.Linear) else product
+    if isinstance(layer, nn.Linear):
+        multiply = partial(F.linear, x, weight, bias)
+    else:
+        multiply = partial(product, x, weight, bias) if _is_product(layer) else partial(layer, x)
     if len(steps.nodes) == 1:
-        return lambda: multiply(x, weight, bias)
+        return multiply
     after = steps.nodes[-1]
     module = _module(graph, after)
     step: Any = module or after.target
     if isinstance(step, str):
         step = operator.methodcaller(step)
     keywords = {} if after.op == "call_method" else dict(after.kwargs)
-    return lambda: step(multiply(x, weight, bias), **keywords)
+    return lambda: step(multiply(), **keywords)
 
 
 def _is_faster(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> bool:
@@ -405,10 +421,10 @@ def _is_faster(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> boo
 
 
 def _emit_product(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
-    """Leave a linear layer as it is, and make a pointwise convolution a product."""
+    """Make a pointwise convolution a product, and leave another layer as it is."""
     layer, node = steps.layer, steps.nodes[0]
     done.products += 1
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear) or not _is_product(layer):
         return set()
     with graph.graph.inserting_before(node):
         weight = _keep(graph, node, "weight", layer.weight.detach().flatten(1).clone())
