@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from onebyone.errors import ModelError
 from onebyone.neighbours import find_neighbours
 from onebyone.profiling import as_inputs
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import LayerCost, Record
 from onebyone.rewrites import head
 from onebyone.rewrites.layerwise import LAYER_REWRITES
-from onebyone.sites import Inputs, aliases, module_at
+from onebyone.sites import Inputs, aliases, evaluation_copy, module_at, replace_module, run
 from onebyone.tables import Table
 
 HEAD = "(head)"
@@ -69,15 +70,14 @@ def applies(model: nn.Module, inputs: Inputs | tuple[int, ...]) -> Applicability
     """
     example = as_inputs(model, inputs)
     costs = trace_layers(model, example)
-    tied = _tied(model, example)
+    obstacles = _obstacles(model, example, costs)
     sites = []
     for layer in costs.layers:
         module = module_at(model, layer.name)
         if not is_site(layer, module):
             continue
-        obstacle = _obstacle(layer, module, tied)
         for name, rewrite in LAYER_REWRITES.items():
-            reason = obstacle or rewrite.why_not(module)
+            reason = obstacles.get(layer.name) or rewrite.why_not(module)
             site = SiteRewrite(site=layer.name, kind=layer.kind, rewrite=name, reason=reason)
             sites.append(site)
     sites += _head_rewrites(model, example)
@@ -118,7 +118,7 @@ def reasons(
         costs: Its layers.
         leave: Names of modules to leave alone, with all inside them.
     """
-    tied = _tied(network, inputs)
+    obstacles = _obstacles(network, inputs, costs)
     found: dict[str, str] = {}
     for layer in costs.layers:
         module = module_at(network, layer.name)
@@ -126,10 +126,46 @@ def reasons(
             continue
         reason: str | None = "left alone as asked"
         if not any(layer.name == name or layer.name.startswith(f"{name}.") for name in leave):
-            reason = _obstacle(layer, module, tied) or _refusal(module)
+            reason = obstacles.get(layer.name) or _refusal(module)
         if reason is not None:
             found[layer.name] = reason
     return found
+
+
+def _obstacles(network: nn.Module, inputs: Inputs, costs: LayerCosts) -> dict[str, str]:
+    """Return why no rewrite of a layer by itself would be right, whatever the layer is."""
+    tied = _tied(network, inputs)
+    found: dict[str, str] = {}
+    free = []
+    for layer in costs.layers:
+        module = module_at(network, layer.name)
+        reason = _obstacle(layer, module, tied)
+        if reason is not None:
+            found[layer.name] = reason
+        elif is_site(layer, module) and _refusal(module) is None:
+            free.append(layer.name)
+    return found | _missed(network, inputs, free)
+
+
+def _missed(network: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, str]:
+    """Return the layers that the network misses where another module takes their place, and how.
+
+    A forward may ask a layer for its ``weight.dtype`` or its ``stride``. Each layer goes into a
+    container that gives what it gives and has none of its attributes.
+    """
+    if not names:
+        return {}
+    trial = evaluation_copy(network)
+    for name in names:
+        trial = replace_module(trial, name, nn.Sequential(module_at(trial, name)))
+    try:
+        run(trial, inputs)
+    except ModelError as error:
+        if len(names) == 1:
+            return {names[0]: f"the network's forward reads it itself: {error.__cause__}"}
+        half = len(names) // 2
+        return _missed(network, inputs, names[:half]) | _missed(network, inputs, names[half:])
+    return {}
 
 
 def _refusal(module: nn.Module) -> str | None:
