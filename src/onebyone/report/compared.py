@@ -103,8 +103,8 @@ def _scores(record: Compared) -> Markup:
     rows = []
     for each, p_value in zip(record.contenders, (None, *record.p_values()), strict=True):
         rows.append([each.name, *_score_cells(each, p_value)])
-    unit = "points" if metric.is_fraction else "difference"
-    columns = ["Network", f">Test {metric.name}", f">Difference, {unit}", ">p", ">Agreement"]
+    unit = ", points" if metric.is_fraction else ""
+    columns = ["Network", f">Test {metric.name}", f">Difference{unit}", ">p", ">Agreement"]
     columns += [">Divergence", ">Train less test", ">Calibration error"]
     kept = [place for place in range(len(columns)) if place == 0 or any(r[place] for r in rows)]
     content = Table(
