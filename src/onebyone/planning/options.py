@@ -20,7 +20,7 @@ from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option
 from onebyone.rewrites import head
 from onebyone.rewrites.apply import head_data
-from onebyone.rewrites.layerwise import LAYER_REWRITES, cost_of, layer_rewrite
+from onebyone.rewrites.layerwise import LAYER_REWRITES, cost_before, cost_of, layer_rewrite
 from onebyone.rewrites.regression import Problem, problems_of
 from onebyone.sites import evaluation_copy, module_at, replace_module, run
 
@@ -226,7 +226,7 @@ class _Surveyor:
 
     def _site_options(self, name: str, problems: Sequence[Problem]) -> list[Option]:
         module, layer = module_at(self.network, name), self.layers[name]
-        before = Cost(params=layer.params, macs=layer.macs)
+        before = cost_before(module, layer)
         options = []
         for rewrite, how in LAYER_REWRITES.items():
             if how.why_not(module) is not None:

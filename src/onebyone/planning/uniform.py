@@ -12,7 +12,7 @@ from onebyone.profiling import as_inputs
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option, Plan, Settings
 from onebyone.rewrites import factorize
-from onebyone.rewrites.layerwise import cost_of
+from onebyone.rewrites.layerwise import cost_before, cost_of
 from onebyone.sites import Inputs, module_at, tensors_in
 from onebyone.units import format_percent
 
@@ -102,7 +102,7 @@ def _option(
     allowed = [form for form in forms if form in own]
     if not allowed:
         return f"has no form {forms[0]!r}, only {', '.join(own)}"
-    before = Cost(params=layer.params, macs=layer.macs)
+    before = cost_before(module, layer)
     for form in allowed:
         ranks = [max(1, round(share * full)) for full in factorize.full_ranks(module, form)]
         settings: Settings = {"form": form, "ranks": ranks}

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import nn
 
 from onebyone.errors import UnknownNameError
-from onebyone.kernels import is_linear
+from onebyone.kernels import is_linear, shape_of
 from onebyone.records import Cost, LayerCost, Settings
 from onebyone.rewrites import factorize, separable
 from onebyone.rewrites.regression import Problem
@@ -61,10 +61,21 @@ def layer_rewrite(name: str) -> LayerRewrite:
     return LAYER_REWRITES[name]
 
 
+def cost_before(module: nn.Module, layer: LayerCost) -> Cost:
+    """Return what a layer costs as it is, with the parameters that its weight is computed from."""
+    return Cost(params=sum(p.numel() for p in module.parameters()), macs=layer.macs)
+
+
 def cost_of(rewrite: str, module: nn.Module, layer: LayerCost, settings: Settings) -> Cost:
     """Return what a layer costs once rewritten, for one input, at the shapes it was seen at."""
     sizes = layer.input_shape[1:], layer.output_shape[1:]
     if is_linear(module):
         sizes = layer.input_shape[:-1], layer.output_shape[:-1]
     inner, outer = (math.prod(size) for size in sizes)
-    return layer_rewrite(rewrite).cost(module, settings, input_places=inner, output_places=outer)
+    cost = layer_rewrite(rewrite).cost(module, settings, input_places=inner, output_places=outer)
+    shape = shape_of(module)
+    own = shape.values * shape.out * (inner if shape.transposed else outer)
+    if own in (0, layer.macs):
+        return cost
+    # It sees more rows than the network has inputs: windows of a map, regions of a picture.
+    return Cost(params=cost.params, macs=round(cost.macs * layer.macs / own))
