@@ -110,3 +110,25 @@ def test_an_unknown_form_or_module_is_refused():
         obo.uniform_plan(varied(), SHAPE, form="tucker")
     with pytest.raises(OptionError, match="no module named 'nine'"):
         obo.uniform_plan(varied(), SHAPE, leave=["nine"])
+
+
+def test_costs_are_right_where_a_layer_sees_more_rows_than_the_network_has_inputs():
+    class Windows(nn.Module):
+        """Each input becomes six windows, stacked on the batch."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 24, 3, padding=1)
+            self.linear = nn.Linear(24, 40)
+
+        def forward(self, x):
+            n, c = x.shape[:2]
+            x = x.unfold(2, 4, 4).unfold(3, 5, 5).permute(0, 2, 3, 1, 4, 5).reshape(-1, c, 4, 5)
+            rows = self.linear(self.conv(x).flatten(2).transpose(1, 2))
+            return rows.reshape(n, -1)
+
+    model, x = Windows(), torch.randn(2, 8, 8, 15)
+    plan = obo.uniform_plan(model, x, ranks=0.3)
+    assert len(plan.choices) == 2
+    counted = trace_layers(obo.apply(model, plan, None), x)
+    assert Cost(params=counted.params, macs=counted.macs) == plan.after

@@ -190,3 +190,19 @@ def test_time_in_a_layer_is_not_counted_again_in_the_one_around_it(monkeypatch):
     leave(None, (), None)
     leave(None, (), None)
     assert clock.ms == {"inner": 2.0, "outer": 3.0}
+
+
+def test_a_list_of_pictures_is_a_batch_of_them():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, pictures):
+            return [self.conv(picture[None]) for picture in pictures]
+
+    pictures = [torch.randn(3, 6, 7), torch.randn(3, 6, 7)]
+    traced = trace_layers(Detector(), (pictures,))
+    assert traced.macs == 3 * 9 * 4 * 4 * 5
+    named = trace_layers(Detector(), {"pictures": pictures})
+    assert named.macs == traced.macs

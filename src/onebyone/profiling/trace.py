@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,7 +101,7 @@ def trace_layers(model: nn.Module, inputs: Inputs) -> LayerCosts:
         handles.append(module.register_forward_hook(_leaving(trace, name), always_call=True))
     with hooks_removed(handles), _plain_attention(), _MacCounter(trace):
         output = run(network, inputs)
-    batch = max(1, next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 1))
+    batch = batch_size(inputs)
     layers = _layer_costs(network, trace, batch)
     return LayerCosts(
         layers=layers,
@@ -110,6 +110,21 @@ def trace_layers(model: nn.Module, inputs: Inputs) -> LayerCosts:
         uncounted=dict(trace.uncounted),
         output=output,
     )
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Return how many inputs there are at once: the first size, or pictures in a list."""
+    first: Any = inputs
+    if isinstance(first, Mapping):
+        first = next(iter(first.values()), None)
+    elif isinstance(first, (tuple, list)):
+        first = next(iter(first), None)
+    pictures = isinstance(first, (tuple, list)) and all(
+        isinstance(picture, Tensor) and picture.ndim == 3 for picture in first
+    )
+    if pictures:
+        return max(1, len(first))
+    return max(1, next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 1))
 
 
 def _entering(trace: _Trace, name: str) -> Callable[..., None]:
