@@ -166,6 +166,7 @@ SPELLINGS = {
     "changed between": changed_between,
     "changed before the activation": changed_before_the_activation,
     "broadcast": lambda net, x, y: y + x.mean((2, 3), keepdim=True),
+    "broadcast over the other": lambda net, x, y: net.third(x.mean((2, 3), keepdim=True)) + y,
     "itself": lambda net, x, y: y + y,
     "number": lambda net, x, y: y + 1.5,
 }
@@ -261,9 +262,16 @@ class Shared(nn.Module):
         return self.norm(self.layer(x)) + self.layer(self.layer(x))
 
 
+class ReadTwice(Shared):
+    def forward(self, x):
+        x = self.layer(x)
+        return self.norm(x) * x
+
+
 def test_a_layer_that_is_used_twice_is_folded_only_where_its_norm_is():
     torch.manual_seed(0)
     assert_same(randomize(Shared()), torch.randn(2, 6, 9, 7))
+    assert assert_same(randomize(ReadTwice()), torch.randn(2, 6, 9, 7)).folded == 0
 
 
 class TwoInputs(nn.Module):
