@@ -51,9 +51,9 @@ SAMPLE = (
 WAITING = 20  # wall seconds for a second of the processor
 # Sizes in names, smallest first; numbers come in their own order.
 _WORDS = (
-    "zepto", "atto", "femto", "pico", "nano", "xxt", "xt", "xxs", "xs", "ti", "tiny", "mini", "t",
-    "s", "small", "m", "medium", "b", "base", "l", "large", "xl", "xlarge", "xxl", "h", "huge",
-    "g", "giant", "gigantic", "enormous",
+    "zepto", "atto", "femto", "pico", "nano", "n", "xxt", "xt", "xxs", "xs", "ti", "tiny", "mini",
+    "t", "s", "small", "m", "medium", "b", "base", "l", "large", "x", "xl", "xlarge", "xxl", "h",
+    "huge", "g", "giant", "gigantic", "enormous",
 )  # fmt: skip
 
 
