@@ -51,7 +51,7 @@ LAYERS = (
 )
 NETWORKS = {"ResNet-50": "resnet50", "MobileNetV2": "mobilenet_v2", "SqueezeNet": "squeezenet1_0"}
 ALLOCATED = {"SqueezeNet": "squeezenet1_0", "MobileNetV2": "mobilenet_v2"}
-CHILD_ROUNDS = 5
+CHILD_ROUNDS = 3
 
 
 def packed() -> Runtime:
@@ -144,7 +144,7 @@ def child(spec: str, setting: str) -> None:
     model, x = torchvision.models.get_model(spec).eval(), torch.randn(32, 3, 224, 224)
     with threads(1):
         ready = packed().prepare(model, x)
-        samples = interleave({"ours": ready}, rounds=CHILD_ROUNDS)
+        samples = interleave({"ours": ready}, rounds=CHILD_ROUNDS, warmup=1)
     print(np.median(samples.ms["ours"]))
 
 

@@ -72,7 +72,7 @@ def global_state():
         inductor.freezing,
         torch._dynamo.config.recompile_limit,
         tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None,
-        os.environ.copy(),
+        {k: v for k, v in os.environ.items() if "TORCHINDUCTOR" not in k},  # torch's own notes
     )
 
 
