@@ -37,6 +37,10 @@ MOST_VALUES = 8192
 ROWS_A_VALUE = 512
 FEWEST_ROWS_A_VALUE = 8
 MOMENT_MACS = 400_000_000_000
+# The curvature needs a pass forth and back, three times the MACs of one forth. It is a metric, a
+# few hundred examples tell enough of it, and for so many MACs these are had.
+CURVATURE_MACS = 6e12
+FEWEST_CURVATURE_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,18 @@ class CalibrationData:
         """Return a smaller set, drawn from this one."""
         return replace(self, split=self.split.take(n, self.seed)) if n < len(self) else self
 
+    def within(self, macs: float, each: float, *, fewest: int) -> CalibrationData:
+        """Return as many of the examples as this many MACs allow, but not fewer than ``fewest``.
+
+        A rule in MACs, not in seconds, so that no result depends on how busy a machine was.
+
+        Args:
+            macs: To spend.
+            each: What one example costs.
+            fewest: If there are that many.
+        """
+        return self.first(max(fewest, int(macs / max(each, 1))))
+
     def example(self) -> Tensor:
         """Return the first input, with a batch of 1."""
         return next(self.batches())[:1]
@@ -423,6 +439,21 @@ def _run_until_reached(network: nn.Module, inputs: Tensor) -> None:
 def _working(tensor: Tensor) -> Tensor:
     """Return values in the precision that sums are made in: float32 or better."""
     return tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
+
+
+def curvature_of(
+    model: nn.Module, names: Sequence[str], data: CalibrationData, macs: int
+) -> dict[str, Tensor]:
+    """Return :func:`output_curvature` on as many examples as are worth their time.
+
+    Args:
+        model: Not modified.
+        names: Layers.
+        data: The calibration data.
+        macs: Of the network, for one input.
+    """
+    enough = data.within(CURVATURE_MACS, 3 * macs, fewest=FEWEST_CURVATURE_EXAMPLES)
+    return output_curvature(model, names, enough.batches)
 
 
 def output_curvature(

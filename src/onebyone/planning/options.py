@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onebyone.calibration import CalibrationData, collect, output_curvature
+from onebyone.calibration import CalibrationData, collect, curvature_of
 from onebyone.errors import ModelError
 from onebyone.evaluation import divergence, one_tensor
 from onebyone.layers import GlobalAverageHead
@@ -99,6 +99,8 @@ def survey(
     network = base
     if site is not None and head_choice != "gap":
         exact = _exact_option(site)
+        if site.note:
+            notes.append(LeftAlone(site=HEAD, reason=site.note))
         network = head.rewrite(base, example, name=site.name, form="exact", hidden=[])
     costs = trace_layers(network, example)
     why = reasons(network, example, costs, leave)
@@ -206,7 +208,7 @@ class _Surveyor:
         """Return the options of layers by themselves; ``reasons`` takes those without any."""
         batches, examples = self.data.batches, len(self.data)
         moments = collect(self.network, names, batches, examples=examples)
-        metrics = output_curvature(self.network, names, batches)
+        metrics = curvature_of(self.network, names, self.data, self._macs())
         self._prepare_probes(len(names))
         options: list[Option] = []
         for name in names:
@@ -278,12 +280,14 @@ class _Surveyor:
             result.append(replace(option, harm=harm, measured=index in measured))
         return result
 
+    def _macs(self) -> int:
+        return sum(layer.macs for layer in self.layers.values())
+
     def _prepare_probes(self, sites: int) -> None:
         """Keep the original's outputs on the examples that harm is measured on."""
-        macs = sum(layer.macs for layer in self.layers.values())
-        fitting = PROBE_MACS / max(macs * PROBES * max(sites, 1), 1)
-        count = int(min(PROBE_EXAMPLES, max(FEWEST_PROBE_EXAMPLES, fitting)))
-        self._probe = self.data.first(count)
+        probes = self._macs() * PROBES * max(sites, 1)
+        affordable = self.data.within(PROBE_MACS, probes, fewest=FEWEST_PROBE_EXAMPLES)
+        self._probe = affordable.first(PROBE_EXAMPLES)
         if self.data.example().ndim == 4:
             # As the inputs are laid out; weights of another layout are turned at each call.
             self.network.to(memory_format=torch.channels_last)

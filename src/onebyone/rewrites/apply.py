@@ -15,7 +15,7 @@ from onebyone.calibration import (
     Moments,
     as_calibration,
     collect_across,
-    output_curvature,
+    curvature_of,
 )
 from onebyone.errors import PlanError, UnknownNameError
 from onebyone.layers import GlobalAverageHead
@@ -37,6 +37,9 @@ Progress = Callable[[int, int, str], None]
 # Layers are fitted one after the other, each to what it really sees; a network of more layers is
 # cut into this many groups, for each costs two passes over the calibration data.
 MOST_PASSES = 24
+# All these passes together may cost this many MACs: some minutes on two cores.
+PASS_MACS = 6e13
+FEWEST_PASSES = 3
 
 # Rewrites that need to know which layer feeds which; they keep the function as it is.
 GRAPH_REWRITES = ("fold", "deepen")
@@ -121,7 +124,9 @@ def apply(
                 reference = _regraphed(reference, options, example)
                 advance(len(options), kind)
             elif kind == _LAYERWISE:
-                network = _refitted(network, reference, options, data, advance)
+                network = _refitted(
+                    network, reference, options, data, macs=plan.before.macs, advance=advance
+                )
             else:
                 for option in options:
                     network = _restructured(network, option, example)
@@ -203,14 +208,16 @@ def _refitted(
     reference: nn.Module,
     options: Sequence[Option],
     data: CalibrationData | None,
+    *,
+    macs: int,
     advance: Callable[[int, str], None],
 ) -> nn.Module:
     """Rewrite layers group by group; ``network`` may be modified."""
     names = [option.site for option in options]
     for option in options:
         _layer_at(network, option)
-    metrics = {} if data is None else output_curvature(reference, names, data.batches)
-    size = 1 if data is None else -(-len(options) // MOST_PASSES)
+    metrics = {} if data is None else curvature_of(reference, names, data, macs)
+    size = 1 if data is None else -(-len(options) // _passes(macs, len(data)))
     for start in range(0, len(options), size):
         part = options[start : start + size]
         sites = [option.site for option in part]
@@ -227,6 +234,12 @@ def _refitted(
             network = replace_module(network, option.site, chain)
         advance(len(part), part[0].rewrite)
     return network
+
+
+def _passes(macs: int, examples: int) -> int:
+    """Return how often both networks may run on all examples."""
+    affordable = int(PASS_MACS / max(2 * macs * examples, 1))
+    return min(MOST_PASSES, max(FEWEST_PASSES, affordable))
 
 
 def _fit_head(
