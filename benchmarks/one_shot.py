@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -50,7 +50,7 @@ def one_shot(
     examples: int,
     seed: int,
     metric: str | MetricFunction = "accuracy",
-    leave: Sequence[str] = (),
+    sites: Mapping[str, Sequence[str]] | None = None,
 ) -> list[OneShot]:
     """Rewrite a network for each budget, without training, and score it on the test data.
 
@@ -61,14 +61,19 @@ def one_shot(
         examples: Calibration inputs.
         seed: That they are drawn with.
         metric: As for :func:`onebyone.evaluate`.
-        leave: Modules to leave alone.
+        sites: For some budgets, the only layers that may be rewritten.
     """
     calibration = CalibrationData(data.train.take(examples, seed), data.name, seed)
     started = time.perf_counter()
     with progress("options") as update:
-        found = survey(network, calibration, leave=leave, progress=update)
+        found = survey(network, calibration, progress=update)
     surveyed = time.perf_counter() - started
-    made = [_carried_out(network, found, data, calibration, budget) for budget in budgets]
+    made = []
+    for budget in budgets:
+        only = (sites or {}).get(budget)
+        options = [o for o in found.options if only is None or o.site in only]
+        part = replace(found, options=tuple(options))
+        made.append(_carried_out(network, part, data, calibration, budget))
     with progress("test") as update:
         scored = score([network, *(small for small, _, _ in made)], data.test, metric=metric,
                        progress=update)  # fmt: skip
