@@ -382,7 +382,7 @@ def _full_rank(row: Row, model: nn.Module, inputs: Inputs, reference: list[Tenso
 
 def _kind_of(reason: str) -> str:
     """Return a reason without the names and numbers that differ from layer to layer."""
-    reason = re.sub(r"'[^']*'", "…", reason)
+    reason = re.sub(r"(?<!\w)'[^']*'(?!\w)", "…", reason)
     return re.sub(r"\d+", "n", reason)
 
 
