@@ -242,8 +242,8 @@ def table(results: list[dict[str, Any]], args: argparse.Namespace) -> Table:
             )
     notes = [
         (
-            f"CPU seconds, {args.threads} thread(s); median [least–greatest] of {args.rounds} interleaved "
-            "rounds after one that is not counted; with images one run."
+            f"CPU seconds, {args.threads} thread(s); median [least–greatest] of {args.rounds} "
+            "interleaved rounds after one that is not counted; with images one run."
         ),
         *(
             f"{found['network']}: tensorly ÷ ours {found['ratio']:.1f} "
