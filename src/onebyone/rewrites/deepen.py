@@ -26,7 +26,7 @@ from onebyone.neighbours import Reading, Value, find_neighbours
 from onebyone.profiling import as_inputs
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Cost, LeftAlone, Option, Plan, Settings
-from onebyone.rewrites.fold import is_batch_norm
+from onebyone.rewrites.merging import is_batch_norm
 from onebyone.sites import (
     Inputs,
     aliases,
