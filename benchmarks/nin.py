@@ -22,20 +22,18 @@ from networks import cifar10_nin
 from one_shot import OneShot, one_shot
 
 
-def row(name: str, result: OneShot, share: str) -> list[str]:
+def row(name: str, result: OneShot) -> list[str]:
     """Return a line of the table."""
     plan, change, same = result.plan, result.difference, result.agreement
     assert same is not None
     return [
         name,
-        share,
         f"{100 * plan.after.macs / plan.before.macs:.1f}",
         f"{100 * plan.after.params / plan.before.params:.1f}",
         f"{100 * result.before.scores.mean():.1f}",
         f"{100 * result.after.scores.mean():.1f}",
         f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]",
         f"{100 * same.value:.1f}",
-        f"{result.seconds:.0f}",
     ]
 
 
@@ -67,13 +65,12 @@ def main() -> None:
         sites={narrow: [layer.name for layer in wide]},
     )
     left = 100 * (held - (total - only.plan.after.macs)) / held
-    rows = [row("5×5 layers only", only, f"{left:.1f} of theirs")]
-    rows += [row("all layers", r, b) for r, b in zip(whole, budgets, strict=True)]
+    rows = [row(f"5×5 layers, {left:.0f} %", only)]
+    rows += [row(f"all, {budget}", r) for r, budget in zip(whole, budgets, strict=True)]
     print_table(
         Table(
             columns=(
-                "rewritten", "budget", ">% MACs", ">% params", ">before, %", ">after, %",
-                ">difference, points", ">agreement, %", ">seconds",
+                "layers", ">% MACs", ">% params", ">before", ">after", ">points", ">same, %",
             ),
             rows=rows,
             title="The pretrained NiN on CIFAR-10, one-shot",
