@@ -349,8 +349,10 @@ def _profile(row: Row, model: nn.Module, inputs: Inputs, costs: dict[str, LayerC
     if found.params != row.params:
         raise AssertionError(f"{found.params:,} parameters counted of {row.params:,}")
     counter, ours = FlopCounterMode(display=False), _MacsByOperation()
+    # Torch's counter stumbles over a parameter that is a module's input.
+    frozen = evaluation_copy(model).requires_grad_(requires_grad=False)
     with torch.no_grad(), counter, ours:
-        call(evaluation_copy(model), inputs)
+        call(frozen, inputs)
     theirs = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     differing = sorted(
         f"{op}: {2 * ours.macs.get(op, 0):,} ≠ {theirs.get(op, 0):,}"
