@@ -306,8 +306,8 @@ def markdown(rows: Sequence[Row], args: argparse.Namespace) -> str:
         (
             f"Made by `python benchmarks/zoo.py --table {args.table}`: torch {torch.__version__}, "
             f"torchvision {torchvision.__version__}, timm {timm.__version__}, {machine.processor}. "
-            "Random weights, small random inputs, float64, one thread. What each check does is "
-            "said in `benchmarks/zoo_checks.py`."
+            "Random weights, 20 classes, small random inputs, float64, one thread. What each "
+            "check does is said in `benchmarks/zoo_checks.py`."
         ),
         "",
     ]
