@@ -39,7 +39,7 @@ def row(name: str, result: OneShot) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", action="append", metavar="SHARE", help="of all MACs (50%)")
+    parser.add_argument("--budget", action="append", metavar="SHARE", help="of all MACs (50%%)")
     parser.add_argument("--calibration", type=int, default=512, metavar="N", help="images (512)")
     parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn (0)")
     args = parser.parse_args()
