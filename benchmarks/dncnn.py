@@ -123,7 +123,9 @@ def _patches(source: list[Tensor], count: int, generator: torch.Generator) -> Te
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", action="append", metavar="SHARE", help="of the MACs (60%% 50%%)")
+    parser.add_argument(
+        "--budget", action="append", metavar="SHARE", help="of the MACs (60%% 50%%)"
+    )
     parser.add_argument("--calibration", type=int, default=256, metavar="N", help="patches (256)")
     parser.add_argument("--seed", type=int, default=0, help="of the patches that are drawn (0)")
     args = parser.parse_args()
