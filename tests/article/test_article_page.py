@@ -104,3 +104,12 @@ def test_nothing_scrolls_sideways(chromium, tmp_path, width, dark):
     assert chromium.run("return document.documentElement.scrollWidth") <= width
     assert chromium.run("return document.querySelectorAll('figure.chart svg').length") == 6
     assert chromium.console() == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
+def test_axe_finds_nothing_serious(chromium, tmp_path, width, dark):
+    path = tmp_path / "article.html"
+    path.write_text(render_article(record(heads=duel(FITTED, FITTED))), encoding="utf-8")
+    chromium.open(path, width=width, dark=dark)
+    chromium.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert chromium.audit() == []

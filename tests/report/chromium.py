@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import shutil
 import socket
@@ -11,6 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -26,6 +29,13 @@ ARGUMENTS = [
     "--disable-quic",
     "--hide-scrollbars",
 ]
+
+AXE = """
+const done = arguments[arguments.length - 1];
+axe.run(document, { resultTypes: ['violations'] }).then(
+  (found) => done(found.violations.map((v) => [v.impact, v.id, v.nodes.map((n) => n.html.slice(0, 120))])),
+  (error) => done([['critical', String(error), []]]));
+"""
 
 
 class Browser:
@@ -75,6 +85,17 @@ class Browser:
     def run_async(self, script: str):
         """Run a script whose last argument is to be called with its result."""
         return self._post(f"{self._session}/execute/async", {"script": script, "args": []})
+
+    def audit(self) -> list:
+        """Return what axe-core finds serious or critical in the page; skip where it is missing.
+
+        A package that drives another browser brings it along.
+        """
+        found = importlib.util.find_spec("axe_playwright_python")
+        if found is None or found.origin is None:
+            pytest.skip("axe-playwright-python, which has axe-core, is not installed")
+        self.run((Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+        return [each for each in self.run_async(AXE) if each[0] in {"serious", "critical"}]
 
     def press(self, *keys: str) -> None:
         for key in keys:

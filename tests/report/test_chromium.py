@@ -172,14 +172,6 @@ def test_text_stands_out_from_its_ground(browser, pages, name, dark):
     assert browser.run(CONTRAST) == []
 
 
-AXE = """
-const done = arguments[arguments.length - 1];
-axe.run(document, { resultTypes: ['violations'] }).then(
-  (found) => done(found.violations.map((v) => [v.impact, v.id, v.nodes.map((n) => n.html.slice(0, 120))])),
-  (error) => done([['critical', String(error), []]]));
-"""
-
-
 # Each page once; what differs between widths and colors is on the first.
 AUDITED = [
     ("20 layers", 1280, False),
@@ -191,13 +183,11 @@ AUDITED = [
 
 
 @pytest.mark.parametrize(("name", "width", "dark"), AUDITED)
-def test_axe_finds_nothing_serious(browser, pages, axe, name, width, dark):
+def test_axe_finds_nothing_serious(browser, pages, name, width, dark):
     browser.open(pages[name], width=width, dark=dark)
     if name != "200 layers":  # as it opens: whole, it is the same elements many times
         browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    browser.run(axe)
-    found = browser.run_async(AXE)
-    assert [each for each in found if each[0] in {"serious", "critical"}] == []
+    assert browser.audit() == []
 
 
 def test_paper_has_every_layer_and_table(browser, pages):

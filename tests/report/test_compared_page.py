@@ -103,3 +103,12 @@ def test_it_works_in_a_browser(browser, tmp_path, width, dark):
     asked = [a for a in browser.requests() if not a.startswith(("data:", "chrome:"))]
     assert asked == [path.as_uri()]
     assert browser.run(CONTRAST) == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
+def test_axe_finds_nothing_serious(browser, tmp_path, width, dark):
+    path = tmp_path / "report.html"
+    path.write_text(render_compared(compared()), encoding="utf-8")
+    browser.open(path, width=width, dark=dark)
+    browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert browser.audit() == []

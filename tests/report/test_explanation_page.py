@@ -79,3 +79,11 @@ def test_it_works_in_a_browser(browser, made, kind, width, dark):
     asked = [a for a in browser.requests() if not a.startswith(("data:", "chrome:"))]
     assert asked == [path.as_uri()]
     assert browser.run(CONTRAST) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "dark"), [("exact", 1280, False), ("grad-cam", 360, True)]
+)
+def test_axe_finds_nothing_serious(browser, made, kind, width, dark):
+    browser.open(made[kind][1], width=width, dark=dark)
+    assert browser.audit() == []

@@ -54,6 +54,13 @@ def test_the_console_is_silent_and_nothing_leaves_the_page(opened, made):
     assert opened.console() == []
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_serious(browser, made, dark):
+    browser.open(made / "report.html", width=1280, dark=dark)
+    browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert browser.audit() == []
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_scrolls_sideways(opened, width):
     opened.resize(width)
