@@ -236,6 +236,13 @@ def test_calibration_data_comes_from_any_usual_form_and_is_always_the_same():
     assert as_calibration(data).split is data.split
 
 
+def test_large_inputs_come_in_small_batches(monkeypatch):
+    monkeypatch.setattr(calibration, "BATCH_VALUES", 4 * X[0].numel() + 5)
+    assert [len(batch) for batch in as_calibration(X).batches()] == [4, 4, 2]
+    monkeypatch.setattr(calibration, "BATCH_VALUES", 1)
+    assert [len(batch) for batch in as_calibration(X).batches()] == 10 * [1]
+
+
 def test_a_smaller_set_is_drawn_from_it_always_alike():
     data = as_calibration(X)
     assert data.first(20) is data

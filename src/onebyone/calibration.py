@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -37,6 +38,8 @@ MOST_VALUES = 8192
 ROWS_A_VALUE = 512
 FEWEST_ROWS_A_VALUE = 8
 MOMENT_MACS = 400_000_000_000
+# Values of inputs in a batch: the activations of all layers, which follow their number, must fit.
+BATCH_VALUES = 1_250_000
 # The curvature needs a pass forth and back, three times the MACs of one forth. It is a metric, a
 # few hundred examples tell enough of it, and for so many MACs these are had.
 CURVATURE_MACS = 6e12
@@ -258,7 +261,9 @@ class CalibrationData:
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the inputs, batch by batch, always the same."""
-        for inputs, _ in self.split.batches(self.batch_size, device=self.device):
+        fitting = BATCH_VALUES // max(math.prod(self.split.input_shape), 1)
+        size = max(1, min(self.batch_size, fitting))
+        for inputs, _ in self.split.batches(size, device=self.device):
             typed = inputs
             if self.dtype is not None and inputs.is_floating_point():
                 typed = inputs.to(self.dtype)
