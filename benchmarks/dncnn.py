@@ -142,7 +142,7 @@ def main() -> None:
         plan, change = result.plan, result.difference
         rows.append(
             [
-                plan.budgets[0].asked,
+                plan.budgets[0].asked.removeprefix("macs="),
                 f"{100 * plan.after.macs / plan.before.macs:.1f}",
                 f"{100 * plan.after.params / plan.before.params:.1f}",
                 f"{result.before.scores.mean():.3f}",
@@ -154,7 +154,7 @@ def main() -> None:
     print_table(
         Table(
             columns=(
-                "budget", ">% MACs", ">% params", ">before, dB", ">after, dB", ">difference",
+                "asked", ">% MACs", ">% params", ">before, dB", ">after, dB", ">difference",
                 ">seconds",
             ),
             rows=rows,
