@@ -45,6 +45,28 @@ def write_text(path: str | Path, text: str) -> None:
         raise
 
 
+def check_folder(folder: Path, record: str, owner: str) -> Path:
+    """Check that a folder is new, empty, or an earlier output of the same kind, and return it.
+
+    Args:
+        folder: Where output is to go.
+        record: Name of the file that such an output has.
+        owner: Whose folder it is, such as ``"comparison"``.
+
+    Raises:
+        OutputError: If it is a file, or has other content.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"The output must be a folder, but {folder} is a file.")
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if names and record not in names:
+        raise OutputError(
+            f"The output folder must be new, empty, or an earlier {owner}'s, but {folder} has "
+            f"other files, such as {names[0]!r}. Choose another folder."
+        )
+    return folder
+
+
 class Record:
     """What every record can do: become JSON, be saved, and be loaded again."""
 

@@ -68,9 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compare networks."""
+    from onebyone.records import check_folder
+
     runtimes = runtimes_of(args.runtime)
     metric = load_metric(args.metric)
-    folder = None if args.out is None else _check_folder(Path(args.out))
+    folder = None if args.out is None else check_folder(Path(args.out), RECORD, "comparison")
     networks = _load_all([args.a, *args.others], args.weights, args.model_option)
     from onebyone.comparison import compare
     from onebyone.data import load_data
@@ -138,23 +140,6 @@ def _names(networks: list[Loaded]) -> list[str]:
     return [
         spec if names.count(name) > 1 else name for name, spec in zip(names, specs, strict=True)
     ]
-
-
-def _check_folder(folder: Path) -> Path:
-    """Check that a folder is new, empty, or a comparison's.
-
-    Raises:
-        OutputError: If it has other content.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"The output must be a folder, but {folder} is a file.")
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    if names and RECORD not in names:
-        raise OutputError(
-            f"The output folder must be new, empty, or an earlier comparison's, but {folder} has "
-            f"other files, such as {names[0]!r}. Choose another folder."
-        )
-    return folder
 
 
 def _make(folder: Path) -> None:

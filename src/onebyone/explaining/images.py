@@ -33,7 +33,7 @@ from onebyone.explaining.record import (
     LayerMaps,
 )
 from onebyone.models import Loaded
-from onebyone.records import ModelSource, write_text
+from onebyone.records import ModelSource, check_folder, write_text
 from onebyone.report.maps import encode_png
 from onebyone.runs import is_run, load_original, load_source
 
@@ -113,7 +113,7 @@ def explain(
     given = [images] if isinstance(images, str | Path | Image.Image) else list(images)
     if not given:
         raise OptionError("`images` must be a picture or more, got none.")
-    folder = None if out is None else _check_folder(Path(out))
+    folder = None if out is None else check_folder(Path(out), RECORD, "explanation")
     loaded = _loaded(model, weights, original)
     spec = loaded.source.spec
     run = Path(spec) if spec is not None and is_run(spec) else None
@@ -314,23 +314,6 @@ def _layer_maps(layer: _Layer, name: str, drawn: Drawn) -> LayerMaps:
 
 
 # ---------------------------------------------------------------- the folder
-
-
-def _check_folder(folder: Path) -> Path:
-    """Check that a folder is new, empty, or an earlier explanation's.
-
-    Raises:
-        OutputError: If it has other content.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"The output must be a folder, but {folder} is a file.")
-    content = [path.name for path in folder.iterdir()] if folder.exists() else []
-    if content and RECORD not in content:
-        raise OutputError(
-            f"The output folder must be new, empty, or an earlier explanation's, but {folder} has "
-            f"other files, such as {content[0]!r}. Choose another folder."
-        )
-    return folder
 
 
 def _write(record: Explanation, drawn: Drawn, folder: Path) -> None:

@@ -24,9 +24,9 @@ from onebyone.kernels import is_pointwise
 from onebyone.layers import Pointwise
 from onebyone.neighbours import Reading, Value, find_neighbours
 from onebyone.profiling import as_inputs
-from onebyone.profiling.trace import trace_layers
 from onebyone.records import Cost, LeftAlone, Option, Plan, Settings
 from onebyone.rewrites.merging import is_batch_norm
+from onebyone.rewrites.same import keeping, plan_of
 from onebyone.sites import (
     Inputs,
     aliases,
@@ -379,20 +379,12 @@ def _same_outputs(
 ) -> tuple[list[Option], list[LeftAlone]]:
     """Return the options that together leave the outputs as they were, and why not the others."""
     expected = _outputs(evaluation_copy(network), example)
-    kept: list[Option] = []
-    rejected: list[LeftAlone] = []
-    waiting = [options]
-    while waiting:
-        group = waiting.pop()
-        reason = _why_changed(network, example, places, [*kept, *group], expected)
-        if reason is None:
-            kept += group
-        elif len(group) == 1:
-            rejected.append(LeftAlone(site=group[0].site, reason=reason))
-        else:
-            half = len(group) // 2
-            waiting += [group[half:], group[:half]]
-    return kept, rejected
+    return keeping(
+        [],
+        options,
+        lambda chosen: _why_changed(network, example, places, chosen, expected),
+        lambda option: option.site,
+    )
 
 
 def _why_changed(
@@ -574,21 +566,7 @@ def deepen(
             f"The network must have a place for a 1×1 convolution after an activation, but "
             f"{type(model).__name__} has none{f' ({reasons})' if reasons else ''}."
         )
-    counted = trace_layers(model, inputs)
-    before = Cost(params=counted.params, macs=counted.macs)
-    after = before
-    for option in options:
-        after = after - option.saved
-    plan = Plan(
-        network=name or type(model).__name__,
-        input_shape=tuple(next(tensors_in(inputs)).shape),
-        budgets=(),
-        before=before,
-        after=after,
-        choices=tuple(options),
-        left_alone=tuple(left_alone),
-        harm=0.0,
-    )
+    plan = plan_of(model, inputs, options, left_alone, name=name)
     return rewrite_all(model, inputs, options), plan
 
 

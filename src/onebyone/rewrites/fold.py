@@ -39,6 +39,7 @@ from onebyone.rewrites.merging import (
     why_uneven,
     with_affine,
 )
+from onebyone.rewrites.same import keeping, plan_of
 from onebyone.sites import (
     Inputs,
     aliases,
@@ -586,23 +587,13 @@ def _option(scene: _Scene, fold: _Fold, computed: dict[str, int]) -> Option:
 def _same_outputs(
     version: _Version, kept: list[_Found], found: list[_Found], *, exact: bool
 ) -> tuple[list[_Found], list[LeftAlone]]:
-    """Return those folds, with those kept so far, that leave the outputs as they were.
-
-    Also why the others do not: sought by halves, for most networks have none.
-    """
-    rejected: list[LeftAlone] = []
-    waiting = [found]
-    while waiting:
-        group = waiting.pop()
-        reason = _why_changed(version, [step for _, step in (*kept, *group)], exact=exact)
-        if reason is None:
-            kept = [*kept, *group]
-        elif len(group) == 1:
-            rejected.append(LeftAlone(site=group[0][0].site, reason=reason))
-        else:
-            half = len(group) // 2
-            waiting += [group[half:], group[:half]]
-    return kept, rejected
+    """Return those folds, with those kept so far, that leave the outputs as they were."""
+    return keeping(
+        kept,
+        found,
+        lambda chosen: _why_changed(version, [step for _, step in chosen], exact=exact),
+        lambda candidate: candidate[0].site,
+    )
 
 
 def _why_changed(version: _Version, steps: list[_Step], *, exact: bool) -> str | None:
@@ -801,19 +792,5 @@ def fold(
     inputs = as_inputs(model, example)
     found, left_alone = _find(model, inputs)
     options = [option for option, _ in found]
-    counted = trace_layers(model, inputs)
-    before = Cost(params=counted.params, macs=counted.macs)
-    after = before
-    for option in options:
-        after = after - option.saved
-    plan = Plan(
-        network=name or type(model).__name__,
-        input_shape=tuple(next(tensors_in(inputs)).shape),
-        budgets=(),
-        before=before,
-        after=after,
-        choices=tuple(options),
-        left_alone=tuple(left_alone),
-        harm=0.0,
-    )
+    plan = plan_of(model, inputs, options, left_alone, name=name)
     return _carried_out(copy_network(model), [step for _, step in found]), plan
