@@ -223,7 +223,8 @@ def _totals(rows: Sequence[Row], ran: Sequence[Row]) -> Table:
 
 
 def _worst(rows: Sequence[Row]) -> float:
-    results = [result for row in rows for result in row.checks.values()]
+    # ONNX Runtime is compared in float32.
+    results = [r for row in rows for name, r in row.checks.items() if name != "onnx"]
     values = [float(result[3:]) for result in results if re.match(r"ok \d", result)]
     return max(values, default=0.0)
 
