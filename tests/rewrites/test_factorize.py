@@ -178,6 +178,45 @@ def test_without_data_tucker2_is_within_the_bounds_of_the_higher_order_svd(inner
     assert relative_kernel_error(layer, chain) == pytest.approx(error, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ranks", [(20, 50), (66, 30), (66, 70)])
+def test_of_many_channels_too_tucker2_is_exact_to_the_weights_own_type(dtype, ranks):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(66, 70, (3, 2), dtype=dtype)
+    weight = layer.weight.detach().double().numpy()
+    by_input = spectrum(weight.transpose(1, 0, 2, 3).reshape(66, -1))
+    by_output = spectrum(weight.reshape(70, -1))
+    tails = [v[r:].sum() / v.sum() for v, r in zip((by_input, by_output), ranks, strict=True)]
+    chain, error = factored(layer, "tucker2", list(ranks))
+    rounding = 1e-12 if dtype == torch.float64 else 1e-6
+    assert max(tails) - rounding <= error <= sum(tails) + rounding
+    assert relative_kernel_error(layer, chain) == pytest.approx(error, abs=rounding)
+    if ranks == (66, 70):
+        # Errors are squared: of the outputs they are roots.
+        assert relative_kernel_error(layer, chain) <= rounding**2
+
+
+@pytest.mark.parametrize("channels", [12, 80])
+def test_without_data_tucker2_is_near_what_sweeping_to_the_end_finds(channels):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, channels, 3, dtype=torch.float64)
+    inner = outer = channels // 2
+    weight = layer.weight.detach().flatten(2)
+    expand = torch.linalg.svd(weight.flatten(1), full_matrices=False)[0][:, :outer]
+    for _ in range(200):  # HOOI (De Lathauwer et al. 2000), one axis after the other
+        kept = torch.einsum("or,ocp->crp", expand, weight)
+        basis = torch.linalg.svd(kept.flatten(1), full_matrices=False)[0][:, :inner]
+        seen = torch.einsum("ocp,cr->orp", weight, basis)
+        expand = torch.linalg.svd(seen.flatten(1), full_matrices=False)[0][:, :outer]
+    best = 1 - float(torch.einsum("or,osp->rsp", expand, seen).square().sum()) / float(
+        weight.square().sum()
+    )
+    _, error = factored(layer, "tucker2", [inner, outer])
+    # Of weights with no structure at all, the hardest.
+    assert best <= error + 1e-12
+    assert error <= 1.07 * best
+
+
 # ---------------------------------------------------------------- with data
 
 

@@ -24,8 +24,6 @@ DAMPING = 1e-4
 # The metric's floor, relative to its mean diagonal: no output may be lost for nothing.
 METRIC_FLOOR = 1e-2
 HOOI_SWEEPS = 2
-# Of the kernel alone, where a sweep is a step of orthogonal iteration: the second gains 0.2 %.
-KERNEL_SWEEPS = 1
 # Up to so many channels the bases of a kernel alone are found in float64.
 SMALL = 64
 
@@ -48,6 +46,7 @@ class Problem:
         ridge: Added to the diagonal of ``xx``.
         whole: Whether all input channels are seen, not a summary of them.
         plain: Whether it is the kernel alone: white inputs, and all outputs count alike.
+        precision: Of the layer's own weight: a kernel alone need not be factorized more exactly.
     """
 
     weight: Tensor
@@ -60,6 +59,7 @@ class Problem:
     ridge: float = 0.0
     whole: bool = True
     plain: bool = False
+    precision: torch.dtype = torch.float64
 
     @cached_property
     def yy(self) -> Tensor:
@@ -73,7 +73,7 @@ class Problem:
     def scale(self) -> float:
         """Mean square of the outputs in the metric: what errors are relative to."""
         if self.plain and self.given_yy is None:
-            return float(self.weight.square().sum())
+            return float(torch.linalg.vector_norm(self.weight)) ** 2
         return float((self.root @ self.yy @ self.root).trace())
 
 
@@ -92,6 +92,7 @@ def problems_of(
     kernel = kernel_of(module)
     bias = bias_of(module)
     offsets = torch.zeros(shape.out, dtype=torch.float64) if bias is None else bias
+    precision = torch.float64 if _weight_type(module) == torch.float64 else torch.float32
     problems = []
     for group in range(shape.groups):
         mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
@@ -100,8 +101,15 @@ def problems_of(
             root = metric_root(metric[mine, mine])
         data = None if moments is None else moments[group]
         found = _problem(kernel[group], offsets[mine], data, root)
-        problems.append(replace(found, plain=data is None and metric is None))
+        plain = data is None and metric is None
+        problems.append(replace(found, plain=plain, precision=precision))
     return problems
+
+
+def _weight_type(module: nn.Module) -> torch.dtype:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.dtype
 
 
 def _problem(kernel: Tensor, offset: Tensor, data: Moments | None, root: Tensor) -> Problem:
@@ -304,7 +312,9 @@ def through_channels(problem: Problem, ranks: Sequence[int]) -> dict[int, Fit]:
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of one group of a layer, in float64; those that a form lacks are ``None``.
+    """The factors of one group of a layer; those that a form lacks are ``None``.
+
+    In float64, but of a kernel alone in its own precision.
 
     Attributes:
         reduce: Shape ``(r1, in)``.
@@ -391,27 +401,26 @@ def between(problem: Problem, inner: int, outer: int) -> Factors:
 def _between_of_kernel(problem: Problem, inner: int, outer: int) -> Factors:
     """Return the Tucker-2 of the kernel alone, for which no regression is needed.
 
-    The higher-order SVD, one axis after the other (Vannieuwenhoven et al. 2012); HOOI's sweeps are
-    steps of orthogonal iteration, which need products only.
+    The higher-order SVD, one axis after the other (Vannieuwenhoven et al. 2012), then half a sweep
+    of HOOI as a step of orthogonal iteration: the other half would gain next to nothing.
     """
-    exact = problem.weight
-    # The bases may be rough, for what is kept is computed from them in float64.
-    weight = exact.float() if min(exact.shape[:2]) > SMALL else exact
-    basis = _principal(weight.transpose(0, 1).flatten(1), inner)
-    expand = _principal(_through(weight, basis).flatten(1), outer)
-    for _ in range(KERNEL_SWEEPS):
-        kept = torch.einsum("or,ocp->crp", expand, weight).flatten(1)
-        basis = _turned(kept, basis)
-        expand = _turned(_through(weight, basis).flatten(1), expand)
-    basis, expand = (torch.linalg.qr(q.double())[0] for q in (basis, expand))
-    core = torch.einsum("or,osp->rsp", expand, _through(exact, basis))
-    lost = max(problem.scale - float(core.square().sum()), 0.0)
+    out, channels, taps = problem.weight.shape
+    exact = problem.weight.transpose(1, 2)
+    small = min(out, channels) <= SMALL
+    # The bases may be rough, for what is kept is computed from them as exactly as it must be.
+    rough = exact.to(torch.float64 if small else torch.float32).contiguous()
+    # As (out, places, in) it is, as it lies, the matrix of both its unfoldings.
+    by_input, by_output = rough.view(-1, channels), rough.view(out, -1)
+    basis = _principal(by_input.T, inner)
+    expand = _principal((by_input @ basis).view(out, -1), outer)
+    kept = (expand.T @ by_output).view(-1, channels)
+    basis = _turned(kept.T, basis)
+    if not small and problem.precision == torch.float64:
+        basis, expand = (torch.linalg.qr(q.double())[0] for q in (basis, expand))
+        kept = (expand.T @ exact.reshape(out, -1)).view(-1, channels)
+    core = (kept @ basis).view(outer, taps, inner).transpose(1, 2)
+    lost = max(problem.scale - float(torch.linalg.vector_norm(core.double())) ** 2, 0.0)
     return Factors(basis.T, core, expand, problem.mean_y, lost, problem.scale)
-
-
-def _through(weight: Tensor, basis: Tensor) -> Tensor:
-    """Return a kernel ``(out, in, places)`` seen through a basis of its inputs ``(in, r)``."""
-    return torch.einsum("ocp,cr->orp", weight, basis)
 
 
 def _principal(rows: Tensor, rank: int) -> Tensor:
