@@ -22,6 +22,8 @@ from onebyone.units import (
     format_ratio,
 )
 
+Quantity = Literal["params", "macs", "latency", "memory"]
+
 FORMAT = 1  # raised when a saved record of an older version could no longer be read
 
 
@@ -200,16 +202,25 @@ class Ratio(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Record):
-    """What a part of a network costs for one input (batch size 1)."""
+    """What a part of a network costs for one input (batch size 1).
+
+    Attributes:
+        ms: Milliseconds of a call in the runtime, on the device and with the batch and threads that
+            a plan is made for; ``None`` where it is made for none. Of an option's site this is the
+            time between two neighbors, so that the difference of two options alone counts.
+    """
 
     params: int
     macs: int
+    ms: float | None = None
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(params=self.params + other.params, macs=self.macs + other.macs)
+        ms = None if self.ms is None or other.ms is None else self.ms + other.ms
+        return Cost(params=self.params + other.params, macs=self.macs + other.macs, ms=ms)
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(params=self.params - other.params, macs=self.macs - other.macs)
+        ms = None if self.ms is None or other.ms is None else self.ms - other.ms
+        return Cost(params=self.params - other.params, macs=self.macs - other.macs, ms=ms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +322,8 @@ class Option(Record):
         harm: Predicted divergence of the network's outputs from the original's, in nats an
             example for a classifier (KL), else the relative squared error.
         measured: Whether ``harm`` was measured by running the option, not interpolated.
+        gain: Time of the site as it is / time of the option, measured in turns between the same
+            neighbors; ``None`` where it was not timed, or only predicted from others.
     """
 
     site: str
@@ -322,6 +335,7 @@ class Option(Record):
     error: float | None = None
     harm: float | None = None
     measured: bool = False
+    gain: Ratio | None = None
 
     @property
     def saved(self) -> Cost:
@@ -342,13 +356,67 @@ class Budget(Record):
     """An upper bound on one cost of the network.
 
     Attributes:
-        limit: The bound in the quantity's own unit: parameters, or MACs for one input.
+        limit: The bound in the quantity's own unit: parameters, MACs for one input, milliseconds
+            of a call, or bytes of the weights and of the activations that are alive at once.
         asked: The text that it was read from, such as ``"macs=50%"``.
     """
 
-    quantity: Literal["params", "macs"]
-    limit: int
+    quantity: Quantity
+    limit: int | float
     asked: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment(Record):
+    """Where a plan's network is to run: what milliseconds are measured in.
+
+    Attributes:
+        batch: Inputs of a call.
+        threads: Torch's, and the runtime's own.
+        version: Of the runtime's package.
+    """
+
+    runtime: str
+    device: str = "cpu"
+    batch: int = 1
+    threads: int = 1
+    version: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.runtime} {self.version}, {self.device}, {_plural(self.threads, 'thread')}, "
+            f"batch {self.batch}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLatency(Record):
+    """What a plan's network was built and measured to take, before its weights were fitted.
+
+    Attributes:
+        deployment: Where it was measured.
+        machine: On which machine.
+        before: The original's time, in the same rounds.
+        after: The planned network's time.
+        ratio: Time before / time after.
+        predicted_ms: What the plan had predicted for this network before it was measured.
+        corrections: How many networks were built and measured before this one.
+        share: What a millisecond that layers save by themselves is worth in the whole network.
+    """
+
+    deployment: Deployment
+    machine: Machine
+    before: Timing
+    after: Timing
+    ratio: Ratio
+    predicted_ms: float
+    corrections: int
+    share: float
+
+    @property
+    def error(self) -> float:
+        """By what share of the measured time the prediction was off."""
+        return abs(self.predicted_ms - self.after.median_ms) / self.after.median_ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +450,12 @@ class Plan(Record):
 
     A small file that can be edited by hand: :func:`onebyone.apply` reads ``site``, ``rewrite``
     and ``settings`` of each choice; costs and harms are there to be read.
+
+    Attributes:
+        harm: Predicted, the sum over the choices.
+        latency: Where the plan is made for a runtime.
+        memory_bytes: Of the planned network's weights and peak activations, at the plan's batch;
+            where a budget bounds it.
     """
 
     network: str
@@ -394,6 +468,8 @@ class Plan(Record):
     calibration: CalibrationInfo | None = None
     harm: float | None = None
     front: tuple[FrontPoint, ...] = ()
+    latency: PlannedLatency | None = None
+    memory_bytes: int | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:

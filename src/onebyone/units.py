@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 _SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _NUMBER = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kKMGT]?)\s*\Z")
@@ -78,6 +79,36 @@ def parse_count(text: str) -> int | None:
     if match is None:
         return None
     return round(float(match[1]) * _SCALES[match[2]])
+
+
+def parse_ms(text: str) -> float | None:
+    """Read ``"5ms"``, ``"0.8 s"`` or ``"250us"`` in milliseconds; ``None`` where it is no time.
+
+    Examples:
+        >>> parse_ms("5ms"), parse_ms("0.5 s"), parse_ms("250us"), parse_ms("5")
+        (5.0, 500.0, 0.25, None)
+    """
+    return _with_unit(text, {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3})
+
+
+def parse_bytes(text: str) -> int | None:
+    """Read ``"5MB"``, ``"1.5 GB"`` or ``"800000"`` in bytes; ``None`` where it is no size.
+
+    Examples:
+        >>> parse_bytes("5MB"), parse_bytes("64 KiB"), parse_bytes("800000"), parse_bytes("5MW")
+        (5000000, 65536, 800000, None)
+    """
+    decimal = {prefix + "B": scale for prefix, scale in _SCALES.items()}
+    binary = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    value = _with_unit(text, {**decimal, **binary})
+    return parse_count(text) if value is None else round(value)
+
+
+def _with_unit(text: str, units: Mapping[str, float]) -> float | None:
+    match = re.match(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Zµ]+)\s*\Z", text)
+    if match is None or match[2] not in units:
+        return None
+    return float(match[1]) * units[match[2]]
 
 
 def parse_percent(text: str) -> float | None:

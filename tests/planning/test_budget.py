@@ -6,7 +6,7 @@ from onebyone.errors import BudgetError, UnknownNameError, UsageError
 from onebyone.planning.budget import parse_budgets
 from onebyone.records import Cost
 
-BEFORE = Cost(params=4_000, macs=1_000_000)
+BEFORE = Cost(params=4_000, macs=1_000_000, ms=8.0)
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,16 @@ BEFORE = Cost(params=4_000, macs=1_000_000)
         ("macs=100%", [("macs", 1_000_000)]),
         ("macs=0.4%", [("macs", 4_000)]),
         ("macs=50%,params=25%", [("macs", 500_000), ("params", 1_000)]),
+        ("latency=5ms", [("latency", 5.0)]),
+        ("latency=250us", [("latency", 0.25)]),
+        ("latency=25%", [("latency", 2.0)]),
+        ("memory=1.5MB", [("memory", 1_500_000)]),
+        ("memory=64KiB", [("memory", 65_536)]),
+        ("memory=50%", [("memory", 500)]),
     ],
 )
 def test_a_budget_in_words_is_an_upper_bound(text, expected):
-    assert [(b.quantity, b.limit) for b in parse_budgets(text, BEFORE)] == expected
+    assert [(b.quantity, b.limit) for b in parse_budgets(text, BEFORE, memory_bytes=1_000)] == expected
 
 
 def test_several_budgets_may_come_in_a_list_and_keep_what_was_asked():
@@ -33,7 +39,7 @@ def test_several_budgets_may_come_in_a_list_and_keep_what_was_asked():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"A budget must be quantity=amount, such as `macs=50%`, `params=20k`; got ''"),
+        ("", r"A budget must be quantity=amount, such as `latency=5ms`, `macs=50%`, `params=20k`, `memory=8MB`; got ''"),
         ("50%", r"must be quantity=amount.*got '50%'"),
         ("=50%", r"must be quantity=amount"),
         ("macs=50%,", r"must be quantity=amount.*got ''"),
@@ -48,8 +54,9 @@ def test_several_budgets_may_come_in_a_list_and_keep_what_was_asked():
         ("macs=0", r"must be above zero"),
         ("params=0.001%", r"must be above zero"),
         ("latency=0%", r"above 0% and at most 100%"),
-        ("latency=50%", r"one in milliseconds cannot be planned for yet"),
-        ("memory=5M", r"one in bytes cannot be planned for yet"),
+        ("latency=5", r"a percentage or a time with its unit.*got '5' in 'latency=5'"),
+        ("latency=0ms", r"must be above zero"),
+        ("memory=5ms", r"a percentage or a number of bytes"),
         ("macs=50%,macs=1M", r"bounded once, got macs=50%, macs=1M"),
     ],
 )
@@ -71,7 +78,7 @@ def test_an_unknown_quantity_is_told_its_neighbor():
 @given(st.text(max_size=12))
 def test_any_text_is_read_or_refused_by_name(text):
     try:
-        budgets = parse_budgets(text, BEFORE)
+        budgets = parse_budgets(text, BEFORE, memory_bytes=1_000)
     except UsageError:
         return
-    assert all(b.limit >= 1 for b in budgets)
+    assert all(b.limit > 0 for b in budgets)

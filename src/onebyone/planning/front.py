@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from onebyone.planning.options import Survey
-from onebyone.planning.solve import least_cost
-from onebyone.records import FrontPoint, Plan
+from onebyone.planning.solve import amount, least_cost
+from onebyone.records import Budget, FrontPoint, Plan, Quantity
 
 # From the least that the rewrites reach to what harms least, in equal ratios.
 POINTS = 10
@@ -17,8 +16,8 @@ POINTS = 10
 
 def front_of(
     found: Survey,
-    quantity: Literal["params", "macs"],
-    plan_for: Callable[[str], Plan],
+    quantity: Quantity,
+    plan_for: Callable[[Survey, Sequence[Budget]], Plan],
     *,
     points: int = POINTS,
 ) -> tuple[FrontPoint, ...]:
@@ -26,27 +25,38 @@ def front_of(
 
     Args:
         found: What could be done.
-        quantity: What is budgeted; no other budget is set.
-        plan_for: Chooses among the same options under a budget such as ``"macs=1200"``.
+        quantity: What is budgeted; no other budget is set. Memory has no front: it does not add up.
+        plan_for: Chooses among the options under budgets.
         points: Budgets to plan for.
 
     Returns:
         The least predicted harm under each, the smallest network first. Budgets that lead to the
         same cost are one point.
     """
+    if quantity == "memory":
+        return ()
     exact = found.exact if found.exact_asked else None
     start = found.before - exact.saved if exact else found.before
-    least = getattr(least_cost(found.options, quantity, start, forced=found.forced), quantity)
-    whole = max(getattr(found.before, quantity), getattr(start, quantity))
+    least = amount(least_cost(found.options, quantity, start, forced=found.forced), quantity)
+    whole = max(amount(found.before, quantity), amount(start, quantity))
     if not 0 < least < whole:
         return ()
+
+    def within(limit: float) -> Plan:
+        # Counts are whole; of milliseconds the sum may differ in its last digit.
+        limit = limit * (1 + 1e-9) if quantity == "latency" else int(np.ceil(limit))
+        return plan_for(found, [Budget(quantity=quantity, limit=limit, asked=_asked(limit))])
+
+    def _asked(limit: float) -> str:
+        shown = f"{limit:.4g}ms" if quantity == "latency" else f"{limit}"
+        return f"{quantity}={shown}"
+
     # What is asked for, such as a new head, may forbid the larger part of the way.
-    most = max(least, getattr(plan_for(f"{quantity}={whole}").after, quantity))
-    # Rounded up, and the first as it is: the least must stay reachable.
-    limits = [least, *(int(np.ceil(x)) for x in np.geomspace(least, most, points)[1:])]
+    most = max(least, amount(within(whole).after, quantity))
     made: dict[tuple[int, int], FrontPoint] = {}
-    for limit in dict.fromkeys(limits):
-        planned = plan_for(f"{quantity}={limit}")
+    # The first as it is, not as a power gives it: the least must stay reachable.
+    for limit in (least, *np.geomspace(least, most, points)[1:]):
+        planned = within(float(limit))
         point = FrontPoint(
             budget=planned.budgets[0],
             after=planned.after,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.calibration import CalibrationData, collect, curvature_of
-from onebyone.errors import ModelError
+from onebyone.errors import ModelError, OptionError
 from onebyone.evaluation import divergence, one_tensor
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning.applies import HEAD, reasons
@@ -32,6 +33,8 @@ HeadChoice = Literal["auto", "keep", "exact", "gap"]
 LEAST_GAIN = 0.15
 # Options of a site that go to the solver, at most.
 FRONT = 60
+# Of each form, at least, where forms are not weighed against each other yet.
+FEWEST_OF_A_FORM = 16
 # Options of a site whose harm is measured; that of the others is interpolated between them.
 PROBES = 5
 PROBE_EXAMPLES = 512
@@ -55,6 +58,8 @@ class Survey:
         left_alone: Sites without options, and why.
         before: The original's cost.
         forced: Sites at which an option must be chosen.
+        layers: The network's, in order of execution.
+        head: The head as it was, if it can be rewritten.
     """
 
     network: nn.Module
@@ -65,34 +70,43 @@ class Survey:
     before: Cost
     forced: tuple[str, ...]
     layers: tuple[LayerCost, ...]
+    head: head.HeadSite | None = None
 
 
 def survey(
     model: nn.Module,
-    data: CalibrationData,
+    data: CalibrationData | Tensor,
     *,
     head_choice: HeadChoice = "auto",
     leave: Sequence[str] = (),
+    every_form: bool = False,
     progress: Progress | None = None,
 ) -> Survey:
     """List the options of every site and measure their harm on calibration data.
 
     Args:
         model: Not modified.
-        data: The calibration data.
+        data: The calibration data; or an input, where there is none: an option's harm is then the
+            relative error of its layer's kernel, and the head stays or becomes ``exact``.
         head_choice: ``auto``: a GAP head is one option among others; ``keep``: none; ``exact`` or
             ``gap``: the head is rewritten so.
         leave: Names of modules to leave alone, with all inside them.
+        every_form: Keep an option that one of another form beats in all that is counted: it may
+            still be the faster one.
         progress: Told of the steps done.
 
     Raises:
         ModelError: If the network has no convolution or linear layer that runs, or cannot be run.
+        OptionError: If a ``gap`` head is wanted without data.
     """
-    example = data.example()
+    example = data[:1] if isinstance(data, Tensor) else data.example()
+    known = None if isinstance(data, Tensor) else data
+    if known is None and head_choice == "gap":
+        raise OptionError("A head as 'gap' is fitted to data: give calibration data.")
     original = trace_layers(model, example)
     before = Cost(params=original.params, macs=original.macs)
     _check_has_layers(model, original)
-    base = evaluation_copy(model, device=data.device)
+    base = evaluation_copy(model, device=example.device)
     notes: list[LeftAlone] = []
     site = _head_site(base, example, head_choice, notes)
     exact = None
@@ -104,9 +118,9 @@ def survey(
         network = head.rewrite(base, example, name=site.name, form="exact", hidden=[])
     costs = trace_layers(network, example)
     why = reasons(network, example, costs, leave)
-    surveyor = _Surveyor(network, data, costs.layers, progress)
+    surveyor = _Surveyor(network, known, costs.layers, progress, every_form=every_form)
     names = [layer.name for layer in costs.layers if layer.macs and layer.name not in why]
-    wants_gap = site is not None and head_choice in ("auto", "gap")
+    wants_gap = site is not None and known is not None and head_choice in ("auto", "gap")
     surveyor.steps = len(names) + int(wants_gap)
     options = surveyor.layer_options(names, why)
     forced: tuple[str, ...] = ()
@@ -127,6 +141,7 @@ def survey(
         before=before,
         forced=forced,
         layers=costs.layers,
+        head=site,
     )
 
 
@@ -186,18 +201,27 @@ class _Surveyor:
     def __init__(
         self,
         network: nn.Module,
-        data: CalibrationData,
+        data: CalibrationData | None,
         layers: Sequence[LayerCost],
         progress: Progress | None,
+        *,
+        every_form: bool = False,
     ) -> None:
         self.network = network
-        self.data = data
+        self._data = data
+        self.every_form = every_form
         self.layers = {layer.name: layer for layer in layers}
         self.progress = progress
         self.steps = 0
         self.done = 0
         self._probe: CalibrationData | None = None
         self._reference: list[Tensor] = []
+
+    @property
+    def data(self) -> CalibrationData:
+        """The calibration data, where there is some."""
+        assert self._data is not None
+        return self._data
 
     def _advance(self, message: str) -> None:
         self.done += 1
@@ -206,6 +230,8 @@ class _Surveyor:
 
     def layer_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
         """Return the options of layers by themselves; ``reasons`` takes those without any."""
+        if self._data is None:
+            return self._kernel_options(names, reasons)
         batches, examples = self.data.batches, len(self.data)
         moments = collect(self.network, names, batches, examples=examples)
         metrics = curvature_of(self.network, names, self.data, self._macs())
@@ -226,6 +252,18 @@ class _Surveyor:
             self._advance(f"options of {name}")
         return options
 
+    def _kernel_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
+        """Return options without data: their harm is the relative error of the layer's kernel."""
+        options: list[Option] = []
+        for name in names:
+            problems = problems_of(module_at(self.network, name))
+            found = self._site_options(name, problems)
+            if not found:
+                reasons[name] = f"no option saves {LEAST_GAIN:.0%} of its parameters and MACs"
+            options += [replace(option, harm=option.error) for option in found]
+            self._advance(f"options of {name}")
+        return options
+
     def _site_options(self, name: str, problems: Sequence[Problem]) -> list[Option]:
         module, layer = module_at(self.network, name), self.layers[name]
         before = cost_before(module, layer)
@@ -235,7 +273,7 @@ class _Surveyor:
                 continue
             costs = [(each, cost_of(rewrite, module, layer, each)) for each in how.grid(module)]
             paying = [(each, cost) for each, cost in costs if _pays(cost, before)]
-            if any(problem.xx is None for problem in problems):
+            if any(problem.xx is None and not problem.plain for problem in problems):
                 # Of a layer too wide for its covariance, the outputs alone are known.
                 paying = [pair for pair in paying if pair[0]["form"] in ("expand", "pair")]
             errors = how.errors(problems, module, [each for each, _ in paying]) if paying else []
@@ -251,7 +289,13 @@ class _Surveyor:
                 )
                 for (settings, cost), error in zip(paying, errors, strict=True)
             ]
-        return _front(options)
+        if not self.every_form:
+            return _front(options)
+        forms: dict[tuple[str, object], list[Option]] = defaultdict(list)
+        for option in options:
+            forms[option.rewrite, option.settings.get("form")].append(option)
+        most = max(FRONT // max(len(forms), 1), FEWEST_OF_A_FORM)
+        return [option for mine in forms.values() for option in _front(mine, most=most)]
 
     def _with_harm(
         self, module: nn.Module, problems: Sequence[Problem], options: list[Option]
@@ -354,7 +398,7 @@ def _pays(cost: Cost, before: Cost) -> bool:
     return cost.macs <= kept * before.macs and cost.params <= kept * before.params
 
 
-def _front(options: list[Option]) -> list[Option]:
+def _front(options: list[Option], *, most: int = FRONT) -> list[Option]:
     """Return the options that no other one beats in error, MACs and parameters at once."""
     ordered = sorted(options, key=lambda o: (o.error or 0.0, o.after.macs, o.after.params))
     front: list[Option] = []
@@ -365,7 +409,7 @@ def _front(options: list[Option]) -> list[Option]:
         )
         if not beaten:
             front.append(option)
-    if len(front) <= FRONT:
+    if len(front) <= most:
         return front
-    spots = np.linspace(0, len(front) - 1, FRONT).round().astype(int)
+    spots = np.linspace(0, len(front) - 1, most).round().astype(int)
     return [front[int(spot)] for spot in spots]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
 from onebyone.errors import BudgetError
-from onebyone.records import Budget, Cost, Option
-from onebyone.units import format_count, format_percent
+from onebyone.records import Budget, Cost, Option, Quantity
+from onebyone.units import format_bytes, format_count, format_ms, format_percent
 
 # At equal harm the cheaper option wins: a hair of harm for the share of the cost that is kept.
 TIE = 1e-7
@@ -29,53 +28,83 @@ def choose(
     *,
     forced: Sequence[str] = (),
     obstacles: str = "",
+    fastest: float | None = None,
 ) -> tuple[Option, ...]:
     """Return the options of least total harm that meet every budget, in the order given.
 
-    Each module is part of one chosen option at most; harms are taken to add up.
+    Each module is part of one chosen option at most; harms and times are taken to add up.
 
     Args:
-        options: Each with its harm.
+        options: Each with its harm, and with its milliseconds where they are bounded.
         budgets: Upper bounds for the whole network.
         before: The network's own cost.
         forced: Sites at which some option must be chosen.
         obstacles: What stands in the way of more, in words, for the error.
+        fastest: Return instead the options of least total time whose harm is at most this many
+            times the least.
 
     Raises:
         BudgetError: If no choice meets the budgets; says how far they can be met.
     """
-    short = [b for b in budgets if _cost(before, b.quantity) > b.limit]
+    short = [b for b in budgets if amount(before, b.quantity) > b.limit]
     if not options:
         if short:
             raise BudgetError(_unreachable(short[0], before, before, obstacles))
         return ()
     harm = np.array([max(option.harm or 0.0, 0.0) for option in options])
-    kept = np.array([option.after.macs / max(before.macs, 1) for option in options])
     rows, low, high = _one_each(options, forced)
     for budget in budgets:
-        saved = np.array([_cost(option.saved, budget.quantity) for option in options], float)
-        total = _cost(before, budget.quantity)
-        rows.append(saved / max(total, 1))
-        low.append((total - budget.limit) / max(total, 1))
+        total = amount(before, budget.quantity)
+        saved = np.array([amount(option.saved, budget.quantity) for option in options], float)
+        rows.append(saved / (total or 1))
+        low.append((total - budget.limit) / (total or 1))
         high.append(np.inf)
+    # Milliseconds where there are any: a hair of harm must not buy what costs time.
+    quantity: Quantity = "macs" if before.ms is None else "latency"
+    kept = np.array([amount(o.after, quantity) - amount(o.before, quantity) for o in options])
+    kept = 1 + kept / (amount(before, quantity) or 1)
     objective = harm / max(float(harm.max()), 1e-12) + TIE * (1 + kept)
+    picked = _pick(options, objective, rows, low, high, budgets=budgets, before=before)
+    if picked is None:
+        raise _explained(options, budgets, before, forced, obstacles)
+    if fastest is not None:
+        rows.append(harm / max(float(harm @ picked), 1e-12))
+        low.append(-np.inf)
+        high.append(fastest)
+        faster = _pick(options, kept - 1, rows, low, high, budgets=budgets, before=before)
+        picked = picked if faster is None else faster
+    return tuple(option for option, take in zip(options, picked, strict=True) if take)
+
+
+def _pick(
+    options: Sequence[Option],
+    objective: NDArray[np.float64],
+    rows: Sequence[NDArray[np.float64]],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    budgets: Sequence[Budget],
+    before: Cost,
+) -> NDArray[np.bool_] | None:
+    """Return what to pick for the least total, with budgets met to the last unit."""
+    rows, low, high = list(rows), list(low), list(high)
     for _ in range(MOST_CUTS):
         picked = _solve(objective, rows, low, high)
         if picked is None:
-            break
-        chosen = tuple(option for option, take in zip(options, picked, strict=True) if take)
+            return None
+        chosen = [option for option, take in zip(options, picked, strict=True) if take]
         if _meets(chosen, budgets, before):
-            return chosen
+            return picked
         # Met to the solver's tolerance, a millionth, but not to the last MAC: never this one again.
         rows.append(np.where(picked, 1.0, -1.0))
         low.append(-np.inf)
         high.append(float(picked.sum()) - 1)
-    raise _explained(options, budgets, before, forced, obstacles)
+    return None
 
 
 def least_cost(
     options: Sequence[Option],
-    quantity: Literal["params", "macs"],
+    quantity: Quantity,
     before: Cost,
     *,
     forced: Sequence[str] = (),
@@ -91,7 +120,7 @@ def least_cost(
     if not options:
         return before
     rows, low, high = _one_each(options, forced)
-    saved = np.array([_cost(option.saved, quantity) for option in options], float)
+    saved = np.array([amount(option.saved, quantity) for option in options], float)
     picked = _solve(-saved / max(float(np.abs(saved).max()), 1.0), rows, low, high)
     assert picked is not None
     least = before
@@ -104,7 +133,7 @@ def _meets(chosen: Sequence[Option], budgets: Sequence[Budget], before: Cost) ->
     cost = before
     for option in chosen:
         cost = cost - option.saved
-    return all(_cost(cost, budget.quantity) <= budget.limit for budget in budgets)
+    return all(amount(cost, budget.quantity) <= budget.limit for budget in budgets)
 
 
 def _one_each(
@@ -153,23 +182,31 @@ def _explained(
     """Find the budget that cannot be met alone, and how far it can."""
     for budget in budgets:
         best = least_cost(options, budget.quantity, before, forced=forced)
-        if _cost(best, budget.quantity) > budget.limit:
+        if amount(best, budget.quantity) > budget.limit:
             return BudgetError(_unreachable(budget, before, best, obstacles))
     asked = ", ".join(budget.asked for budget in budgets)
     return BudgetError(f"The budgets {asked} can each be met, but not together. Raise one of them.")
 
 
 def _unreachable(budget: Budget, before: Cost, best: Cost, obstacles: str) -> str:
-    total, reached = _cost(before, budget.quantity), _cost(best, budget.quantity)
-    enough = math.ceil(100 * reached / max(total, 1))
-    unit = "MACs" if budget.quantity == "macs" else "parameters"
+    total, reached = amount(before, budget.quantity), amount(best, budget.quantity)
+    enough = math.ceil(100 * reached / (total or 1))
+    form, unit = {
+        "macs": (format_count, " MACs"),
+        "params": (format_count, " parameters"),
+        "latency": (format_ms, ""),
+        "memory": (format_bytes, ""),
+    }[budget.quantity]
     return (
-        f"The budget {budget.asked} is {format_count(budget.limit)} {unit}, but the least that "
-        f"these rewrites reach is {format_count(reached)} "
-        f"({format_percent(reached / max(total, 1))} of {format_count(total)}). {obstacles}"
+        f"The budget {budget.asked} is {form(budget.limit)}{unit}, but the least that "
+        f"these rewrites reach is {form(reached)} "
+        f"({format_percent(reached / (total or 1))} of {form(total)}). {obstacles}"
         f"Raise the budget to `{budget.quantity}={enough}%` or more."
     )
 
 
-def _cost(cost: Cost, quantity: str) -> int:
-    return cost.params if quantity == "params" else cost.macs
+def amount(cost: Cost, quantity: Quantity) -> float:
+    """Return one quantity of a cost; memory, which is not an option's own, as nothing."""
+    if quantity == "latency":
+        return cost.ms or 0.0
+    return {"params": cost.params, "macs": cost.macs, "memory": 0}[quantity]

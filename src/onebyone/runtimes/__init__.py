@@ -16,8 +16,12 @@ from onebyone.runtimes.eager import (
 )
 from onebyone.runtimes.executorch import prepare_executorch
 from onebyone.runtimes.machine import describe_machine
-from onebyone.runtimes.onnx import prepare_onnxruntime
-from onebyone.runtimes.openvino import prepare_openvino, prepare_openvino_bf16
+from onebyone.runtimes.onnx import prepare_layers_onnxruntime, prepare_onnxruntime
+from onebyone.runtimes.openvino import (
+    prepare_layers_openvino,
+    prepare_openvino,
+    prepare_openvino_bf16,
+)
 from onebyone.runtimes.outputs import difference, outputs_of
 
 __all__ = [
@@ -45,8 +49,20 @@ RUNTIMES: dict[str, Runtime] = {
         Runtime("packed:bf16", prepare_packed_bf16),
         Runtime("compile", prepare_compiled, devices=_ANY),
         Runtime("compile:bf16", prepare_compiled_bf16, devices=_ANY),
-        Runtime("onnxruntime", prepare_onnxruntime, package="onnxruntime", extra="onnx"),
-        Runtime("openvino", prepare_openvino, package="openvino", extra="openvino"),
+        Runtime(
+            "onnxruntime",
+            prepare_onnxruntime,
+            prepare_layers_onnxruntime,
+            package="onnxruntime",
+            extra="onnx",
+        ),
+        Runtime(
+            "openvino",
+            prepare_openvino,
+            prepare_layers_openvino,
+            package="openvino",
+            extra="openvino",
+        ),
         Runtime("openvino:bf16", prepare_openvino_bf16, package="openvino", extra="openvino"),
         Runtime("executorch", prepare_executorch, package="executorch", extra="executorch"),
         Runtime("cuda-graph", prepare_cuda_graph, devices=_GPU),

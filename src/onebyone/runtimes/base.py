@@ -43,6 +43,8 @@ class Runtime:
         prepare: Takes a network (not modified) and an example input ``(batch, …)``; returns a
             callable that runs one forward pass on that input. It uses as many threads as torch
             is set to while it is prepared and run.
+        prepare_layers: The same for a few layers in a row, where it can be done faster: as they
+            are timed by hundreds.
         package: The distribution whose version is recorded.
         extra: The extra that installs it, where it is optional.
         devices: The types of device that it runs on.
@@ -50,6 +52,7 @@ class Runtime:
 
     name: str
     prepare: Prepare
+    prepare_layers: Prepare | None = None
     package: str = "torch"
     extra: str | None = None
     devices: tuple[str, ...] = ("cpu",)

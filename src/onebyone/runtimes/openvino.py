@@ -11,12 +11,17 @@ from torch import Tensor, nn
 
 from onebyone.errors import OptionError
 from onebyone.runtimes.base import Prepared, need_device
-from onebyone.runtimes.onnx import to_onnx
+from onebyone.runtimes.onnx import layers_to_onnx, to_onnx
 
 
 def prepare_openvino(model: nn.Module, example: Tensor) -> Prepared:
     """Run in float32: by itself OpenVINO chooses bf16 on some processors."""
-    return _prepare(model, example, "f32")
+    return _prepare(to_onnx(model, example), example, "f32")
+
+
+def prepare_layers_openvino(model: nn.Module, example: Tensor) -> Prepared:
+    """Run a few layers in a row, in float32."""
+    return _prepare(layers_to_onnx(model, example), example, "f32")
 
 
 def prepare_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
@@ -32,13 +37,13 @@ def prepare_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
             "The runtime 'openvino:bf16' needs a processor with bf16 kernels in OpenVINO, and "
             "this one has none. Use 'openvino'."
         )
-    return _prepare(model, example, "bf16")
+    return _prepare(to_onnx(model, example), example, "bf16")
 
 
-def _prepare(model: nn.Module, example: Tensor, precision: str) -> Prepared:
+def _prepare(content: bytes, example: Tensor, precision: str) -> Prepared:
     need_device(example, "cpu", "openvino")
     options = settings(precision)
-    compiled = compile_openvino(to_onnx(model, example), options)
+    compiled = compile_openvino(content, options)
     return Prepared(runner(compiled, example.numpy()), options)
 
 

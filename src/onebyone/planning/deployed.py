@@ -1,0 +1,294 @@
+"""A plan for a runtime: layers' times add up to a guess, which the built network's time mends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor, nn
+
+from onebyone.errors import BudgetError, OptionError
+from onebyone.planning.options import Survey
+from onebyone.planning.timing import LayerTimer
+from onebyone.planning.timings import Timings
+from onebyone.profiling.latency import Samples, interleave, threads
+from onebyone.records import Budget, Deployment, LeftAlone, Option, Plan, PlannedLatency
+from onebyone.rewrites import restructure
+from onebyone.runtimes import Prepared, describe_machine, find_runtime
+from onebyone.units import format_ms, format_percent
+
+Progress = Callable[[int, int, str], None]
+# Makes a plan from options and budgets, without measuring.
+MakePlan = Callable[[Survey, Sequence[Budget]], Plan]
+
+# Interleaved rounds in which a built network is compared with the original.
+ROUNDS = 15
+SECONDS = 20.0
+# A prediction is good enough when the measurement is no farther from it than this share.
+AGREEMENT = 0.03
+# A budget is met if the measured time is above it by no more than this share: what is noise.
+OVER = 0.01
+# Networks that are built and measured, at most.
+MOST_BUILDS = 8
+# Plans that are made until all the times they rest on are their options' own, at most.
+MOST_PLANS = 20
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    plan: Plan
+    latency: PlannedLatency
+
+    @property
+    def agrees(self) -> bool:
+        return self.latency.error <= AGREEMENT
+
+    def meets(self, limit: float | None) -> bool:
+        return limit is None or self.latency.after.median_ms <= limit * (1 + OVER)
+
+
+class Deployed:
+    """Plans from one survey for one runtime.
+
+    Args:
+        model: The network. Not modified.
+        found: What could be done to it.
+        example: An input with the deployment's batch, on its device.
+        deployment: Where it is to run.
+        timings: What was timed earlier.
+        progress: Told of the sites timed and networks built.
+
+    Attributes:
+        options: Those that are faster, with the times of the layers by themselves.
+        share: What a millisecond that they save is worth in the whole network, as far as is known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        found: Survey,
+        example: Tensor,
+        deployment: Deployment,
+        timings: Timings,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model = model
+        self.found = found
+        self.example = example
+        self.deployment = deployment
+        self.progress = progress
+        self.share = 1.0
+        layers = {layer.name: layer for layer in found.layers}
+        self._timer = LayerTimer(found.network, layers, deployment, timings, head=found.head)
+        with threads(deployment.threads):
+            self._original = self._prepared(model)
+            alone = interleave(
+                {"before": self._original},
+                rounds=ROUNDS,
+                device=deployment.device,
+                seconds=SECONDS,
+            )
+        self._before_ms = float(np.median(alone.ms["before"]))
+        timed = self._timer.survey(found.options, progress)
+        self.options = [option for option in timed if _is_faster(option)]
+
+    def survey(self) -> Survey:
+        """Return the options that are faster, with times as they count in the whole network."""
+        found, share = self.found, self.share
+        options = [_shared(option, share) for option in self.options]
+        exact = None if found.exact is None else _untimed(found.exact)
+        before = replace(found.before, ms=self._before_ms)
+        kept = {option.site for option in options}
+        runtime = self.deployment.runtime
+        slower = {option.site for option in found.options} - kept
+        why = [
+            LeftAlone(
+                site=site,
+                reason=self._timer.failures.get(site, f"nothing is shown to be faster: {runtime}"),
+            )
+            for site in dict.fromkeys(option.site for option in found.options)
+            if site in slower
+        ]
+        return replace(
+            found,
+            options=tuple(options),
+            left_alone=(*found.left_alone, *why),
+            before=before,
+            exact=exact,
+        )
+
+    def plan(self, budgets: Sequence[Budget], make: MakePlan) -> Plan:
+        """Plan, build, measure, and plan again until the prediction holds and the budget is met.
+
+        Args:
+            budgets: Upper bounds.
+            make: Chooses among the options of a survey.
+
+        Raises:
+            BudgetError: If the latency cannot be reached; says what was measured.
+        """
+        limit = next((b.limit for b in budgets if b.quantity == "latency"), None)
+        attempts: list[_Attempt] = []
+        for _ in range(MOST_BUILDS):
+            try:
+                made = self._with_own_times(budgets, make)
+            except BudgetError:
+                if attempts or limit is None:
+                    break
+                # The times of layers alone say no: what do they come to in the whole network?
+                made = self._with_own_times(self._easier(budgets), make)
+            attempt = self._built(made, len(attempts))
+            attempts.append(attempt)
+            if attempt.agrees and attempt.meets(limit):
+                break
+            if not made.choices:
+                break
+            self._learn(attempt)
+        good = [each for each in attempts if each.meets(limit)]
+        if not good:
+            raise self._unreachable(budgets, attempts, make)
+        best = min(good, key=lambda each: (not each.agrees, each.plan.harm or 0.0))
+        return replace(best.plan, budgets=tuple(budgets), latency=best.latency)
+
+    def _with_own_times(self, budgets: Sequence[Budget], make: MakePlan) -> Plan:
+        """Plan until all that is chosen was timed itself and is faster."""
+        for _ in range(MOST_PLANS):
+            made = make(self.survey(), budgets)
+            chosen = {_identity(option) for option in made.choices}
+            guessed = [o for o in self.options if _identity(o) in chosen and o.gain is None]
+            if not guessed:
+                return made
+            exact = {_identity(option): option for option in self._timer.exactly(guessed)}
+            known = [exact.get(_identity(option), option) for option in self.options]
+            self.options = [option for option in known if _is_faster(option)]
+        return made
+
+    def _built(self, made: Plan, corrections: int) -> _Attempt:
+        """Build a plan's network and measure it in turns with the original."""
+        if self.progress is not None:
+            self.progress(corrections, MOST_BUILDS, f"{self.deployment.runtime}: whole network")
+        with threads(self.deployment.threads):
+            after = self._prepared(restructure(self.model, made))
+            samples = interleave(
+                {"before": self._original, "after": after},
+                rounds=ROUNDS,
+                device=self.deployment.device,
+                seconds=SECONDS,
+            )
+            return _Attempt(made, self._latency(samples, made, corrections))
+
+    def _latency(self, samples: Samples, made: Plan, corrections: int) -> PlannedLatency:
+        runtime, batch = self.deployment.runtime, self.deployment.batch
+        before = samples.timing("before", runtime=runtime, batch=batch)
+        after = samples.timing("after", runtime=runtime, batch=batch)
+        ratio = samples.ratio("before", "after")
+        # The original took another time in these rounds than in those that the plan rests on.
+        predicted = made.after.ms
+        assert predicted is not None
+        return PlannedLatency(
+            deployment=self.deployment,
+            machine=describe_machine(self.deployment.device),
+            before=before,
+            after=after,
+            ratio=ratio,
+            predicted_ms=predicted * before.median_ms / self._before_ms,
+            corrections=corrections,
+            share=self.share,
+        )
+
+    def _learn(self, attempt: _Attempt) -> None:
+        """Take over what a millisecond saved in layers was worth in the whole network."""
+        chosen = {_identity(option) for option in attempt.plan.choices}
+        saved = sum(_saved_ms(option) for option in self.options if _identity(option) in chosen)
+        if saved > 0:
+            measured = 1 - 1 / attempt.latency.ratio.value
+            self.share = max(measured * self._before_ms / saved, 0.01)
+
+    def _easier(self, budgets: Sequence[Budget]) -> tuple[Budget, ...]:
+        """Return the budgets with the least latency that the options reach by themselves."""
+        best: dict[str, float] = {}
+        for option in self.options:
+            best[option.site] = max(best.get(option.site, 0.0), _saved_ms(option) * self.share)
+        least = self._before_ms - sum(best.values())
+        # Options that exclude each other save less together: half of what is left is aimed at.
+        aimed = max((least + self._before_ms) / 2, least + 0.01 * self._before_ms)
+        return tuple(
+            replace(budget, limit=aimed) if budget.quantity == "latency" else budget
+            for budget in budgets
+        )
+
+    def _unreachable(
+        self, budgets: Sequence[Budget], attempts: Sequence[_Attempt], make: MakePlan
+    ) -> BudgetError:
+        if not attempts:
+            try:
+                make(self.survey(), budgets)
+            except BudgetError as error:
+                return error
+        best = min(attempts, key=lambda each: each.latency.after.median_ms).latency
+        asked = ", ".join(budget.asked for budget in budgets)
+        share = best.after.median_ms / best.before.median_ms
+        return BudgetError(
+            f"The budget {asked} cannot be met in {self.deployment}: of {len(attempts)} networks "
+            f"that were built and measured, the fastest takes {format_ms(best.after.median_ms)} "
+            f"({format_percent(share)} of {format_ms(best.before.median_ms)}). Raise it to "
+            f"`latency={100 * share + 1:.0f}%` or more, or choose another runtime: `onebyone "
+            f"bench` compares them."
+        )
+
+    def _prepared(self, network: nn.Module) -> Prepared:
+        return find_runtime(self.deployment.runtime).prepare(network, self.example)
+
+
+def is_shown_faster(plan: Plan) -> bool:
+    """Whether a plan's network was measured and shown to be faster than the original."""
+    return plan.latency is not None and plan.latency.ratio.verdict == "faster"
+
+
+def deployment_of(runtime: str, *, device: str, batch: int, num_threads: int | None) -> Deployment:
+    """Return where a plan's network is to run.
+
+    Raises:
+        UnknownNameError: If there is no such runtime.
+        MissingExtraError: If it is not installed.
+        OptionError: If the batch is not positive, or the runtime does not run on the device.
+    """
+    found = find_runtime(runtime)
+    if batch < 1:
+        raise OptionError(f"`batch` must be 1 or more, got {batch}.")
+    if device.partition(":")[0] not in found.devices:
+        raise OptionError(
+            f"The runtime {runtime!r} runs on {' and '.join(found.devices)}, got device {device!r}."
+        )
+    with threads(num_threads) as count:
+        return Deployment(
+            runtime=runtime, device=device, batch=batch, threads=count, version=found.version
+        )
+
+
+def _is_faster(option: Option) -> bool:
+    """Whether an option is shown to be faster, or predicted to be where it was not timed yet."""
+    return _saved_ms(option) > 0 if option.gain is None else option.gain.low > 1
+
+
+def _saved_ms(option: Option) -> float:
+    return option.saved.ms or 0.0
+
+
+def _shared(option: Option, share: float) -> Option:
+    """Return an option whose saving is that of the whole network."""
+    before = option.before.ms or 0.0
+    return replace(option, after=replace(option.after, ms=before - share * _saved_ms(option)))
+
+
+def _untimed(option: Option) -> Option:
+    """Return an option that is taken to save no time; the whole network's time includes it."""
+    return replace(
+        option, before=replace(option.before, ms=0.0), after=replace(option.after, ms=0.0)
+    )
+
+
+def _identity(option: Option) -> tuple[str, str, str]:
+    return option.site, option.rewrite, str(sorted(option.settings.items()))

@@ -1,0 +1,320 @@
+"""What each option takes in a runtime, between two neighbors and in turns with what it replaces."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from onebyone.errors import OneByOneError
+from onebyone.kernels import is_linear, shape_of
+from onebyone.layers import GlobalAverageHead
+from onebyone.planning.timings import Site, Timed, Timings
+from onebyone.profiling import example_input
+from onebyone.profiling.latency import interleave, threads
+from onebyone.records import Deployment, LayerCost, Option
+from onebyone.rewrites.head import HeadSite
+from onebyone.rewrites.layerwise import layer_rewrite
+from onebyone.runtimes import Prepared, find_runtime
+from onebyone.sites import floating_type, module_at
+
+Progress = Callable[[int, int, str], None]
+
+# Interleaved rounds of a site's options; fewer where they would take longer than this.
+ROUNDS = 9
+SECONDS_A_SITE = 6.0
+# Options of one form that are timed before the rest is predicted from them.
+POINTS = 7
+# Channels of the input that the first neighbor makes the site's input of.
+LEAD_CHANNELS = 16
+# An input of no more channels than this is the network's own: nothing comes before it.
+IMAGE_CHANNELS = 4
+
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_POOLS = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+
+
+class LayerTimer:
+    """Times the options of a network's sites where they are to run.
+
+    A layer alone is not what it is in a network: runtimes lay maps out in their own way and would
+    turn them at its borders. So a site is timed between two neighbors, a 1×1 convolution that
+    makes its input and an average over its output, in turns with the same neighbors around what
+    could replace it: what the neighbors take is the same on both sides, and the difference is the
+    site's. Sites of equal layers and shapes are timed once.
+
+    Args:
+        network: Whose sites they are. Not modified.
+        layers: By name, with their shapes.
+        deployment: Where to time.
+        timings: What was timed earlier; new ones are added.
+        head: The network's head as it was, if it can be rewritten.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Mapping[str, LayerCost],
+        deployment: Deployment,
+        timings: Timings,
+        *,
+        head: HeadSite | None = None,
+    ) -> None:
+        self.network = network
+        self.layers = layers
+        self.deployment = deployment
+        self.timings = timings
+        self.head = head
+        self.failures: dict[str, str] = {}
+        self._dtype = floating_type(network)
+
+    def survey(self, options: Sequence[Option], progress: Progress | None = None) -> list[Option]:
+        """Time a few options of each form at each site, and predict the others from them.
+
+        Args:
+            options: Not modified.
+            progress: Told of the sites done.
+
+        Returns:
+            The same options with their milliseconds, without those that the runtime cannot run:
+            ``failures`` says why, by site.
+        """
+        by_site: dict[str, list[Option]] = defaultdict(list)
+        for option in options:
+            by_site[option.site].append(option)
+        found: list[Option] = []
+        for done, (site, mine) in enumerate(by_site.items()):
+            try:
+                timed = self._measured(_spread(mine))
+            except OneByOneError as error:
+                self.failures[site] = f"{self.deployment.runtime} cannot run it: {error}"
+            else:
+                found += _completed(mine, timed)
+            if progress is not None:
+                progress(done + 1, len(by_site), f"{self.deployment.runtime}: {site}")
+        self.timings.save()
+        return found
+
+    def exactly(self, options: Iterable[Option]) -> list[Option]:
+        """Return options with times that are their own, not predicted from others."""
+        found = []
+        for option in options:
+            if option.gain is None:
+                timed = self._measured([option])[_key_of(option)]
+                found.append(_with_time(option, timed, timed.before_ms))
+            else:
+                found.append(option)
+        self.timings.save()
+        return found
+
+    def _measured(self, options: Sequence[Option]) -> dict[str, Timed]:
+        """Return times by settings, of options of one site; only those not known are run."""
+        key = self._site_key(options[0])
+        found = {}
+        missing = []
+        for option in options:
+            known = self.timings.get(key, _key_of(option))
+            if known is None:
+                missing.append(option)
+            else:
+                found[_key_of(option)] = known
+        if missing:
+            fresh = self._run(missing)
+            for name, timed in fresh.items():
+                if not timed.disturbed:
+                    self.timings.put(key, name, timed)
+            found |= fresh
+        return found
+
+    def _site_key(self, option: Option) -> Site:
+        if option.rewrite == "head":
+            assert self.head is not None
+            head = self.head
+            size = (head.channels, head.map_height, head.map_width)
+            return Site(f"head {' '.join(map(str, head.steps))} {self._dtype}", size)
+        module, layer = module_at(self.network, option.site), self.layers[option.site]
+        text = f"{type(module).__qualname__}({module.extra_repr()}) {self._dtype}"
+        return Site(text, (_rows(module, layer), *layer.input_shape))
+
+    def _run(self, options: Sequence[Option]) -> dict[str, Timed]:
+        runtime = find_runtime(self.deployment.runtime)
+        prepare = runtime.prepare_layers or runtime.prepare
+        with torch.random.fork_rng(devices=[]), threads(self.deployment.threads):
+            torch.manual_seed(0)
+            before, example = self._chain(options[0], as_it_is=True)
+            contenders: dict[str, Prepared] = {"": prepare(before, example)}
+            for option in options:
+                chain, _ = self._chain(option)
+                contenders[_key_of(option)] = prepare(chain, example)
+            samples = interleave(
+                contenders,
+                rounds=ROUNDS,
+                device=self.deployment.device,
+                seconds=SECONDS_A_SITE,
+            )
+        original = samples.ms[""]
+        found = {}
+        for name in contenders:
+            if name:
+                kept = samples.quiet("", name)
+                saved = float(np.median(original[kept] - samples.ms[name][kept]))
+                before_ms = float(np.median(original[kept]))
+                found[name] = Timed(
+                    before_ms=before_ms,
+                    after_ms=max(before_ms - saved, 0.0),
+                    gain=samples.ratio("", name),
+                    disturbed=samples.disturbed("", name),
+                )
+        return found
+
+    def _chain(self, option: Option, *, as_it_is: bool = False) -> tuple[nn.Sequential, Tensor]:
+        """Return a site, as it is or rewritten, between its neighbors, and an input for it."""
+        if option.rewrite == "head":
+            return self._head_chain(option, as_it_is=as_it_is)
+        module, layer = module_at(self.network, option.site), self.layers[option.site]
+        inner = module
+        if not as_it_is:
+            inner = layer_rewrite(option.rewrite).build(module, option.settings, site=option.site)
+            _fill(inner)
+        size, linear = layer.input_shape, is_linear(module)
+        batch = self.deployment.batch * _rows(module, layer)
+        if linear:
+            lead: nn.Module = nn.Linear(LEAD_CHANNELS, size[-1])
+            tail: nn.Module = nn.Identity()
+            shape = (batch, *size[:-1], LEAD_CHANNELS)
+        else:
+            dimensions = len(size) - 1
+            lead = _CONVOLUTIONS[dimensions](LEAD_CHANNELS, size[0], 1)
+            tail = _POOLS[dimensions](1)
+            shape = (batch, LEAD_CHANNELS, *size[1:])
+        parts = [lead, nn.ReLU(), inner, nn.ReLU(), tail]
+        if not linear and size[0] <= IMAGE_CHANNELS:
+            parts, shape = parts[2:], (batch, *size)
+        return self._ready(parts, shape)
+
+    def _head_chain(self, option: Option, *, as_it_is: bool) -> tuple[nn.Sequential, Tensor]:
+        head = self.head
+        assert head is not None
+        inner: list[nn.Module]
+        if as_it_is:
+            pooled = (head.height, head.width) != (head.map_height, head.map_width)
+            size = (1, 1) if head.averaged else (head.height, head.width)
+            pool = [nn.AdaptiveAvgPool2d(size)] if head.averaged or pooled else []
+            inner = [*pool, nn.Flatten(1), *(copy.deepcopy(step) for step in head.steps)]
+        else:
+            hidden = cast("list[int]", option.settings.get("hidden", []))
+            inner = [GlobalAverageHead(head.channels, head.linears[-1].out_features, hidden)]
+        lead = nn.Conv2d(LEAD_CHANNELS, head.channels, 1)
+        shape = (self.deployment.batch, LEAD_CHANNELS, head.map_height, head.map_width)
+        return self._ready([lead, nn.ReLU(), *inner], shape)
+
+    def _ready(
+        self, parts: Sequence[nn.Module], shape: tuple[int, ...]
+    ) -> tuple[nn.Sequential, Tensor]:
+        chain = nn.Sequential(*parts).to(self._dtype).eval()
+        return chain, example_input(shape, device=self.deployment.device, dtype=self._dtype)
+
+
+def _fill(module: nn.Module) -> None:
+    """Give weights ordinary values: what memory holds may be slow to compute with."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.05)
+
+
+def _rows(module: nn.Module, layer: LayerCost) -> int:
+    """Return how many rows a layer sees for one input of the network: windows of a map, regions."""
+    shape = shape_of(module)
+    inner, outer = (
+        (layer.input_shape[:-1], layer.output_shape[:-1])
+        if is_linear(module)
+        else (layer.input_shape[1:], layer.output_shape[1:])
+    )
+    places = int(np.prod(inner if shape.transposed else outer))
+    own = shape.values * shape.out * places
+    return max(1, round(layer.macs / own)) if own else 1
+
+
+def _key_of(option: Option) -> str:
+    settings = " ".join(f"{name}={value}" for name, value in sorted(option.settings.items()))
+    return f"{option.rewrite} {settings}"
+
+
+def _form_of(option: Option) -> str:
+    return f"{option.rewrite} {option.settings.get('form')}"
+
+
+def _spread(options: Sequence[Option]) -> list[Option]:
+    """Return a few options of each form, from the cheapest to the dearest."""
+    groups: dict[str, list[Option]] = defaultdict(list)
+    for option in options:
+        groups[_form_of(option)].append(option)
+    found = []
+    for group in groups.values():
+        ordered = sorted(group, key=lambda option: option.after.macs)
+        spots = np.linspace(0, len(ordered) - 1, min(POINTS, len(ordered))).round().astype(int)
+        found += [ordered[spot] for spot in sorted({int(s) for s in spots})]
+    return found
+
+
+def _completed(options: Sequence[Option], timed: Mapping[str, Timed]) -> list[Option]:
+    """Return options with times: their own, or predicted from those of the same form."""
+    before = float(np.median([each.before_ms for each in timed.values()]))
+    groups: dict[str, list[Option]] = defaultdict(list)
+    for option in options:
+        groups[_form_of(option)].append(option)
+    found: dict[int, Option] = {}
+    for group in groups.values():
+        known = [option for option in group if _key_of(option) in timed]
+        own = {id(o): _with_time(o, timed[_key_of(o)], before) for o in known}
+        times = np.array([cast("float", own[id(o)].after.ms) for o in known])
+        guesses = _fitted([_features(o) for o in known], times, [_features(o) for o in group])
+        for option, guess in zip(group, guesses, strict=True):
+            predicted = replace(
+                option,
+                before=replace(option.before, ms=before),
+                after=replace(option.after, ms=float(guess)),
+            )
+            found[id(option)] = own.get(id(option), predicted)
+    return [found[id(option)] for option in options]
+
+
+def _with_time(option: Option, timed: Timed, before: float) -> Option:
+    # In other rounds the site itself took another time: what the option saves is what carries over.
+    saved = timed.before_ms - timed.after_ms
+    return replace(
+        option,
+        before=replace(option.before, ms=before),
+        after=replace(option.after, ms=max(before - saved, 0.0)),
+        gain=timed.gain,
+    )
+
+
+def _features(option: Option) -> list[float]:
+    """Return what a time is taken to be linear in: the work of each factor, and a constant."""
+    ranks = option.settings.get("ranks")
+    if isinstance(ranks, list):
+        numbers = [float(rank) for rank in ranks]
+        return [1.0, *numbers, float(np.prod(numbers))] if len(numbers) > 1 else [1.0, *numbers]
+    return [1.0, float(option.after.macs)]
+
+
+def _fitted(
+    known: Sequence[Sequence[float]],
+    times: NDArray[np.float64],
+    wanted: Sequence[Sequence[float]],
+) -> NDArray[np.float64]:
+    """Return predicted times, with no part below zero, that miss the known ones by least share."""
+    rows = np.asarray(known)
+    scale = np.maximum(np.abs(rows).max(axis=0), 1e-12)
+    weights = 1 / np.maximum(times, 1e-9)
+    parts, _ = nnls(rows / scale * weights[:, None], times * weights)
+    return np.asarray(np.asarray(wanted) / scale @ parts)
