@@ -6,9 +6,11 @@
 
 Every k×k convolution becomes 1×1, k×k, 1×1 at half its channels. tensorly (``pip install
 'onebyone[benchmarks]'``) decomposes the same kernels one by one with ``partial_tucker``; ours
-copies the network, decomposes, and builds the new layers. Rounds are interleaved; errors are of
-the same kernels. Memory is the peak of a process that does nothing else, less what the imports and
-the network take.
+decomposes them one by one too and builds the new layers, then, in an arm of its own, makes the
+whole new network, a copy of the old one with all its other weights. Rounds are interleaved; errors
+are of the same kernels. With calibration images one run of an eighth of them comes before one of
+all, for memory must not grow. Memory is the peak of a process that does nothing else, less what the
+imports and the network take.
 """
 
 from __future__ import annotations
@@ -33,12 +35,16 @@ from onebyone.models.zoo import build
 from onebyone.profiling.latency import threads
 from onebyone.records import Plan, write_text
 from onebyone.report.console import print_table
+from onebyone.rewrites.layerwise import layer_rewrite
+from onebyone.rewrites.regression import problems_of
 from onebyone.runtimes import describe_machine
 from onebyone.sites import module_at
 from onebyone.tables import Table
 
 NETWORKS = ("torchvision:vgg16", "torchvision:resnet50")
 SIZE = 224
+# What is timed; with calibration images there are more.
+TENSORLY, LAYERS, NETWORK = "tensorly", "our layers", "our network"
 
 
 class Noise(Dataset[Tensor]):
@@ -93,9 +99,20 @@ def _fallen(weight: Tensor, spectrum: float) -> Tensor:
 # ---------------------------------------------------------------- what is timed
 
 
-def ours(model: nn.Module, plan: Plan, images: int) -> nn.Module:
+def new_network(model: nn.Module, plan: Plan, images: int) -> nn.Module:
     """Carry a plan out, from the kernels alone or with calibration images."""
     return obo.apply(model, plan, Noise(images) if images else None)
+
+
+def new_layers(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
+    """Make the layers of a plan from the kernels alone, as that does, but copy no network."""
+    made: dict[str, nn.Module] = {}
+    for option in plan.choices:
+        layer, how = module_at(model, option.site), layer_rewrite(option.rewrite)
+        chain = how.build(layer, option.settings, site=option.site)
+        how.fit(chain, problems_of(layer), option.settings, layer)
+        made[option.site] = chain
+    return made
 
 
 def tensorly_factors(model: nn.Module, plan: Plan) -> dict[str, Any]:
@@ -112,12 +129,11 @@ def tensorly_factors(model: nn.Module, plan: Plan) -> dict[str, Any]:
     return found
 
 
-def error_of_ours(model: nn.Module, rewritten: nn.Module, plan: Plan) -> float:
+def error_of_ours(model: nn.Module, made: dict[str, nn.Module]) -> float:
     """Return the squared error of all kernels, relative to their squared norm."""
     lost = total = 0.0
-    for option in plan.choices:
-        kernel = kernel_of(module_at(model, option.site))[0]
-        chain = module_at(rewritten, option.site)
+    for site, chain in made.items():
+        kernel = kernel_of(module_at(model, site))[0]
         first, core, last = (kernel_of(part)[0] for part in chain.children())
         made = torch.einsum("or,rsp,sc->ocp", last[:, :, 0], core, first[:, :, 0])
         lost += float((made - kernel).square().sum())
@@ -168,17 +184,19 @@ def run_alone(spec: str, args: argparse.Namespace) -> None:
     """Be that process."""
     model = network_of(spec, args.spectrum)
     plan = plan_of(model)
-    if args.alone == "tensorly":
+    if args.alone == TENSORLY:
         import tensorly.decomposition  # noqa: F401 - its import is not what is measured
     before = _peak_kb(reset=True)
-    started = time.process_time()
-    if args.alone == "tensorly":
-        tensorly_factors(model, plan)
-    else:
-        ours(model, plan, args.images)
-    seconds = time.process_time() - started
-    peak = _peak_kb()
-    print(json.dumps({"seconds": seconds, "mb": (peak - before) / 1024}))
+    started = time.process_time(), time.perf_counter()
+    kept = arms_of(model, plan, args.images)[args.alone]()
+    ended = time.process_time(), time.perf_counter()
+    found = {
+        "seconds": ended[0] - started[0],
+        "wall_seconds": ended[1] - started[1],
+        "mb": (_peak_kb() - before) / 1024,
+    }
+    del kept
+    print(json.dumps(found))
 
 
 def _peak_kb(*, reset: bool = False) -> int:
@@ -195,78 +213,97 @@ def plan_of(model: nn.Module) -> Plan:
     return obo.uniform_plan(model, (1, 3, SIZE, SIZE), ranks=0.5, form="tucker2")
 
 
+def arms_of(model: nn.Module, plan: Plan, images: int = 0) -> dict[str, Callable[[], Any]]:
+    """Return what is timed, by name."""
+    return {
+        TENSORLY: lambda: tensorly_factors(model, plan),
+        LAYERS: lambda: new_layers(model, plan),
+        NETWORK: lambda: new_network(model, plan, images),
+    }
+
+
 def one_network(spec: str, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one network."""
     model = network_of(spec, args.spectrum)
     plan = plan_of(model)
-    kept: dict[str, Any] = {}
-
-    def tensorly_arm() -> None:
-        kept["tensorly"] = tensorly_factors(model, plan)
-
-    def our_arm() -> None:
-        kept["ours"] = ours(model, plan, 0)
-
-    seconds = interleaved({"tensorly": tensorly_arm, "ours": our_arm}, args.rounds)
-    ratios = [a / b for a, b in zip(seconds["tensorly"], seconds["ours"], strict=True)]
-    result = {
+    arms = arms_of(model, plan)
+    seconds = interleaved(arms, args.rounds)
+    ratios = {
+        name: [a / b for a, b in zip(seconds[TENSORLY], seconds[name], strict=True)]
+        for name in (LAYERS, NETWORK)
+    }
+    errors = {
+        TENSORLY: error_of_tensorly(model, arms[TENSORLY]()),
+        LAYERS: error_of_ours(model, arms[LAYERS]()),
+    }
+    network = arms[NETWORK]()
+    errors[NETWORK] = error_of_ours(
+        model, {option.site: module_at(network, option.site) for option in plan.choices}
+    )
+    runs = [{"arm": name, "images": 0, **alone(spec, name, 0, args)} for name in arms]
+    runs += [
+        {"arm": NETWORK, "images": count, **alone(spec, NETWORK, count, args)}
+        for count in sorted({args.images // 8, args.images} - {0})
+    ]
+    return {
         "network": spec,
         "layers": len(plan.choices),
         "seconds": seconds,
-        "ratio": statistics.median(ratios),
         "ratios": ratios,
-        "error": {
-            "tensorly": error_of_tensorly(model, kept["tensorly"]),
-            "ours": error_of_ours(model, kept["ours"], plan),
-        },
-        "alone": {arm: alone(spec, arm, 0, args) for arm in ("tensorly", "ours")},
+        "errors": errors,
+        "alone": runs,
     }
-    # Memory must not grow with the images: a quarter of them, then all.
-    for count in sorted({args.images // 4, args.images} - {0}):
-        result["alone"][f"ours, {count} images"] = alone(spec, "ours", count, args)
-    return result
 
 
 def table(results: list[dict[str, Any]], args: argparse.Namespace) -> Table:
     """Return what was measured."""
-    rows = []
-    for found in results:
-        for arm, run in found["alone"].items():
-            rounds = found["seconds"].get(arm)
-            error = found["error"].get(arm)
-            low, middle, high = (
-                (min(rounds), statistics.median(rounds), max(rounds)) if rounds else (0, 0, 0)
-            )
-            rows.append(
-                [
-                    found["network"],
-                    arm,
-                    str(found["layers"]),
-                    f"{middle:.2f} [{low:.2f}–{high:.2f}]" if rounds else f"{run['seconds']:.1f}",
-                    f"{found['ratio']:.1f}×" if arm == "ours" else "",
-                    "" if error is None else f"{error:.5f}",
-                    f"{run['mb']:.0f}",
-                ]
-            )
-    notes = [
-        (
-            f"CPU seconds, {args.threads} thread(s); median [least–greatest] of {args.rounds} "
-            "interleaved rounds after one that is not counted; with images one run."
-        ),
-        *(
-            f"{found['network']}: tensorly ÷ ours {found['ratio']:.1f} "
-            f"[{min(found['ratios']):.1f}–{max(found['ratios']):.1f}], our error "
-            f"{100 * (found['error']['ours'] / found['error']['tensorly'] - 1):+.2f} % of its own."
-            for found in results
-        ),
-        str(describe_machine("cpu")) + f", tensorly {_tensorly_version()}.",
-    ]
     return Table(
-        columns=("network", "how", ">layers", ">CPU seconds", ">faster", ">error", ">peak MB"),
-        rows=rows,
+        columns=(
+            "network", "how", ">CPU s", ">wall s", ">images/s", ">faster", ">error", ">peak MB",
+        ),
+        rows=[_cells(found, run) for found in results for run in found["alone"]],
         title="Every k×k convolution to half its channels (Tucker-2)",
-        notes=notes,
-    )
+        notes=[
+            (
+                f"{args.threads} thread(s). From the kernels alone: median CPU seconds [least–"
+                f"greatest] of {args.rounds} interleaved rounds after one that is not counted; "
+                "peak memory, and all with calibration images, of one run alone."
+            ),
+            "Images a second of the processor: all passes over them and the algebra.",
+            *(line for found in results for line in _ratios(found)),
+            f"{describe_machine('cpu')}, tensorly {_tensorly_version()}.",
+        ],
+    )  # fmt: skip
+
+
+def _cells(found: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    arm, images = run["arm"], run["images"]
+    cells = [found["network"].partition(":")[2], f"{arm}, {images} images" if images else arm]
+    if images:
+        speed = images / run["seconds"]
+        cells += [f"{run['seconds']:.0f}", f"{run['wall_seconds']:.0f}", f"{speed:.2f}", "", ""]
+    else:
+        rounds, ratios = found["seconds"][arm], found["ratios"].get(arm)
+        cells += [
+            f"{statistics.median(rounds):.2f} [{min(rounds):.2f}–{max(rounds):.2f}]",
+            "",
+            "",
+            f"{statistics.median(ratios):.1f}×" if ratios else "",
+            f"{found['errors'][arm]:.5f}",
+        ]
+    return [*cells, f"{run['mb']:.0f}"]
+
+
+def _ratios(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for arm, ratios in found["ratios"].items():
+        more = 100 * (found["errors"][arm] / found["errors"][TENSORLY] - 1)
+        lines.append(
+            f"{found['network']}, {found['layers']} layers, tensorly ÷ {arm}: "
+            f"{statistics.median(ratios):.1f} [{min(ratios):.1f}–{max(ratios):.1f}], at an error "
+            f"{more:+.2f} % of its own."
+        )
+    return lines
 
 
 def _tensorly_version() -> str:
@@ -285,17 +322,20 @@ def main() -> None:
         "--spectrum", type=float, default=0.5, help="fall of the singular values (0.5); 0: none"
     )
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--alone", choices=("tensorly", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=(TENSORLY, LAYERS, NETWORK), help=argparse.SUPPRESS)
     args = parser.parse_args()
     specs = args.networks or list(NETWORKS)
     with threads(args.threads):
         if args.alone:
             run_alone(specs[0], args)
             return
-        results = [one_network(spec, args) for spec in specs]
+        results = []
+        for spec in specs:
+            # With images a network takes many minutes: what is there is kept.
+            results.append(one_network(spec, args))
+            if args.out:
+                write_text(args.out, json.dumps(results, indent=2) + "\n")
     print_table(table(results, args))
-    if args.out:
-        write_text(args.out, json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

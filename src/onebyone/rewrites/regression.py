@@ -408,7 +408,8 @@ def _between_of_kernel(problem: Problem, inner: int, outer: int) -> Factors:
     exact = problem.weight.transpose(1, 2)
     small = min(out, channels) <= SMALL
     # The bases may be rough, for what is kept is computed from them as exactly as it must be.
-    rough = exact.to(torch.float64 if small else torch.float32).contiguous()
+    dtype = torch.float64 if small else torch.float32
+    rough = exact.to(dtype, memory_format=torch.contiguous_format).contiguous()
     # As (out, places, in) it is, as it lies, the matrix of both its unfoldings.
     by_input, by_output = rough.view(-1, channels), rough.view(out, -1)
     basis = _principal(by_input.T, inner)
