@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +27,7 @@ from onebyone.evaluation import (
     score,
 )
 from onebyone.models import load_weights
-from onebyone.planning import HeadChoice
-from onebyone.planning import plan as make_plan
+from onebyone.planning import HeadChoice, Planner
 from onebyone.planning.budget import check_budgets
 from onebyone.profiling import profile
 from onebyone.records import Disagreement, ModelSource, Plan, Profile, RunRecord, Status
@@ -36,12 +35,14 @@ from onebyone.rewrites import apply, restructure
 from onebyone.runs import CHECKPOINT, ONE_SHOT, RunFolder, load_source
 from onebyone.runtimes import describe_machine
 from onebyone.sites import check_finite, evaluation_copy
+from onebyone.tolerance import plan_within
 from onebyone.training import distill, train
 
 Progress = Callable[[int, int, str], None]
 
 CALIBRATION_EXAMPLES = 1024
 EPOCHS = 5
+DEFAULT_BUDGET = "macs=50%"
 
 
 class Shrunk(NamedTuple):
@@ -174,7 +175,13 @@ class ShrinkSettings(RunSettings):
     """How a network is shrunk.
 
     Attributes:
-        budget: Such as ``"macs=50%"`` or ``["macs=50%", "params=2M"]``.
+        budget: Such as ``"latency=50%"`` or ``["macs=50%", "params=2M"]``; by default
+            ``"macs=50%"``. Latency is measured in the first of ``runtimes``.
+        fastest: The fastest network whose harm is hardly above the least within the budgets.
+        max_drop: Instead of a budget: the fastest network that loses no more than this on the
+            validation data before fine-tuning, in points for accuracy, in the metric's unit else.
+        timed: Take no rewrite that is not shown to be faster in the first of ``runtimes``, under
+            budgets that do not bound latency too.
         plan: A plan to carry out instead of making one; then ``budget`` is not read.
         head: ``auto``, ``keep``, ``exact`` or ``gap``; see :func:`onebyone.plan`.
         leave: Names of modules to leave alone.
@@ -183,7 +190,10 @@ class ShrinkSettings(RunSettings):
         calibration_examples: Training inputs, without labels, that weights are fitted on.
     """
 
-    budget: str | Iterable[str] = "macs=50%"
+    budget: str | Iterable[str] | None = None
+    fastest: bool = False
+    max_drop: float | None = None
+    timed: bool = False
     plan: Plan | None = None
     head: HeadChoice = "auto"
     leave: Sequence[str] = ()
@@ -194,6 +204,13 @@ class ShrinkSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(0, epochs=self.epochs)
+        given = [self.budget is not None, self.max_drop is not None, self.plan is not None]
+        if sum(given) > 1:
+            raise OptionError("Give one of `budget`, `max_drop` and `plan`.")
+        if self.fastest and self.budget is None:
+            raise OptionError("`fastest` needs a `budget`, such as `params=50%`.")
+        if self.max_drop is not None and self.max_drop < 0:
+            raise OptionError(f"`max_drop` must be 0 or more, got {self.max_drop}.")
         _at_least(1, calibration_examples=self.calibration_examples)
 
 
@@ -288,7 +305,7 @@ def shrink_loaded(
         device=line.device,
     )
     with line.stage("plan"):
-        chosen = _planned(line, original, calibration, settings)
+        chosen = _planned(line, original, calibration, settings, examples)
         line.keep(plan=chosen)
     with line.stage("apply"):
         small = _applied(line, original, chosen, calibration)
@@ -420,25 +437,28 @@ def _check_same_run(earlier: RunRecord, record: RunRecord) -> None:
 
 
 def _planned(
-    line: _Line, original: nn.Module, calibration: CalibrationData, settings: ShrinkSettings
+    line: _Line,
+    original: nn.Module,
+    calibration: CalibrationData,
+    settings: ShrinkSettings,
+    data: Data,
 ) -> Plan:
     """Return the plan: given, kept from before, or made."""
     if settings.plan is not None:
         return settings.plan
-    budget = settings.budget
+    budget = DEFAULT_BUDGET if settings.budget is None else settings.budget
     asked = [budget] if isinstance(budget, str) else list(budget)
     kept = None if line.earlier is None else line.earlier.plan
     if kept is None:
-        return make_plan(
-            original,
-            calibration,
-            budget=asked,
-            head=settings.head,
-            leave=settings.leave,
-            name=line.record.source.name,
-            device=line.device,
-            progress=line.tell,
+        return _fresh_plan(line, original, calibration, asked, data=data)
+    if line.earlier is not None and line.earlier.max_drop != settings.max_drop:
+        raise OutputError(
+            f"A run can only be resumed with the same tolerance: it has "
+            f"{line.earlier.max_drop}, got {settings.max_drop}."
         )
+    if settings.max_drop is not None and line.earlier is not None:
+        line.keep(max_drop=settings.max_drop, trials=line.earlier.trials)
+        return kept
     words = [word.strip() for text in asked for word in text.split(",")]
     made_for = [each.asked for each in kept.budgets]
     if words != made_for:
@@ -447,6 +467,48 @@ def _planned(
             f"got {', '.join(words)}."
         )
     return kept
+
+
+def _fresh_plan(
+    line: _Line,
+    original: nn.Module,
+    calibration: CalibrationData,
+    asked: list[str],
+    *,
+    data: Data,
+) -> Plan:
+    """Plan for the budgets, or for the fastest network within a loss."""
+    settings = line.settings
+    assert isinstance(settings, ShrinkSettings)
+    wants_time = settings.fastest or settings.timed or settings.max_drop is not None
+    wants_time = wants_time or "latency" in check_budgets(asked)
+    planner = Planner(
+        original,
+        calibration,
+        head=settings.head,
+        leave=settings.leave,
+        runtime=settings.runtimes[0] if wants_time else None,
+        batch=settings.batch,
+        num_threads=settings.num_threads,
+        name=line.record.source.name,
+        device=line.device,
+        progress=line.tell,
+    )
+    if settings.max_drop is None:
+        made = planner.plan(asked, fastest=settings.fastest)
+        return replace(made, front=planner.front(made.budgets[0].quantity))
+    made, trials = plan_within(
+        original,
+        planner,
+        calibration,
+        data.validation,
+        max_drop=settings.max_drop,
+        metric=settings.metric,
+        device=line.device,
+        progress=line.tell,
+    )
+    line.keep(max_drop=settings.max_drop, trials=trials)
+    return replace(made, front=planner.front("latency"))
 
 
 def _applied(

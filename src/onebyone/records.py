@@ -414,9 +414,26 @@ class PlannedLatency(Record):
     share: float
 
     @property
+    def measured_ms(self) -> float:
+        """The planned network's time by the ratio, which noise that both had does not move."""
+        return self.before.median_ms / self.ratio.value
+
+    @property
     def error(self) -> float:
         """By what share of the measured time the prediction was off."""
-        return abs(self.predicted_ms - self.after.median_ms) / self.after.median_ms
+        return abs(self.predicted_ms - self.measured_ms) / self.measured_ms
+
+    def __str__(self) -> str:
+        words = {"faster": "", "slower": ": slower", "no difference shown": ": no difference shown"}
+        disturbed = self.before.disturbed or self.after.disturbed
+        return (
+            f"Built and measured: {format_ms(self.before.median_ms)} → "
+            f"{format_ms(self.after.median_ms)} ({self.ratio}{words[self.ratio.verdict]}) in "
+            f"{self.deployment}, {self.ratio.rounds} interleaved rounds on {self.machine.processor}"
+            f"{', disturbed' if disturbed else ''}; predicted {format_ms(self.predicted_ms)}, "
+            f"{format_percent(self.error)} off, after {self.corrections} "
+            f"correction{'s' if self.corrections != 1 else ''}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,10 +497,12 @@ class Plan(Record):
 
     def table(self) -> Table:
         """Return the choices, and below them what was left alone, by reason."""
+        timed = self.latency is not None
         rows = [
             [
                 option.site or "(root)",
                 f"{option.rewrite} {format_settings(option.settings)}",
+                *([_saved_time(option)] if timed else []),
                 f"{format_count(option.before.macs)} → {format_count(option.after.macs)}",
                 f"{format_count(option.before.params)} → {format_count(option.after.params)}",
                 "–" if option.harm is None else f"{option.harm:.2g}",
@@ -497,10 +516,22 @@ class Plan(Record):
             f"({format_percent(self.after.params / max(self.before.params, 1))})."
         )
         notes = [note]
+        if self.latency is not None:
+            notes.append(str(self.latency))
+        if self.memory_bytes is not None:
+            size = self.input_shape[0]
+            notes.append(
+                f"Weights and peak activations: {format_bytes(self.memory_bytes)} at batch {size}."
+            )
         if self.calibration is not None:
             notes.append(
                 f"Harm: predicted divergence from the original's outputs, on "
                 f"{self.calibration.examples} calibration examples of {self.calibration.data}."
+            )
+        elif self.harm is not None and self.choices:
+            notes.append(
+                "Harm: relative squared error of the layers' kernels. It was planned without data: "
+                "what the network loses is not known."
             )
         asked = ", ".join(budget.asked for budget in self.budgets)
         reasons: dict[str, list[str]] = {}
@@ -508,7 +539,14 @@ class Plan(Record):
             reasons.setdefault(item.reason, []).append(item.site or "(root)")
         notes += [f"Left alone, {why}: {', '.join(sites)}." for why, sites in reasons.items()]
         return Table(
-            columns=("site", "rewrite", ">MACs", ">params", ">harm"),
+            columns=(
+                "site",
+                "rewrite",
+                *([">saves"] if timed else []),
+                ">MACs",
+                ">params",
+                ">harm",
+            ),
             rows=rows,
             title=": ".join(filter(None, [f"Plan for {self.network}", asked])),
             notes=notes,
@@ -516,8 +554,10 @@ class Plan(Record):
 
     def front_table(self) -> Table:
         """Return what other budgets would come to, a budget a line."""
+        timed = self.before.ms
         rows = [
             [
+                *([] if timed is None else [f"{format_ms(point.after.ms or 0.0)}"]),
                 *_share_cells(point.after.macs, self.before.macs),
                 *_share_cells(point.after.params, self.before.params),
                 str(point.rewritten),
@@ -526,11 +566,21 @@ class Plan(Record):
             for point in self.front
         ]
         notes = ["Each the least predicted harm under its budget, by the same options."]
+        if self.latency is not None:
+            notes.append(f"Times are predicted for {self.latency.deployment}.")
         if self.harm is not None:
             share = format_percent(self.after.macs / max(self.before.macs, 1))
             notes.append(f"The plan itself: harm {self.harm:.2g} at {share} of the MACs.")
         return Table(
-            columns=(">MACs", ">%", ">params", ">%", ">sites rewritten", ">harm"),
+            columns=(
+                *([] if timed is None else [">time"]),
+                ">MACs",
+                ">%",
+                ">params",
+                ">%",
+                ">sites rewritten",
+                ">harm",
+            ),
             rows=rows,
             title=f"Front of {self.network}: what other budgets would come to",
             notes=notes,
@@ -538,6 +588,14 @@ class Plan(Record):
 
     def __str__(self) -> str:
         return str(self.table())
+
+
+def _saved_time(option: Option) -> str:
+    """Return what an option saves in the whole network, and how many times faster it is alone."""
+    if option.saved.ms is None:
+        return "–"
+    gain = "" if option.gain is None else f" ({format_ratio(option.gain.value)})"
+    return f"{format_ms(option.saved.ms)}{gain}"
 
 
 def _share_cells(part: int, whole: int) -> tuple[str, str]:
@@ -699,6 +757,24 @@ class Difference(Record):
     n: int
     p_value: float
     test: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Record):
+    """A network that was tried on validation data in the search for the fastest within a loss.
+
+    Attributes:
+        after: What it costs, as predicted.
+        difference: Of the metric on the validation data, before fine-tuning.
+        plan_harm: The harm that its plan predicted.
+        built: Whether it was also built and measured in the runtime.
+    """
+
+    budget: Budget
+    after: Cost
+    difference: Difference
+    plan_harm: float | None = None
+    built: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -957,6 +1033,8 @@ class RunRecord(Record):
 
     Attributes:
         folder: Where the run was kept, as it was asked for.
+        max_drop: The loss of the metric that was tolerated, in points for accuracy.
+        trials: Networks tried on the validation data, where the fastest within a loss was asked.
         one_shot: The rewritten network before any fine-tuning.
         seconds: Wall time by stage.
     """
@@ -971,6 +1049,8 @@ class RunRecord(Record):
     folder: str | None = None
     seed: int = 0
     plan: Plan | None = None
+    max_drop: float | None = None
+    trials: tuple[Trial, ...] = ()
     before: Measured | None = None
     one_shot: Measured | None = None
     one_shot_difference: Difference | None = None

@@ -28,7 +28,9 @@ BEFORE = Cost(params=4_000, macs=1_000_000, ms=8.0)
     ],
 )
 def test_a_budget_in_words_is_an_upper_bound(text, expected):
-    assert [(b.quantity, b.limit) for b in parse_budgets(text, BEFORE, memory_bytes=1_000)] == expected
+    assert [
+        (b.quantity, b.limit) for b in parse_budgets(text, BEFORE, memory_bytes=1_000)
+    ] == expected
 
 
 def test_several_budgets_may_come_in_a_list_and_keep_what_was_asked():
@@ -39,7 +41,10 @@ def test_several_budgets_may_come_in_a_list_and_keep_what_was_asked():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"A budget must be quantity=amount, such as `latency=5ms`, `macs=50%`, `params=20k`, `memory=8MB`; got ''"),
+        (
+            "",
+            r"A budget must be quantity=amount, such as `latency=5ms`, `macs=50%`, `params=20k`, `memory=8MB`; got ''",
+        ),
         ("50%", r"must be quantity=amount.*got '50%'"),
         ("=50%", r"must be quantity=amount"),
         ("macs=50%,", r"must be quantity=amount.*got ''"),

@@ -28,6 +28,7 @@ EPILOG = """examples:
   onebyone plan timm:resnet18 --weights w.safetensors --data imagefolder:photos/ \\
       --budget macs=40% --budget params=6M --out plans/r18
   onebyone plan runs/classic --data digits --budget macs=50% --front
+  onebyone plan runs/r20 --data cifar10 --budget latency=60% --runtime onnxruntime --threads 1
   onebyone plan timm:convnext_atto --weights random --ranks 50% --out plans/convnext
 
 The plan is a small JSON file. It can be edited by hand and carried out by
@@ -41,7 +42,13 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
         "--budget",
         action="append",
         metavar="QUANTITY=AMOUNT",
-        help="macs=50%%, params=20k; may be repeated, all are met (macs=50%%)",
+        help="latency=50%%, latency=5ms, macs=50%%, params=20k, memory=8MB; may be repeated, all "
+        "are met (macs=50%%)",
+    )
+    parser.add_argument(
+        "--fastest",
+        action="store_true",
+        help="the fastest network whose harm is hardly above the least within the budgets",
     )
     parser.add_argument(
         "--head",
@@ -67,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_data(parser, required=False)
     add_planning(parser)
+    _add_deployment(parser)
     _add_uniform(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument(
@@ -74,6 +82,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     add_output(parser, "folder for plan.json")
+
+
+def _add_deployment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        metavar="NAME",
+        help="where the network is to run, such as onnxruntime: rewrites that are not shown to be "
+        "faster there are not taken (eager where latency is bounded, else none)",
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads while timing")
+    parser.add_argument(
+        "--batch", type=positive, default=1, metavar="N", help="batch size while timing (1)"
+    )
 
 
 def _add_uniform(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +146,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _uniform(args: argparse.Namespace) -> Plan:
-    for name, given in (("--data", args.data), ("--budget", args.budget), ("--front", args.front)):
+    asked = {
+        "--data": args.data,
+        "--budget": args.budget,
+        "--front": args.front,
+        "--runtime": args.runtime,
+        "--fastest": args.fastest,
+    }
+    for name, given in asked.items():
         if given:
             raise OptionError(f"{name} does not go with --ranks, which asks for no data.")
     loaded = load(args.model, args.weights, args.model_option, needs_weights=False)
@@ -162,6 +190,10 @@ def _planned(args: argparse.Namespace) -> Plan:
             budget=args.budget or ["macs=50%"],
             head=args.head,
             leave=args.leave,
+            runtime=args.runtime,
+            batch=args.batch,
+            num_threads=args.threads,
+            fastest=args.fastest,
             name=loaded.source.name,
             device=device,
             progress=update,

@@ -35,6 +35,9 @@ EPILOG = """examples:
   onebyone shrink runs/classic --data digits --budget params=2% --head gap
   onebyone shrink torchvision:resnet18 --weights w.safetensors \\
       --data imagefolder:photos/ --budget macs=50% --out runs/r18
+  onebyone shrink torchvision:resnet18 --weights w.safetensors \\
+      --data imagefolder:photos/ --budget latency=50% --runtime onnxruntime --threads 1
+  onebyone shrink runs/r20 --data cifar10 --max-drop 0.5 --runtime openvino
   onebyone shrink net.py:make --data data.py:load --budget macs=40% --epochs 0
 """
 
@@ -44,6 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_data(parser)
     add_planning(parser)
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="instead of a budget: the fastest network, in the first --runtime, that loses no more "
+        "than this on the validation data before fine-tuning; in the metric's unit if it is not a "
+        "share",
+    )
     parser.add_argument("--plan", metavar="FILE", help="carry out this plan instead of making one")
     parser.add_argument(
         "--epochs",
@@ -71,7 +82,10 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or free_folder(loaded.source.name)
     with stoppable(out), progress("shrink") as update:
         settings = ShrinkSettings(
-            budget=args.budget or ["macs=50%"],
+            budget=args.budget,
+            fastest=args.fastest,
+            max_drop=args.max_drop,
+            timed=args.runtime is not None,
             plan=plan,
             head=args.head,
             leave=args.leave,
