@@ -192,7 +192,9 @@ def load(path: Path) -> list[Row]:
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Return the totals, what failed, why layers were left alone, and every network."""
     ran = [row for row in rows if row.status != "skipped"]
-    return [_totals(rows, ran), _failed(ran), _reasons(ran), _counts(ran), _each(ran)]
+    return [
+        _totals(rows, ran), _failed(ran), _without(ran), _reasons(ran), _counts(ran), _each(ran),
+    ]  # fmt: skip
 
 
 def _totals(rows: Sequence[Row], ran: Sequence[Row]) -> Table:
@@ -217,7 +219,7 @@ def _totals(rows: Sequence[Row], ran: Sequence[Row]) -> Table:
                 f"Outputs equal: to {TOLERANCE:.0e} of the greatest value, in float64; worst "
                 f"{_worst(ran):.0e}."
             ),
-            *(f"Skipped, {why}: {count} networks." for why, count in skipped.most_common()),
+            *(f"Skipped, {count}: {why}." for why, count in skipped.most_common()),
         ],
     )
 
@@ -236,6 +238,20 @@ def _failed(ran: Sequence[Row]) -> Table:
         rows=[line for line in lines if line[1]],
         title="Failures",
         notes=[] if any(line[1] for line in lines) else ["None."],
+    )
+
+
+def _without(ran: Sequence[Row]) -> Table:
+    networks: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in ran:
+        for name, result in row.checks.items():
+            if result.startswith("none: "):
+                networks[name, result[6:]].append(row.model)
+    lines = sorted(networks.items(), key=lambda line: (CHECKS.index(line[0][0]), -len(line[1])))
+    return Table(
+        columns=("check", "why it does not apply", ">networks", "such as"),
+        rows=[[*key, str(len(found)), found[0]] for key, found in lines],
+        title="Does not apply",
     )
 
 
@@ -262,7 +278,10 @@ def _counts(ran: Sequence[Row]) -> Table:
         columns=("operation", ">networks"),
         rows=[[name, str(count)] for name, count in operations.most_common()],
         title="Counted here, not by torch's FlopCounterMode",
-        notes=[f"In {len(ran) - len(differing)} networks twice our MACs are its count exactly."],
+        notes=[
+            f"In {len(ran) - len(differing)} of {len(ran)} networks twice our MACs are its count "
+            "exactly."
+        ],
     )
 
 
@@ -280,7 +299,8 @@ def _each(ran: Sequence[Row]) -> Table:
                 f"{100 * row.half_macs / row.macs:.0f}" if row.macs and row.half_macs else "–",
                 f"{row.rewritten} of {row.sites}",
                 row.checks.get("full rank", "–").removeprefix("ok "),
-                row.checks.get("exact head", "–").removeprefix("ok ").split(":")[0],
+                _short(row, "exact head"),
+                _short(row, "onnx"),
                 f"{row.folded} of {row.folded + sum(row.unfolded.values())}",
                 left or "–",
             ]
@@ -288,11 +308,17 @@ def _each(ran: Sequence[Row]) -> Table:
     return Table(
         columns=(
             "network", "input", ">CPU s", ">params", ">MACs", ">half rank, % MACs", ">factorized",
-            "full rank, difference", "exact head", ">folded", "left alone",
+            "full rank, difference", "exact head", "ONNX Runtime, float32", ">folded",
+            "left alone",
         ),
         rows=lines,
         title="Every network",
     )  # fmt: skip
+
+
+def _short(row: Row, check: str) -> str:
+    """Return what a check found without the cause, which another table has."""
+    return row.checks.get(check, "–").removeprefix("ok ").split(":")[0].split(",")[0]
 
 
 def markdown(rows: Sequence[Row], args: argparse.Namespace) -> str:
@@ -305,10 +331,11 @@ def markdown(rows: Sequence[Row], args: argparse.Namespace) -> str:
         "# The zoos",
         "",
         (
-            f"Made by `python benchmarks/zoo.py --table {args.table}`: torch {torch.__version__}, "
+            f"Made by `python benchmarks/zoo.py --onnx --table {args.table}`: torch "
+            f"{torch.__version__}, "
             f"torchvision {torchvision.__version__}, timm {timm.__version__}, {machine.processor}. "
-            "Random weights, 20 classes, small random inputs, float64, one thread. What each "
-            "check does is said in `benchmarks/zoo_checks.py`."
+            "Random weights, 20 classes, small random inputs, float64 (float32 in ONNX Runtime), "
+            "one thread. What each check does is said in `benchmarks/zoo_checks.py`."
         ),
         "",
     ]

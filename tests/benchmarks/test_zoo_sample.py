@@ -91,6 +91,35 @@ def test_a_wrong_output_a_wrong_count_and_a_changed_original_are_found(checks, m
     assert row.status == "failed"
 
 
+@pytest.mark.parametrize(
+    ("rewritten", "original", "result"),
+    [
+        (5e-4, None, "ok 5e-04"),
+        (5e-3, 1e-2, "ok 5e-03, the original's by 1e-02"),
+        (5e-3, 1e-4, "failed: outputs differ by 5e-03, the original's by 1e-04"),
+        (ValueError("no rule"), 1e-4, "failed: ValueError: no rule"),
+        (ValueError("no rule"), KeyError("op"), "none: the original cannot be exported: KeyError:"),
+    ],
+)
+def test_onnx_is_held_to_what_it_makes_of_the_original(
+    checks, monkeypatch, rewritten, original, result
+):
+    networks = []
+
+    def apart(network, example):
+        networks.append(network)
+        found = rewritten if network is networks[0] else original
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(checks, "_onnx_apart", apart)
+    monkeypatch.setattr(checks, "build", lambda spec, **_: plain())
+    row = checks.check_model("torchvision:made-up", onnx=True)
+    assert row.checks["onnx"].startswith(result)
+    assert len(networks) == (1 if original is None else 2)
+
+
 def test_a_crash_is_a_failure_with_its_cause(checks, monkeypatch):
     import onebyone as obo
 
