@@ -279,8 +279,7 @@ def _counts(ran: Sequence[Row]) -> Table:
         rows=[[name, str(count)] for name, count in operations.most_common()],
         title="Counted here, not by torch's FlopCounterMode",
         notes=[
-            f"In {len(ran) - len(differing)} of {len(ran)} networks twice our MACs are its count "
-            "exactly."
+            f"In {len(ran) - len(differing)} of {len(ran)} twice our MACs are its count exactly."
         ],
     )
 
