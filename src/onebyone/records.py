@@ -218,6 +218,12 @@ class Cost(Record):
         ms = None if self.ms is None or other.ms is None else self.ms + other.ms
         return Cost(params=self.params + other.params, macs=self.macs + other.macs, ms=ms)
 
+    def amount(self, quantity: Quantity) -> float:
+        """Return one quantity; 0 where it is not known, as memory, which is no part's own."""
+        if quantity == "latency":
+            return self.ms or 0.0
+        return {"params": self.params, "macs": self.macs, "memory": 0}[quantity]
+
     def __sub__(self, other: Cost) -> Cost:
         ms = None if self.ms is None or other.ms is None else self.ms - other.ms
         return Cost(params=self.params - other.params, macs=self.macs - other.macs, ms=ms)

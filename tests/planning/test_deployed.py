@@ -1,18 +1,15 @@
 """Plans for a runtime, on a machine whose times are a known function of the layers."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from onebyone import plan, restructure
 from onebyone.errors import BudgetError, MissingExtraError, OptionError, UnknownNameError
-from onebyone.planning import deployed, timing
+from onebyone.planning import deployed
 from onebyone.planning.timings import Timings
-from onebyone.profiling.latency import Samples
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Plan
-from onebyone.runtimes import RUNTIMES, Prepared, Runtime
 
 SHAPE = (1, 3, 20, 24)
 
@@ -30,52 +27,6 @@ class Net(nn.Module):
         x = self.stem(x).relu()
         x = self.two(self.one(x).relu()).relu()
         return self.fc(self.three(x).relu().mean((2, 3)))
-
-
-class Machine:
-    """Takes a time for each call of a layer and for each MAC, and another share in a whole network.
-
-    What is timed is read from the layers, so that these tests depend on no clock.
-    """
-
-    def __init__(self, *, overhead=0.02, per_mac=1e-6, worth=0.8, noise=0.002):
-        self.overhead, self.per_mac, self.worth, self.noise = overhead, per_mac, worth, noise
-        self.prepared = 0
-        self.sampled = []
-        self.rng = np.random.default_rng(0)
-
-    def prepare(self, network, example):
-        self.prepared += 1
-        layers = [layer for layer in trace_layers(network, example).layers if layer.macs]
-        ms = sum(self.overhead * layer.calls + self.per_mac * layer.macs for layer in layers)
-        whole = not isinstance(network, nn.Sequential)
-        # Half of what a network takes is not the layers' own.
-        ms = 0.5 + self.worth * ms if whole else ms
-        return Prepared(lambda: None, {"ms": repr(ms * example.shape[0])})
-
-    def interleave(self, callables, *, rounds, device, seconds, **_):
-        self.sampled.append(list(callables))
-        return Samples(
-            ms={
-                name: float(each.options["ms"])
-                * (1 + self.noise * self.rng.standard_normal(rounds))
-                for name, each in callables.items()
-            },
-            device=device,
-            threads=1,
-        )
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    def install(**settings):
-        made = Machine(**settings)
-        monkeypatch.setitem(RUNTIMES, "known", Runtime("known", made.prepare))
-        for module in (deployed, timing):
-            monkeypatch.setattr(module, "interleave", made.interleave)
-        return made
-
-    return install
 
 
 @pytest.fixture

@@ -158,6 +158,19 @@ class Deployed:
         best = min(good, key=lambda each: (not each.agrees, each.plan.harm or 0.0))
         return replace(best.plan, budgets=tuple(budgets), latency=best.latency)
 
+    def measure(self, made: Plan) -> Plan:
+        """Return a plan with the time of its network, built and measured."""
+        return replace(made, latency=self._built(made, 0).latency)
+
+    def retimed(self, made: Plan) -> list[Option]:
+        """Return the options that a plan chose, timed once more: what no choice was made by."""
+        fresh = Timings(self.deployment, None)
+        layers = {layer.name: layer for layer in self.found.layers}
+        timer = LayerTimer(self.found.network, layers, self.deployment, fresh, head=self.found.head)
+        chosen = {_identity(option) for option in made.choices}
+        mine = [replace(o, gain=None) for o in self.options if _identity(o) in chosen]
+        return timer.exactly(mine)
+
     def _with_own_times(self, budgets: Sequence[Budget], make: MakePlan) -> Plan:
         """Plan until all that is chosen was timed itself and is faster."""
         for _ in range(MOST_PLANS):
@@ -246,8 +259,8 @@ class Deployed:
             f"The budget {asked} cannot be met in {self.deployment}: of {len(attempts)} networks "
             f"that were built and measured, the fastest takes {format_ms(best.after.median_ms)} "
             f"({format_percent(share)} of {format_ms(best.before.median_ms)}). Raise it to "
-            f"`latency={min(100 * share + 1, 100):.0f}%` or more, or choose another runtime: `onebyone "
-            f"bench` compares them."
+            f"`latency={min(100 * share + 1, 100):.0f}%` or more, or choose another runtime: "
+            f"`onebyone bench` compares them."
         )
 
     def _prepared(self, network: nn.Module) -> Prepared:

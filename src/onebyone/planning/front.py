@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from onebyone.planning.options import Survey
-from onebyone.planning.solve import amount, least_cost
+from onebyone.planning.solve import least_cost
 from onebyone.records import Budget, FrontPoint, Plan, Quantity
 
 # From the least that the rewrites reach to what harms least, in equal ratios.
@@ -37,8 +37,8 @@ def front_of(
         return ()
     exact = found.exact if found.exact_asked else None
     start = found.before - exact.saved if exact else found.before
-    least = amount(least_cost(found.options, quantity, start, forced=found.forced), quantity)
-    whole = max(amount(found.before, quantity), amount(start, quantity))
+    least = least_cost(found.options, quantity, start, forced=found.forced).amount(quantity)
+    whole = max(found.before.amount(quantity), start.amount(quantity))
     if not 0 < least < whole:
         return ()
 
@@ -52,7 +52,7 @@ def front_of(
         return f"{quantity}={shown}"
 
     # What is asked for, such as a new head, may forbid the larger part of the way.
-    most = max(least, amount(within(whole).after, quantity))
+    most = max(least, within(whole).after.amount(quantity))
     made: dict[tuple[int, int], FrontPoint] = {}
     # The first as it is, not as a power gives it: the least must stay reachable.
     for limit in (least, *np.geomspace(least, most, points)[1:]):

@@ -230,6 +230,26 @@ class Planner:
         made = self._deployed.plan(budgets, partial(self._choose, fastest=fastest))
         return _never_slower(made, self._deployed.survey(), fastest=fastest)
 
+    def measure(self, made: Plan) -> Plan:
+        """Return a plan with its network built and measured in the runtime, as it is.
+
+        Raises:
+            BudgetError: If nothing was timed.
+        """
+        if self._deployed is None:
+            raise BudgetError("A latency needs a runtime that it is measured in.")
+        return self._deployed.measure(made)
+
+    def retime(self, made: Plan) -> list[Option]:
+        """Return the options that a plan chose, timed once more: what no choice was made by.
+
+        Raises:
+            BudgetError: If nothing was timed.
+        """
+        if self._deployed is None:
+            raise BudgetError("A latency needs a runtime that it is measured in.")
+        return self._deployed.retimed(made)
+
     def front(self, quantity: Quantity) -> tuple[FrontPoint, ...]:
         """Return what other budgets of a quantity would come to, as predicted."""
         return front_of(self.survey(), quantity, self._choose)

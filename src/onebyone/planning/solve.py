@@ -46,7 +46,7 @@ def choose(
     Raises:
         BudgetError: If no choice meets the budgets; says how far they can be met.
     """
-    short = [b for b in budgets if amount(before, b.quantity) > b.limit]
+    short = [b for b in budgets if before.amount(b.quantity) > b.limit]
     if not options:
         if short:
             raise BudgetError(_unreachable(short[0], before, before, obstacles))
@@ -54,15 +54,15 @@ def choose(
     harm = np.array([max(option.harm or 0.0, 0.0) for option in options])
     rows, low, high = _one_each(options, forced)
     for budget in budgets:
-        total = amount(before, budget.quantity)
-        saved = np.array([amount(option.saved, budget.quantity) for option in options], float)
+        total = before.amount(budget.quantity)
+        saved = np.array([option.saved.amount(budget.quantity) for option in options], float)
         rows.append(saved / (total or 1))
         low.append((total - budget.limit) / (total or 1))
         high.append(np.inf)
     # Milliseconds where there are any: a hair of harm must not buy what costs time.
     quantity: Quantity = "macs" if before.ms is None else "latency"
-    kept = np.array([amount(o.after, quantity) - amount(o.before, quantity) for o in options])
-    kept = 1 + kept / (amount(before, quantity) or 1)
+    kept = np.array([o.after.amount(quantity) - o.before.amount(quantity) for o in options])
+    kept = 1 + kept / (before.amount(quantity) or 1)
     objective = harm / max(float(harm.max()), 1e-12) + TIE * (1 + kept)
     picked = _pick(options, objective, rows, low, high, budgets=budgets, before=before)
     if picked is None:
@@ -120,7 +120,7 @@ def least_cost(
     if not options:
         return before
     rows, low, high = _one_each(options, forced)
-    saved = np.array([amount(option.saved, quantity) for option in options], float)
+    saved = np.array([option.saved.amount(quantity) for option in options], float)
     picked = _solve(-saved / max(float(np.abs(saved).max()), 1.0), rows, low, high)
     assert picked is not None
     least = before
@@ -133,7 +133,7 @@ def _meets(chosen: Sequence[Option], budgets: Sequence[Budget], before: Cost) ->
     cost = before
     for option in chosen:
         cost = cost - option.saved
-    return all(amount(cost, budget.quantity) <= budget.limit for budget in budgets)
+    return all(cost.amount(budget.quantity) <= budget.limit for budget in budgets)
 
 
 def _one_each(
@@ -182,14 +182,14 @@ def _explained(
     """Find the budget that cannot be met alone, and how far it can."""
     for budget in budgets:
         best = least_cost(options, budget.quantity, before, forced=forced)
-        if amount(best, budget.quantity) > budget.limit:
+        if best.amount(budget.quantity) > budget.limit:
             return BudgetError(_unreachable(budget, before, best, obstacles))
     asked = ", ".join(budget.asked for budget in budgets)
     return BudgetError(f"The budgets {asked} can each be met, but not together. Raise one of them.")
 
 
 def _unreachable(budget: Budget, before: Cost, best: Cost, obstacles: str) -> str:
-    total, reached = amount(before, budget.quantity), amount(best, budget.quantity)
+    total, reached = before.amount(budget.quantity), best.amount(budget.quantity)
     enough = math.ceil(100 * reached / (total or 1))
     form, unit = {
         "macs": (format_count, " MACs"),
@@ -203,10 +203,3 @@ def _unreachable(budget: Budget, before: Cost, best: Cost, obstacles: str) -> st
         f"({format_percent(reached / (total or 1))} of {form(total)}). {obstacles}"
         f"Raise the budget to `{budget.quantity}={enough}%` or more."
     )
-
-
-def amount(cost: Cost, quantity: Quantity) -> float:
-    """Return one quantity of a cost; memory, which is not an option's own, as nothing."""
-    if quantity == "latency":
-        return cost.ms or 0.0
-    return {"params": cost.params, "macs": cost.macs, "memory": 0}[quantity]

@@ -11,6 +11,7 @@ from onebyone.records import (
     Comparison,
     Measured,
     Metric,
+    Quantity,
     RunRecord,
 )
 from onebyone.report.charts import (
@@ -234,7 +235,7 @@ def _speed_chart(records: Mapping[str, RunRecord]) -> Chart | None:
     )
 
 
-def _front_chart(records: Mapping[str, RunRecord], bounded: str) -> Chart | None:
+def _front_chart(records: Mapping[str, RunRecord], bounded: Quantity) -> Chart | None:
     """Return the fronts of the plans that bound a quantity, and what was measured in the end."""
     lines, points = [], []
     for place, (name, record) in enumerate(records.items()):
@@ -244,7 +245,7 @@ def _front_chart(records: Mapping[str, RunRecord], bounded: str) -> Chart | None
         lines += [front_line(plan, name, place % COLORS)] if plan.front else []
         harm = None if comparison is None else comparison.divergence
         if harm is not None:
-            share = getattr(plan.after, bounded) / max(getattr(plan.before, bounded), 1)
+            share = plan.after.amount(bounded) / (plan.before.amount(bounded) or 1)
             measured = f"{name}, measured"
             points.append(Point(name=measured, x=share, y=harm, color=place % COLORS, label=name))
     if not lines:

@@ -7,16 +7,22 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from onebyone.records import Cost, Option, Plan, RunRecord, TrainLog
+from onebyone.records import Cost, Option, Plan, Quantity, RunRecord, TrainLog, Trial
 from onebyone.report.charts import Axis, Chart, LineChart, Point, ScatterChart, Series
 from onebyone.report.matching import settings_words
 from onebyone.report.parts import chart, disclosure, quantity, section, table
 from onebyone.tables import Table
-from onebyone.units import format_count, format_percent, format_seconds
+from onebyone.units import (
+    format_count,
+    format_ms,
+    format_percent,
+    format_ratio,
+    format_seconds,
+)
 
 _LISTED = 12  # rows of a table that are shown without being asked for
 _LEAST_HARM = 1e-4  # a logarithm has no zero: what is below is drawn here
-NAMES = {"macs": "MACs", "params": "parameters"}
+NAMES: dict[Quantity, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 _CURVE_HEIGHT = 200
 _NONE = "–"
 
@@ -29,7 +35,8 @@ def tradeoff_section(record: RunRecord) -> Markup:
     front, curves = front_chart(record), learning_curves(log)
     words = [*_plan_words(record, plan), *([] if log is None else [_training_words(log)])]
     drawn = _side_by_side(front, curves)
-    return section("tradeoff", "The trade-off", *words, drawn, *_plan_tables(plan))
+    tried = [table(_trials_table(record))] if record.trials else []
+    return section("tradeoff", "The trade-off", *words, drawn, *_plan_tables(plan), *tried)
 
 
 def training_section(record: RunRecord) -> Markup:
@@ -64,13 +71,35 @@ def _plan_tables(plan: Plan) -> list[Markup | str]:
     return [*parts, table(_left_alone_table(plan))] if plan.left_alone else parts
 
 
+def _trials_table(record: RunRecord) -> Table:
+    """Return the networks that were tried on the validation data, the fastest first."""
+    trials = sorted(record.trials, key=lambda trial: trial.after.ms or 0.0)
+    return Table(
+        columns=(">Time, predicted", ">MACs", ">Change of the metric", ""),
+        rows=[_trial_row(trial) for trial in trials],
+        title="Tried on the validation data",
+        notes=["Before fine-tuning. The test data was not looked at to choose among them."],
+    )
+
+
+def _trial_row(trial: Trial) -> list[str]:
+    loss, ms = trial.difference, trial.after.ms or 0.0
+    interval = f"{loss.low:+.4g} … {loss.high:+.4g}, n = {loss.n:,}".replace("-", "−")
+    return [
+        quantity(ms, format_ms(ms)),
+        format_count(trial.after.macs),
+        quantity(loss.value, f"{loss.value:+.4g}".replace("-", "−"), interval),
+        "built and measured" if trial.built else "",
+    ]
+
+
 def front_chart(record: RunRecord) -> ScatterChart | None:
     """Return predicted and measured harm against cost; ``None`` where other budgets are unknown."""
     plan = record.plan
     if plan is None or not plan.front or not plan.budgets:
         return None
     name = counted(plan.budgets[0].quantity)
-    share = getattr(plan.after, name) / max(getattr(plan.before, name), 1)
+    share = plan.after.amount(name) / (plan.before.amount(name) or 1)
     line = front_line(plan, "other budgets, predicted", 5)
     points = [
         Point(name=words, x=share, y=harm, color=color)
@@ -83,7 +112,7 @@ def front_chart(record: RunRecord) -> ScatterChart | None:
         caption += f" Harm below {floor:g} is drawn there."
     x, y = front_axes(name, floor)
     return ScatterChart(
-        title=f"Harm against {NAMES.get(name, name)}",
+        title=f"Harm against {NAMES[name]}",
         x=x,
         y=y,
         points=tuple(points),
@@ -93,26 +122,26 @@ def front_chart(record: RunRecord) -> ScatterChart | None:
     )
 
 
-def counted(bounded: str) -> str:
-    """Return what a front is drawn against: what the budget bounds if it is counted, else MACs."""
+def counted(bounded: Quantity) -> Quantity:
+    """Return what a front is drawn against: what the budget bounds if it adds up, else MACs."""
     return bounded if bounded in NAMES else "macs"
 
 
 def front_line(plan: Plan, name: str, color: int) -> Series:
     """Return predicted harm over the share of the first budget's quantity that is kept."""
     quantity_name = counted(plan.budgets[0].quantity)
-    whole = max(getattr(plan.before, quantity_name), 1)
+    whole = plan.before.amount(quantity_name) or 1
     return Series(
         name=name,
-        x=tuple(getattr(point.after, quantity_name) / whole for point in plan.front),
+        x=tuple(point.after.amount(quantity_name) / whole for point in plan.front),
         y=tuple(point.harm for point in plan.front),
         color=color,
     )
 
 
-def front_axes(quantity_name: str, floor: float | None) -> tuple[Axis, Axis]:
+def front_axes(quantity_name: Quantity, floor: float | None) -> tuple[Axis, Axis]:
     """Return the axes of harm against the share of a quantity that is kept."""
-    what = NAMES.get(quantity_name, quantity_name)
+    what = NAMES[quantity_name]
     return (
         Axis(name=f"{what}, share of the original", percent=True, log=True),
         Axis(name="harm, divergence from the original", log=True, floor=floor),
@@ -144,7 +173,9 @@ def _plan_words(record: RunRecord, plan: Plan) -> list[str]:
         f"{len(plan.left_alone)} left alone: MACs {_cost_change(plan, 'macs')}, "
         f"parameters {_cost_change(plan, 'params')}."
     )
+    latency = [] if plan.latency is None else [str(plan.latency)]
     known = [f"{which} {harm:.3g}" for which, harm, _ in _harms(record) if harm is not None]
+    words = " ".join([words, *latency])
     if not known:
         return [words]
     how = "Harm is the divergence of the outputs from the original’s"
@@ -166,20 +197,32 @@ def _cost_change(plan: Plan, quantity: str) -> str:
 
 
 def _choices_table(plan: Plan) -> Table:
+    timed = plan.latency is not None
     rows = [
         [
             _name(option.site),
             Markup('<span class="tag r-{}">{}</span><small>{}</small>').format(
                 option.rewrite, option.rewrite, settings_words(option.settings)
             ),
+            *([_saved_cell(option)] if timed else []),
             _change(option.before, option.after, "params"),
             _change(option.before, option.after, "macs"),
             _harm_cell(option),
         ]
         for option in plan.choices
     ]
-    columns = ("Site", "Rewrite", ">Parameters", ">MACs", ">Harm")
+    saves = (">Saves",) if timed else ()
+    columns = ("Site", "Rewrite", *saves, ">Parameters", ">MACs", ">Harm")
     return Table(columns=columns, rows=rows, title="Rewritten")
+
+
+def _saved_cell(option: Option) -> str:
+    """Return what an option saves in the whole network, and how much faster its site is alone."""
+    if option.saved.ms is None:
+        return _NONE
+    gain = option.gain
+    alone = "" if gain is None else f"alone {format_ratio(gain.value)}"
+    return quantity(option.saved.ms, format_ms(option.saved.ms), alone)
 
 
 def _harm_cell(option: Option) -> str:

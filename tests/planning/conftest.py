@@ -1,0 +1,17 @@
+import pytest
+from known_machine import Machine
+
+from onebyone.planning import deployed, timing
+from onebyone.runtimes import RUNTIMES, Runtime
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def install(**settings):
+        made = Machine(**settings)
+        monkeypatch.setitem(RUNTIMES, "known", Runtime("known", made.prepare))
+        for module in (deployed, timing):
+            monkeypatch.setattr(module, "interleave", made.interleave)
+        return made
+
+    return install
