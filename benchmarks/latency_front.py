@@ -1,0 +1,137 @@
+"""The front of latency against accuracy before fine-tuning, in each runtime.
+
+    python benchmarks/latency_front.py resnet20 --runtimes onnxruntime openvino
+    python benchmarks/latency_front.py dncnn --shares 70 50
+
+One survey of harm for each runtime; for each share of the latency a plan, whose network is built
+and measured in turns with the original, fitted to the calibration data, and scored on the test
+data, paired with the original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from onebyone import apply, load_data
+from onebyone.calibration import CalibrationData
+from onebyone.cli.arguments import progress
+from onebyone.data import Data
+from onebyone.errors import BudgetError
+from onebyone.evaluation import MetricFunction, agreement, paired_difference, score
+from onebyone.planning import Planner
+from onebyone.report.console import print_table
+from onebyone.runtimes import describe_machine
+from onebyone.tables import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+from dncnn import denoising, psnr
+from networks import cifar10_nin, dncnn_sigma25, resnet20, resnet32
+
+
+class Subject(NamedTuple):
+    """A pretrained network, its data, and how it is scored."""
+
+    network: Callable[[], nn.Module]
+    data: Callable[[], Data]
+    metric: str | MetricFunction
+    examples: int
+
+
+def cifar10() -> Data:
+    return load_data("cifar10")
+
+
+SUBJECTS = {
+    "resnet20": Subject(resnet20, cifar10, "accuracy", 1024),
+    "resnet32": Subject(resnet32, cifar10, "accuracy", 1024),
+    "nin": Subject(cifar10_nin, cifar10, "accuracy", 256),
+    "dncnn": Subject(dncnn_sigma25, denoising, psnr, 96),
+}
+
+
+def front(subject: Subject, runtime: str, args: argparse.Namespace) -> list[list[str]]:
+    """Return a line for each share of the latency."""
+    network, data = subject.network().eval(), subject.data()
+    examples = args.examples or subject.examples
+    calibration = CalibrationData(data.train.take(examples, args.seed), data.name, args.seed)
+    with progress(runtime) as update:
+        planner = Planner(
+            network,
+            calibration,
+            runtime=runtime,
+            batch=args.batch,
+            num_threads=args.threads,
+            cache=False,
+            progress=update,
+        )
+    rows = []
+    for share in args.shares:
+        try:
+            made = planner.plan([f"latency={share:g}%"])
+        except BudgetError as error:
+            rows.append([runtime, f"{share:g} %", str(error), *[""] * 6])
+            continue
+        small = apply(network, made, calibration)
+        both = score([network, small], data.test, metric=subject.metric)
+        loss, latency = paired_difference(*both.each), made.latency
+        assert latency is not None
+        same = agreement(*both.each)
+        rows.append(
+            [
+                runtime,
+                f"{share:g} %",
+                f"{100 / latency.ratio.value:.1f} % "
+                f"[{100 / latency.ratio.high:.1f}–{100 / latency.ratio.low:.1f}]"
+                + (" disturbed" if latency.after.disturbed else ""),
+                f"{100 * latency.error:.1f} %",
+                f"{100 * made.after.macs / made.before.macs:.0f} %",
+                str(both.each[1].summary()),
+                f"{loss.value:+.4f} [{loss.low:+.4f} … {loss.high:+.4f}], n = {loss.n}",
+                "–" if same is None else str(same),
+                f"{both.divergences[1]:.4g}",
+            ]
+        )
+        print(*rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime"])
+    parser.add_argument("--shares", nargs="+", type=float, default=[90, 80, 70, 60])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--examples", type=int, help="calibration inputs")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    subject = SUBJECTS[args.subject]
+    rows = [row for runtime in args.runtimes for row in front(subject, runtime, args)]
+    name = subject.metric if isinstance(subject.metric, str) else subject.metric.__name__
+    conditions = (
+        f"{args.examples or subject.examples} calibration inputs, seed {args.seed}, batch "
+        f"{args.batch}, {args.threads} thread(s)."
+    )
+    print_table(
+        Table(
+            columns=(
+                "runtime", ">asked", ">time reached", ">pred. off", ">MACs", f">{name}",
+                ">change", ">agreement", ">divergence",
+            ),
+            rows=rows,
+            title=f"{args.subject}: latency against {name}, before fine-tuning",
+            notes=[f"{conditions} {describe_machine('cpu')}."],
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
