@@ -180,7 +180,7 @@ class ShrinkSettings(RunSettings):
         fastest: The fastest network whose harm is hardly above the least within the budgets.
         max_drop: Instead of a budget: the fastest network that loses no more than this on the
             validation data before fine-tuning, in points for accuracy, in the metric's unit else.
-        timed: Take no rewrite that is not shown to be faster in the first of ``runtimes``, under
+        only_faster: Take no rewrite that is not shown to be faster in the first of ``runtimes``, under
             budgets that do not bound latency too.
         plan: A plan to carry out instead of making one; then ``budget`` is not read.
         head: ``auto``, ``keep``, ``exact`` or ``gap``; see :func:`onebyone.plan`.
@@ -193,7 +193,7 @@ class ShrinkSettings(RunSettings):
     budget: str | Iterable[str] | None = None
     fastest: bool = False
     max_drop: float | None = None
-    timed: bool = False
+    only_faster: bool = False
     plan: Plan | None = None
     head: HeadChoice = "auto"
     leave: Sequence[str] = ()
@@ -480,7 +480,7 @@ def _fresh_plan(
     """Plan for the budgets, or for the fastest network within a loss."""
     settings = line.settings
     assert isinstance(settings, ShrinkSettings)
-    wants_time = settings.fastest or settings.timed or settings.max_drop is not None
+    wants_time = settings.fastest or settings.only_faster or settings.max_drop is not None
     wants_time = wants_time or "latency" in check_budgets(asked)
     planner = Planner(
         original,

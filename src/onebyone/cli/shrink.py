@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     add_planning(parser)
     parser.add_argument(
+        "--only-faster",
+        action="store_true",
+        help="take no rewrite that is not shown to be faster in the first --runtime; so it is "
+        "always where latency is bounded",
+    )
+    parser.add_argument(
         "--max-drop",
         type=float,
         metavar="POINTS",
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
             budget=args.budget,
             fastest=args.fastest,
             max_drop=args.max_drop,
-            timed=args.runtime is not None,
+            only_faster=args.only_faster,
             plan=plan,
             head=args.head,
             leave=args.leave,
