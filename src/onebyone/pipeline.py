@@ -180,8 +180,8 @@ class ShrinkSettings(RunSettings):
         fastest: The fastest network whose harm is hardly above the least within the budgets.
         max_drop: Instead of a budget: the fastest network that loses no more than this on the
             validation data before fine-tuning, in points for accuracy, in the metric's unit else.
-        only_faster: Take no rewrite that is not shown to be faster in the first of ``runtimes``, under
-            budgets that do not bound latency too.
+        only_faster: Take no rewrite that is not shown to be faster in the first of ``runtimes``,
+            where budgets do not bound latency too.
         plan: A plan to carry out instead of making one; then ``budget`` is not read.
         head: ``auto``, ``keep``, ``exact`` or ``gap``; see :func:`onebyone.plan`.
         leave: Names of modules to leave alone.
