@@ -19,7 +19,7 @@ from onebyone.kernels import is_linear, shape_of
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning.timings import Site, Timed, Timings
 from onebyone.profiling import example_input
-from onebyone.profiling.latency import interleave, threads
+from onebyone.profiling.latency import Samples, interleave, threads
 from onebyone.records import Deployment, LayerCost, Option
 from onebyone.rewrites.head import HeadSite
 from onebyone.rewrites.layerwise import layer_rewrite
@@ -31,6 +31,8 @@ Progress = Callable[[int, int, str], None]
 # Interleaved rounds of a site's options; fewer where they would take longer than this.
 ROUNDS = 9
 SECONDS_A_SITE = 6.0
+# More rounds, as many times, for options whose gain the first did not decide.
+MOST_TRIES = 4
 # Options of one form that are timed before the rest is predicted from them.
 POINTS = 7
 # Channels of the input that the first neighbor makes the site's input of.
@@ -154,26 +156,24 @@ class LayerTimer:
             for option in options:
                 chain, _ = self._chain(option)
                 contenders[_key_of(option)] = prepare(chain, example)
-            samples = interleave(
-                contenders,
-                rounds=ROUNDS,
-                device=self.deployment.device,
-                seconds=SECONDS_A_SITE,
-            )
-        original = samples.ms[""]
-        found = {}
-        for name in contenders:
-            if name:
-                kept = samples.quiet("", name)
-                saved = float(np.median(original[kept] - samples.ms[name][kept]))
-                before_ms = float(np.median(original[kept]))
-                found[name] = Timed(
-                    before_ms=before_ms,
-                    after_ms=max(before_ms - saved, 0.0),
-                    gain=samples.ratio("", name),
-                    disturbed=samples.disturbed("", name),
+            pairs: dict[str, Samples] = {}
+            undecided = list(contenders)
+            for _ in range(MOST_TRIES):
+                samples = interleave(
+                    {name: contenders[name] for name in undecided},
+                    rounds=ROUNDS,
+                    device=self.deployment.device,
+                    seconds=SECONDS_A_SITE,
                 )
-        return found
+                for name in undecided:
+                    if name:
+                        mine = samples.only("", name)
+                        known = pairs.get(name)
+                        pairs[name] = mine if known is None else known.followed_by(mine)
+                undecided = ["", *(name for name, pair in pairs.items() if _is_open(pair, name))]
+                if len(undecided) == 1:
+                    break
+        return {name: _timed(pair, name) for name, pair in pairs.items()}
 
     def _chain(self, option: Option, *, as_it_is: bool = False) -> tuple[nn.Sequential, Tensor]:
         """Return a site, as it is or rewritten, between its neighbors, and an input for it."""
@@ -221,6 +221,25 @@ class LayerTimer:
     ) -> tuple[nn.Sequential, Tensor]:
         chain = nn.Sequential(*parts).to(self._dtype).eval()
         return chain, example_input(shape, device=self.deployment.device, dtype=self._dtype)
+
+
+def _is_open(pair: Samples, name: str) -> bool:
+    """Whether an option seems to be faster, and more rounds are needed to show it."""
+    gain = pair.ratio("", name)
+    return gain.low <= 1 < gain.value
+
+
+def _timed(pair: Samples, name: str) -> Timed:
+    kept = pair.quiet("", name)
+    original = pair.ms[""][kept]
+    before_ms = float(np.median(original))
+    saved = float(np.median(original - pair.ms[name][kept]))
+    return Timed(
+        before_ms=before_ms,
+        after_ms=max(before_ms - saved, 0.0),
+        gain=pair.ratio("", name),
+        disturbed=pair.disturbed("", name),
+    )
 
 
 def _fill(module: nn.Module) -> None:

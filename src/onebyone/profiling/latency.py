@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,22 @@ class Samples:
     device: str
     threads: int
     waited: Mapping[str, Milliseconds] = field(default_factory=dict)
+
+    def only(self, *names: str) -> Samples:
+        """Return the samples of some contenders."""
+        waited = {name: self.waited[name] for name in names} if self.waited else {}
+        return replace(self, ms={name: self.ms[name] for name in names}, waited=waited)
+
+    def followed_by(self, other: Samples) -> Samples:
+        """Return these rounds and then those of another measurement of the same contenders."""
+
+        def joined(
+            mine: Mapping[str, Milliseconds], theirs: Mapping[str, Milliseconds]
+        ) -> dict[str, Milliseconds]:
+            return {name: np.concatenate([mine[name], theirs[name]]) for name in mine}
+
+        waited = joined(self.waited, other.waited) if self.waited and other.waited else {}
+        return replace(self, ms=joined(self.ms, other.ms), waited=waited)
 
     def quiet(self, *names: str) -> NDArray[np.bool_]:
         """Return which rounds count for these contenders, an array of shape ``(rounds,)``."""

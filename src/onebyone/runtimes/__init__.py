@@ -19,6 +19,7 @@ from onebyone.runtimes.machine import describe_machine
 from onebyone.runtimes.onnx import prepare_layers_onnxruntime, prepare_onnxruntime
 from onebyone.runtimes.openvino import (
     prepare_layers_openvino,
+    prepare_layers_openvino_bf16,
     prepare_openvino,
     prepare_openvino_bf16,
 )
@@ -63,7 +64,13 @@ RUNTIMES: dict[str, Runtime] = {
             package="openvino",
             extra="openvino",
         ),
-        Runtime("openvino:bf16", prepare_openvino_bf16, package="openvino", extra="openvino"),
+        Runtime(
+            "openvino:bf16",
+            prepare_openvino_bf16,
+            prepare_layers_openvino_bf16,
+            package="openvino",
+            extra="openvino",
+        ),
         Runtime("executorch", prepare_executorch, package="executorch", extra="executorch"),
         Runtime("cuda-graph", prepare_cuda_graph, devices=_GPU),
         Runtime(

@@ -30,6 +30,21 @@ def prepare_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
     Raises:
         OptionError: If OpenVINO has no bf16 kernels for this processor: it would run float32.
     """
+    _check_bf16()
+    return _prepare(to_onnx(model, example), example, "bf16")
+
+
+def prepare_layers_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
+    """Run a few layers in a row, in bf16.
+
+    Raises:
+        OptionError: As :func:`prepare_openvino_bf16`.
+    """
+    _check_bf16()
+    return _prepare(layers_to_onnx(model, example), example, "bf16")
+
+
+def _check_bf16() -> None:
     import openvino  # noqa: PLC0415 - an extra
 
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -37,7 +52,6 @@ def prepare_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
             "The runtime 'openvino:bf16' needs a processor with bf16 kernels in OpenVINO, and "
             "this one has none. Use 'openvino'."
         )
-    return _prepare(to_onnx(model, example), example, "bf16")
 
 
 def _prepare(content: bytes, example: Tensor, precision: str) -> Prepared:
