@@ -32,7 +32,7 @@ from torch import nn
 from onebyone.errors import OneByOneError
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning import Planner
-from onebyone.records import Plan
+from onebyone.records import Plan, write_text
 from onebyone.report.console import print_table
 from onebyone.runtimes import describe_machine
 from onebyone.tables import Table
@@ -241,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=[50, 25], help="in percent")
     parser.add_argument("--size", type=int, default=224, help="height and width of the input")
     parser.add_argument("--results", type=Path, default=Path("runs/planning.jsonl"))
+    parser.add_argument("--table", type=Path, help="also write the table to this Markdown file")
     parser.add_argument("--cache", type=Path, help="keep layers' times there (by default, nowhere)")
     args = parser.parse_args(argv)
     args.results.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +254,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         with args.results.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(row)) + "\n")
         print(f"{place + 1}/{len(wanted)}", *_line(row), file=sys.stderr, flush=True)
-    print_table(table([done[asked.key] for asked in wanted]))
+    found = table([done[asked.key] for asked in wanted])
+    print_table(found)
+    if args.table:
+        write_text(args.table, found.to_markdown())
 
 
 if __name__ == "__main__":

@@ -101,6 +101,15 @@ class Table:
     def __str__(self) -> str:
         return render(self, width=80)
 
+    def to_markdown(self) -> str:
+        """Return the table as Markdown: its title as a heading, its notes as paragraphs."""
+        heads = [column.removeprefix(">") for column in self.columns]
+        sides = ["---:" if column.startswith(">") else "---" for column in self.columns]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        lines = ["| " + " | ".join(row) + " |" for row in (heads, sides, *cells)]
+        grid = "\n".join(lines) if self.rows else ""
+        return "\n\n".join(filter(None, [f"## {self.title}", grid, *self.notes])) + "\n"
+
 
 def render(table: Table, *, width: int = 80) -> str:
     """Return the table as text without colors, at most ``width`` columns wide."""

@@ -149,3 +149,20 @@ def test_notes_are_as_wide_as_the_page_and_not_as_a_narrow_table():
     note = "A note that is longer than the table above it is, and yet on one line."
     table = Table(columns=("a", ">b"), rows=[["1", "2"]], notes=[note])
     assert note in str(table).splitlines()
+
+
+def test_a_table_in_markdown_has_every_cell_and_note_and_no_cell_breaks_it():
+    made = Table(
+        columns=("name", ">MACs"),
+        rows=[["a|b", "1 k"], ["c", "–"]],
+        title="Costs",
+        notes=["Of one input.", "Counted."],
+    )
+    title, grid, *notes = made.to_markdown().strip().split("\n\n")
+    assert title == "## Costs"
+    assert notes == ["Of one input.", "Counted."]
+    head, sides, *rows = grid.splitlines()
+    assert sides == "| --- | ---: |"
+    bars = [line.replace("\\|", "").count("|") for line in (head, sides, *rows)]
+    assert set(bars) == {3}
+    assert rows[0] == "| a\\|b | 1 k |"
