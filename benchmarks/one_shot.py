@@ -1,4 +1,4 @@
-"""Shared by the benchmarks of accuracy without fine-tuning: options once, any number of budgets."""
+"""Shared by the benchmarks of accuracy without labels: options once, any number of budgets."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from onebyone.data import Data
 from onebyone.evaluation import MetricFunction, Scores, agreement, paired_difference, score
 from onebyone.planning import plan_from
 from onebyone.planning.options import Survey, survey
+from onebyone.reconstruction import Reconstruction
 from onebyone.records import Difference, Metric, Plan
 from onebyone.report.console import progress
 
@@ -24,12 +25,14 @@ class OneShot:
 
     Attributes:
         seconds: Of the options (once for all budgets), this plan and its weights.
+        reconstruction: What the steps after them did, if any were asked for; their time is its own.
     """
 
     plan: Plan
     before: Scores
     after: Scores
     seconds: float
+    reconstruction: Reconstruction | None = None
 
     @property
     def difference(self) -> Difference:
@@ -51,6 +54,7 @@ def one_shot(
     seed: int,
     metric: str | MetricFunction = "accuracy",
     sites: Mapping[str, Sequence[str]] | None = None,
+    steps: int = 0,
 ) -> list[OneShot]:
     """Rewrite a network for each budget, without training, and score it on the test data.
 
@@ -62,6 +66,7 @@ def one_shot(
         seed: That they are drawn with.
         metric: As for :func:`onebyone.evaluate`.
         sites: For some budgets, the only layers that may be rewritten.
+        steps: Of reconstruction on the same calibration inputs, for each budget; 0 for none.
     """
     calibration = CalibrationData(data.train.take(examples, seed), data.name, seed)
     started = time.perf_counter()
@@ -73,13 +78,25 @@ def one_shot(
         only = (sites or {}).get(budget)
         options = [o for o in found.options if only is None or o.site in only]
         part = replace(found, options=tuple(options))
-        made.append(_carried_out(network, part, data, calibration, budget))
+        small, plan, seconds = _carried_out(network, part, data, calibration, budget)
+        log = None
+        if steps:
+            with progress(f"{budget}, reconstruction") as update:
+                small, log = obo.reconstruct(
+                    small,
+                    teacher=network,
+                    calibration=calibration,
+                    steps=steps,
+                    seed=seed,
+                    progress=update,
+                )
+        made.append((small, plan, surveyed + seconds, log))
     with progress("test") as update:
-        scored = score([network, *(small for small, _, _ in made)], data.test, metric=metric,
+        scored = score([network, *(small for small, *_ in made)], data.test, metric=metric,
                        progress=update)  # fmt: skip
     return [
-        OneShot(plan, scored.each[0], after, surveyed + seconds)
-        for (_, plan, seconds), after in zip(made, scored.each[1:], strict=True)
+        OneShot(plan, scored.each[0], after, seconds, log)
+        for (_, plan, seconds, log), after in zip(made, scored.each[1:], strict=True)
     ]
 
 

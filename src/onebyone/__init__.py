@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from onebyone.planning import plan as plan
     from onebyone.planning import uniform_plan as uniform_plan
     from onebyone.profiling import profile as profile
+    from onebyone.reconstruction import Reconstruction as Reconstruction
+    from onebyone.reconstruction import reconstruct as reconstruct
     from onebyone.records import Comparison as Comparison
     from onebyone.records import Plan as Plan
     from onebyone.records import Profile as Profile
@@ -55,6 +57,7 @@ _HOMES = {
     "Plan": "records",
     "Pointwise": "layers",
     "Profile": "records",
+    "Reconstruction": "reconstruction",
     "RunRecord": "records",
     "applies": "planning",
     "apply": "rewrites",
@@ -70,6 +73,7 @@ _HOMES = {
     "load_model": "runs",
     "plan": "planning",
     "profile": "profiling",
+    "reconstruct": "reconstruction",
     "restructure": "rewrites",
     "shrink": "pipeline",
     "train": "training",

@@ -1,0 +1,489 @@
+"""Reconstruction: a rewritten network's weights, all at once, brought near the original's outputs.
+
+A few hundred steps on the unlabelled calibration inputs, between the closed forms of
+:func:`onebyone.apply` and training proper.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onebyone.calibration import (
+    CalibrationData,
+    Moments,
+    as_calibration,
+    collect,
+    output_curvature,
+)
+from onebyone.data import DatasetSplit, Split, TensorSplit
+from onebyone.data.splits import held_out
+from onebyone.errors import DataError, ModelError, OptionError
+from onebyone.evaluation import divergence, is_classifier_output, one_tensor
+from onebyone.kernels import shape_of
+from onebyone.records import Record
+from onebyone.sites import (
+    copy_network,
+    evaluation_copy,
+    floating_type,
+    hooks_removed,
+    in_type_of,
+    module_at,
+)
+
+Progress = Callable[[int, int, str], None]
+Stopped = Literal["steps", "seconds"]
+
+# Share of the calibration inputs that the weights are judged on, not fitted to.
+HELD_OUT = 0.125
+JUDGED = 8  # times, evenly over the steps
+STEPS = 200
+RATE = 5e-4
+WARM_UP = 0.05  # share of the steps
+BETAS = (0.9, 0.99)
+# Examples a step: a pass over the data is at least so many steps.
+STEPS_A_PASS = 16
+LEAST_BATCH, MOST_BATCH = 8, 64
+# The bases are those of so many inputs; wider layers than this are stepped without.
+BASIS_EXAMPLES = 32
+MOST_VALUES = 1024
+# Softens class scores: on inputs that the teacher was trained on, it is nearly certain, and its
+# probabilities alone say little of what it computes (Hinton et al. 2015).
+TEMPERATURE = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Record):
+    """What a reconstruction did.
+
+    Attributes:
+        before: Divergence of the outputs from the teacher's on held-out inputs at the start: in
+            nats for class scores, else the squared error relative to the outputs' mean square.
+        after: The same of the weights that were kept; never more than ``before``.
+        judged: ``(step, divergence)`` each time that it was measured; ``None`` where it was not
+            finite.
+        steps: Steps taken.
+        kept_step: The step whose weights were kept; 0 for those of the start.
+        stopped: What ended it.
+        examples: Inputs that the weights were fitted to.
+        held_out: Inputs that they were judged on.
+        learning_rate: The highest one.
+        features: Modules whose outputs were held near the teacher's as well.
+    """
+
+    before: float
+    after: float
+    judged: tuple[tuple[int, float | None], ...]
+    steps: int
+    kept_step: int
+    stopped: Stopped
+    examples: int
+    held_out: int
+    batch_size: int
+    learning_rate: float
+    features: tuple[str, ...]
+    augmentation: str
+    seed: int
+    seconds: float
+
+    def __str__(self) -> str:
+        share = self.after / self.before if self.before > 0 else 1.0
+        return (
+            f"Reconstructed in {self.steps} steps and {self.seconds:.0f} s: divergence on "
+            f"{self.held_out} held-out inputs {self.before:.3g} → {self.after:.3g} ({share:.0%}), "
+            f"weights of step {self.kept_step}."
+        )
+
+
+class Reconstructed(NamedTuple):
+    """A network brought nearer to its teacher, and what was done."""
+
+    model: nn.Module
+    log: Reconstruction
+
+
+def reconstruct(
+    model: nn.Module,
+    *,
+    teacher: nn.Module,
+    calibration: object,
+    steps: int = STEPS,
+    seconds: float | None = None,
+    features: Sequence[str] = (),
+    batch_size: int | None = None,
+    learning_rate: float = RATE,
+    augment: bool = True,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Reconstructed:
+    """Bring all weights of a rewritten network together nearer to the original's outputs.
+
+    Adam in the eigenbasis of each layer's inputs and output curvature, with a short warm-up and a
+    cosine down to 0. Batch norms keep their statistics, dropout is off. Class scores are compared
+    by the Kullback-Leibler divergence of softened scores, other outputs by their squared error
+    relative to their mean square. The weights are judged on held-out inputs eight times; the best
+    ones are kept, also those of the start. Steps that end farther away than the start are taken
+    back, and the rate is cut to a third.
+
+    Args:
+        model: With float32 weights. Not modified. Parameters that need no gradient stay as they
+            are.
+        teacher: The network to be like, run in evaluation mode. Not modified.
+        calibration: Unlabelled inputs, as for :func:`onebyone.apply`; two at the least. One in
+            eight is held out.
+        steps: To take.
+        seconds: To take at most, wall time; a result then depends on the machine's speed.
+        features: Names of modules in both networks whose outputs are to be alike as well, each by
+            its squared error relative to its variance.
+        batch_size: Examples a step; from 8 to 64 by the number of inputs where not given.
+        learning_rate: The highest one.
+        augment: Whether to augment the inputs as their split does; the teacher sees the same.
+        seed: Of the draws. The global random state is not changed.
+        device: Where to run; the network's own where not given.
+        progress: Told of the steps done.
+
+    Returns:
+        The network in the mode and on the device of ``model``, and the record.
+
+    Raises:
+        OptionError: If an option is outside what it may be, a feature is not in both networks, or
+            no parameter needs a gradient.
+        DataError: If there are fewer than two inputs, or they cannot be divided.
+        ModelError: If an output is not one tensor, or the networks' outputs differ in shape.
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015; for the
+        outputs of modules, Romero et al., "FitNets", ICLR 2015; for the basis, Vyas et al.,
+        "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR 2025.
+    """
+    _check(steps, seconds, batch_size, learning_rate)
+    place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    data = as_calibration(calibration, device=str(place), dtype=floating_type(model))
+    fitted, judge = _divided(data, seed)
+    student = evaluation_copy(model, device=place)
+    guide = evaluation_copy(teacher, device=place)
+    if len(fitted.input_shape) == 3:
+        # Convolutions on the CPU run up to twice as fast so.
+        student.to(memory_format=torch.channels_last)
+        guide.to(memory_format=torch.channels_last)
+    batch = batch_size or min(max(len(fitted) // STEPS_A_PASS, LEAST_BATCH), MOST_BATCH)
+    job = _Job(
+        student, guide, fitted, judge, min(batch, len(fitted)), augment, seed, tuple(features)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        record = _run(job, steps, seconds, learning_rate, progress)
+    result = copy_network(model)
+    result.load_state_dict(student.state_dict())
+    return Reconstructed(result, record)
+
+
+def _check(steps: int, seconds: float | None, batch_size: int | None, learning_rate: float) -> None:
+    if steps < 1:
+        raise OptionError(f"`steps` must be at least 1, got {steps}.")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise OptionError(f"`seconds` must be above 0, got {seconds}.")
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if not 0 < learning_rate < math.inf:
+        raise OptionError(f"`learning_rate` must be above 0, got {learning_rate}.")
+
+
+def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
+    """Return the inputs to fit to, and those to judge on."""
+    split = data.split
+    if not isinstance(split, (TensorSplit, DatasetSplit)):
+        raise DataError(
+            f"Calibration data must be a tensor, a torch data set or a loader, of which a part can "
+            f"be held out, got {type(split).__name__}."
+        )
+    rest, kept = held_out(len(split), max(1, round(HELD_OUT * len(split))), seed=seed)
+    return split.part(rest), CalibrationData(
+        split.part(kept), batch_size=data.batch_size, device=data.device, dtype=data.dtype
+    )
+
+
+# ---------------------------------------------------------------- the steps
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the steps need; ``student`` is the one thing that changes."""
+
+    student: nn.Module
+    guide: nn.Module
+    fitted: Split
+    judge: CalibrationData
+    batch_size: int
+    augment: bool
+    seed: int
+    features: tuple[str, ...]
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield batches to fit to, pass after pass, each in an order of its own."""
+        device = self.judge.device
+        for turn in range(1_000_000):
+            for inputs, _ in self.fitted.batches(
+                self.batch_size,
+                seed=self.seed + turn,
+                augment=self.augment,
+                device=device,
+                channels_last=True,
+            ):
+                yield in_type_of(self.student, inputs)
+
+    def bases(self) -> dict[str, _Basis]:
+        """Return the bases that the steps are taken in, of the layers that have one."""
+        few = CalibrationData(
+            self.fitted, batch_size=16, device=self.judge.device, dtype=self.judge.dtype
+        ).first(BASIS_EXAMPLES)
+        names = [name for name, m in self.student.named_modules() if _has_basis(m)]
+        moments = collect(self.student, names, few.batches, examples=len(few))
+        curvature = output_curvature(self.student, names, few.batches)
+        return {
+            name: _basis_of(moments[name], curvature[name], self.student.get_submodule(name))
+            for name in names
+            if name in moments and name in curvature
+        }
+
+    def references(self) -> list[Tensor]:
+        """Return the teacher's outputs on the inputs to judge on."""
+        with torch.no_grad():
+            return [one_tensor(self.guide(inputs), self.guide) for inputs in self.judge.batches()]
+
+    def judged(self, references: Sequence[Tensor]) -> float:
+        """Return the mean divergence from them."""
+        total = 0.0
+        with torch.no_grad():
+            for inputs, reference in zip(self.judge.batches(), references, strict=True):
+                outputs = one_tensor(self.student(inputs), self.student)
+                total += float(divergence(reference, outputs).sum())
+        mean = total / len(self.judge)
+        # A divergence below 0 is rounding: nothing is nearer than the same outputs.
+        return max(mean, 0.0) if math.isfinite(mean) else math.inf
+
+
+@dataclass
+class _Best:
+    """The weights that are nearest to the teacher so far."""
+
+    divergence: float
+    step: int
+    weights: dict[str, Tensor]
+
+
+def _run(
+    job: _Job,
+    steps: int,
+    seconds: float | None,
+    learning_rate: float,
+    progress: Progress | None,
+) -> Reconstruction:
+    if not any(p.requires_grad for p in job.student.parameters()):
+        raise OptionError("The network must have a parameter that needs a gradient, got none.")
+    references = job.references()
+    before = job.judged(references)
+    best = _Best(before, 0, _state(job.student))
+    history: list[tuple[int, float | None]] = [(0, before)]
+    every = max(1, steps // JUDGED)
+    started, rate, done = time.perf_counter(), learning_rate, 0
+    stopped: Stopped = "steps"
+    optimizer = _Turned(job.student, job.bases())
+    with (
+        _outputs_of(job.student, job.features) as ours,
+        _outputs_of(job.guide, job.features) as theirs,
+    ):
+        for inputs in job.batches():
+            share = done / steps
+            if seconds is not None:
+                share = max(share, (time.perf_counter() - started) / seconds)
+            ending = share >= 1
+            if done and (ending or done % every == 0) and history[-1][0] != done:
+                now = job.judged(references)
+                history.append((done, now if math.isfinite(now) else None))
+                if now < best.divergence:
+                    best = _Best(now, done, _state(job.student))
+                elif now > before:
+                    job.student.load_state_dict(best.weights)
+                    optimizer.forget()
+                    rate /= 3
+            if ending:
+                stopped = "steps" if done >= steps else "seconds"
+                break
+            job.student.zero_grad()
+            _loss(job, inputs, ours, theirs).backward()  # type: ignore[no-untyped-call]
+            optimizer.step(rate * _schedule(share))
+            done += 1
+            if progress is not None:
+                progress(done, steps, "reconstruct")
+    job.student.load_state_dict(best.weights)
+    return Reconstruction(
+        before=before,
+        after=best.divergence,
+        judged=tuple(history),
+        steps=done,
+        kept_step=best.step,
+        stopped=stopped,
+        examples=len(job.fitted),
+        held_out=len(job.judge),
+        batch_size=job.batch_size,
+        learning_rate=learning_rate,
+        features=job.features,
+        augmentation=job.fitted.augmentation if job.augment else "none",
+        seed=job.seed,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+# ---------------------------------------------------------------- Adam where it sees straight
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """Directions in which a layer's gradient is nearly uncorrelated, orthonormal, a group each.
+
+    Attributes:
+        inputs: Eigenvectors of the second moment of what the layer sees, with a last 1 where it
+            has a bias, shape ``(groups, d, d)``.
+        outputs: Those of the curvature of its outputs, shape ``(groups, out, out)``.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def _has_basis(module: nn.Module) -> bool:
+    if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear):
+        return False
+    if nn.utils.parametrize.is_parametrized(module):
+        return False
+    trained = all(p.requires_grad for p in module.parameters())
+    return trained and shape_of(module).values < MOST_VALUES
+
+
+def _basis_of(moments: Sequence[Moments], curvature: Tensor, layer: nn.Module) -> _Basis:
+    shape, weight = shape_of(layer), layer.weight
+    assert isinstance(weight, Tensor)
+    inputs, outputs = [], []
+    for group, data in enumerate(moments):
+        assert data.xx is not None
+        second = data.xx + torch.outer(data.mean_x, data.mean_x)
+        if layer.bias is not None:
+            last = torch.cat([data.mean_x, data.mean_x.new_ones(1)])
+            second = torch.cat([torch.cat([second, data.mean_x[None]]), last[:, None]], dim=1)
+        mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
+        inputs.append(torch.linalg.eigh(second)[1].to(weight))
+        outputs.append(torch.linalg.eigh(curvature[mine, mine])[1].to(weight))
+    return _Basis(torch.stack(inputs), torch.stack(outputs))
+
+
+class _Turned:
+    """Adam in the eigenbasis of each layer's inputs and output curvature.
+
+    A layer's Gauss-Newton matrix is about the Kronecker product of these two (Martens, Grosse,
+    "K-FAC", ICML 2015), and Adam scales each coordinate by itself, which is worth most where they
+    are uncorrelated (Vyas et al., "SOAP", ICLR 2025). The basis stays that of the start: the
+    weights do not go far. Other parameters are stepped as they are.
+    """
+
+    def __init__(self, network: nn.Module, bases: dict[str, _Basis]) -> None:
+        self._layers = [
+            (cast("nn.Conv2d", network.get_submodule(name)), basis) for name, basis in bases.items()
+        ]
+        turned = {id(p) for layer, _ in self._layers for p in layer.parameters()}
+        self._plain = [p for p in network.parameters() if p.requires_grad and id(p) not in turned]
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the gradients seen so far."""
+        self._taken = 0
+        self._means: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Step along the parameters' gradients."""
+        self._taken += 1
+        for place, parameter in enumerate(self._plain):
+            if parameter.grad is not None:
+                parameter.sub_(rate * self._direction(-1 - place, parameter.grad))
+        for place, (layer, basis) in enumerate(self._layers):
+            if layer.weight.grad is None:
+                continue
+            gradient = layer.weight.grad.reshape(len(basis.outputs), basis.outputs.shape[1], -1)
+            if layer.bias is not None:
+                assert layer.bias.grad is not None
+                last = layer.bias.grad.reshape(*gradient.shape[:2], 1)
+                gradient = torch.cat([gradient, last], dim=2)
+            straight = basis.outputs.mT @ gradient @ basis.inputs
+            move = rate * basis.outputs @ self._direction(place, straight) @ basis.inputs.mT
+            if layer.bias is not None:
+                layer.bias.sub_(move[..., -1].reshape(layer.bias.shape))
+                move = move[..., :-1]
+            layer.weight.sub_(move.reshape(layer.weight.shape))
+
+    def _direction(self, key: int, gradient: Tensor) -> Tensor:
+        mean, square = self._means.get(key, (torch.zeros_like(gradient),) * 2)
+        mean = torch.lerp(gradient, mean, BETAS[0])
+        square = torch.lerp(gradient.square(), square, BETAS[1])
+        self._means[key] = mean, square
+        mean = mean / (1 - BETAS[0] ** self._taken)
+        square = square / (1 - BETAS[1] ** self._taken)
+        return mean / (square.sqrt() + torch.finfo(square.dtype).tiny)
+
+
+def _schedule(share: float) -> float:
+    """Return the rate's share of the highest: up over the warm-up, then a cosine down to 0."""
+    if share < WARM_UP:
+        return (share + WARM_UP / 4) / (1.25 * WARM_UP)
+    return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
+
+
+def _loss(job: _Job, inputs: Tensor, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        wanted = one_tensor(job.guide(inputs), job.guide)
+    outputs = one_tensor(job.student(inputs), job.student)
+    if is_classifier_output(wanted):
+        apart = divergence(wanted / TEMPERATURE, outputs / TEMPERATURE) * TEMPERATURE**2
+    else:
+        apart = divergence(wanted, outputs)
+    total = apart.mean()
+    for name in job.features:
+        total = total + _relative_error(ours[name], theirs[name], name)
+    return total
+
+
+def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"The outputs of {name!r} must be of one shape in the network and its teacher, got "
+            f"{tuple(ours.shape)} and {tuple(theirs.shape)}. Leave it out of `features`."
+        )
+    return F.mse_loss(ours, theirs) / theirs.var().clamp_min(1e-12)
+
+
+@contextmanager
+def _outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep the outputs of modules at each pass."""
+    kept: dict[str, Tensor] = {}
+    handles: list[Any] = []
+    with hooks_removed(handles):
+        for name in names:
+
+            def keep(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
+                kept[name] = output
+
+            handles.append(module_at(network, name).register_forward_hook(keep))
+        yield kept

@@ -1,0 +1,246 @@
+"""Reconstruction: never worse than the start, nothing that was passed in changes, seeds repeat."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import onebyone as obo
+from onebyone.calibration import as_calibration
+from onebyone.data import TensorSplit
+from onebyone.data.augment import Augmentation
+from onebyone.errors import DataError, ModelError, OptionError
+from onebyone.evaluation import divergence
+from onebyone.reconstruction import Reconstruction, reconstruct
+from onebyone.rewrites import restructure
+
+
+def _network(out=5):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, out),
+    ).eval()
+
+
+class _Denoiser(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(12, 1, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return x - self.body(x)
+
+
+def _perturbed(network, size=0.05):
+    other = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(size * parameter.square().mean().sqrt() * noise)
+    return other
+
+
+def _images(n=64, channels=3, size=8, seed=0):
+    return torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def _apart(teacher, network, inputs):
+    with torch.no_grad():
+        return float(divergence(teacher(inputs), network(inputs)).mean())
+
+
+def _states_equal(one, other):
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("kind", ["classes", "pictures"])
+def test_it_comes_nearer_to_the_teacher_on_inputs_it_has_not_seen(kind):
+    teacher = _network() if kind == "classes" else _Denoiser().eval()
+    channels = 3 if kind == "classes" else 1
+    student = _perturbed(teacher, 0.2)
+    found = reconstruct(
+        student, teacher=teacher, calibration=_images(128, channels), steps=60, learning_rate=1e-3
+    )
+    fresh = _images(128, channels, seed=7)
+    assert _apart(teacher, found.model, fresh) < 0.5 * _apart(teacher, student, fresh)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1.0, 1e4])
+def test_it_never_ends_farther_away_than_it_started(rate):
+    teacher = _network()
+    student = _perturbed(teacher)
+    found = reconstruct(
+        student, teacher=teacher, calibration=_images(), steps=12, learning_rate=rate
+    )
+    log = found.log
+    assert log.after <= log.before
+    assert log.after == min(value for _, value in log.judged if value is not None)
+    assert Reconstruction.from_json(log.to_json()) == log
+    assert log.judged[0] == (0, log.before)
+    assert dict(log.judged)[log.kept_step] == log.after
+
+
+def test_where_no_step_helps_the_weights_are_those_of_the_start():
+    teacher = _network()
+    found = reconstruct(teacher, teacher=teacher, calibration=_images(), steps=8)
+    assert found.log.kept_step == 0
+    assert _states_equal(found.model, teacher)
+
+
+def test_what_it_returns_is_what_the_record_judged():
+    teacher = _network()
+    student = _perturbed(teacher)
+    images = _images(16)
+    found = reconstruct(student, teacher=teacher, calibration=images, steps=8)
+    assert found.log.examples + found.log.held_out == 16
+    # The two that are held out are two of the sixteen: their mean is that of some pair.
+    with torch.no_grad():
+        each = divergence(teacher(images), found.model(images))
+    pairs = (each[:, None] + each[None]) / 2
+    assert float((pairs - found.log.after).abs().min()) < 1e-6 + 1e-4 * found.log.after
+
+
+def test_nothing_that_was_passed_in_changes():
+    teacher = _network()
+    student = _perturbed(teacher).train()
+    student[0].weight.requires_grad_(False)
+    images = _images()
+    before = copy.deepcopy(student), copy.deepcopy(teacher), images.clone()
+    state = torch.get_rng_state()
+    found = reconstruct(student, teacher=teacher, calibration=images, steps=8)
+    assert _states_equal(student, before[0])
+    assert _states_equal(teacher, before[1])
+    assert torch.equal(images, before[2])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert student.training
+    assert not teacher.training
+    assert all(p.grad is None for p in (*student.parameters(), *teacher.parameters()))
+    assert found.model.training
+
+
+def test_frozen_parameters_and_the_statistics_of_batch_norms_stay():
+    teacher = _network()
+    student = _perturbed(teacher, 0.2).train()
+    student[3].weight.requires_grad_(False)
+    found = reconstruct(student, teacher=teacher, calibration=_images(), steps=16)
+    assert found.log.kept_step > 0
+    assert torch.equal(found.model[3].weight, student[3].weight)
+    assert not found.model[3].weight.requires_grad
+    assert torch.equal(found.model[1].running_mean, student[1].running_mean)
+    assert torch.equal(found.model[1].running_var, student[1].running_var)
+    assert not torch.equal(found.model[5].weight, student[5].weight)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    teacher = _network()
+    student = _perturbed(teacher, 0.2)
+    pixels = (_images(96) * 40 + 128).clamp(0, 255).to(torch.uint8)
+    data = as_calibration(TensorSplit(pixels, augmentation=Augmentation(flip=True)))
+    runs = [
+        reconstruct(student, teacher=teacher, calibration=data, steps=10, seed=seed)
+        for seed in (3, 3, 4)
+    ]
+    assert _states_equal(runs[0].model, runs[1].model)
+    assert runs[0].log.judged == runs[1].log.judged
+    assert not _states_equal(runs[0].model, runs[2].model)
+
+
+def test_features_are_brought_nearer_as_well():
+    teacher = _network()
+    student = _perturbed(teacher, 0.2)
+    found = reconstruct(
+        student, teacher=teacher, calibration=_images(), steps=40, features=["4"],
+        learning_rate=1e-3,
+    )  # fmt: skip
+    inputs = _images(seed=7)
+    with torch.no_grad():
+        wanted, start, end = (net[:5](inputs) for net in (teacher, student, found.model))
+    assert float((end - wanted).square().mean()) < float((start - wanted).square().mean())
+    assert found.log.features == ("4",)
+
+
+def test_seconds_end_it():
+    teacher = _network()
+    found = reconstruct(
+        _perturbed(teacher), teacher=teacher, calibration=_images(), steps=10**6, seconds=0.5
+    )
+    assert found.log.stopped == "seconds"
+    assert 0 < found.log.steps < 10**6
+
+
+def test_a_rewritten_network_is_reconstructed(tmp_path):
+    teacher = _network()
+    images = _images(96)
+    plan = obo.plan(teacher, images, budget="macs=60%", head="keep")
+    small = obo.apply(teacher, plan, images)
+    found = reconstruct(small, teacher=teacher, calibration=images, steps=20, learning_rate=1e-3)
+    assert found.log.after <= found.log.before
+    fresh = restructure(teacher, plan)
+    fresh.load_state_dict(found.model.state_dict())
+    inputs = _images(seed=7)
+    torch.testing.assert_close(fresh.eval()(inputs), found.model.eval()(inputs))
+    found.log.save(tmp_path / "log.json")
+    assert Reconstruction.load(tmp_path / "log.json") == found.log
+    assert "held-out" in str(found.log)
+
+
+@pytest.mark.slow
+def test_a_network_of_timm_is_reconstructed():
+    import timm
+
+    torch.manual_seed(0)
+    teacher = timm.create_model("resnet10t", num_classes=10).eval()
+    images = _images(24, size=32)
+    small = obo.apply(teacher, obo.plan(teacher, images, budget="macs=70%"), images)
+    found = reconstruct(small, teacher=teacher, calibration=images, steps=8)
+    assert found.log.after <= found.log.before
+    assert _apart(teacher, found.model, images) < float("inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"seconds": 0}, "`seconds` must be above 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be above 0"),
+        ({"features": ["nowhere"]}, "no module named 'nowhere'"),
+    ],
+)
+def test_options_outside_what_they_may_be_are_refused(options, message):
+    teacher = _network()
+    with pytest.raises(OptionError, match=message):
+        reconstruct(teacher, teacher=teacher, calibration=_images(), **options)
+
+
+def test_one_input_cannot_be_divided():
+    teacher = _network()
+    with pytest.raises(DataError, match="cannot be divided"):
+        reconstruct(teacher, teacher=teacher, calibration=_images(1))
+
+
+def test_outputs_of_other_shapes_are_refused():
+    with pytest.raises(ModelError, match="shape of the reference's"):
+        reconstruct(_network(5), teacher=_network(4), calibration=_images(), steps=1)
+
+
+def test_a_network_without_anything_to_train_is_refused():
+    teacher = _network().requires_grad_(False)
+    with pytest.raises(OptionError, match="a parameter that needs a gradient"):
+        reconstruct(teacher, teacher=teacher, calibration=_images(), steps=1)
