@@ -49,6 +49,9 @@ STEPS = 200
 RATE = 5e-4
 WARM_UP = 0.05  # share of the steps
 BETAS = (0.9, 0.99)
+# A gradient below this share of its layer's, or below this at all, is rounding.
+LEAST_ROOT = 1e-4
+LEAST_GRADIENT = 1e-12
 # Examples a step: a pass over the data is at least so many steps.
 STEPS_A_PASS = 16
 LEAST_BATCH, MOST_BATCH = 8, 64
@@ -441,7 +444,9 @@ class _Turned:
         self._means[key] = mean, square
         mean = mean / (1 - BETAS[0] ** self._taken)
         square = square / (1 - BETAS[1] ** self._taken)
-        return mean / (square.sqrt() + torch.finfo(square.dtype).tiny)
+        root = square.sqrt()
+        # What hardly has a gradient, as behind a dead channel, must not move by its rounding.
+        return mean / (root + LEAST_ROOT * root.square().mean().sqrt() + LEAST_GRADIENT)
 
 
 def _schedule(share: float) -> float:
