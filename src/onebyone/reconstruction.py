@@ -57,7 +57,7 @@ STEPS_A_PASS = 16
 LEAST_BATCH, MOST_BATCH = 8, 64
 # The bases are those of so many inputs; wider layers than this are stepped without.
 BASIS_EXAMPLES = 32
-MOST_VALUES = 1024
+MOST_VALUES = 640
 # Softens class scores: on inputs that the teacher was trained on, it is nearly certain, and its
 # probabilities alone say little of what it computes (Hinton et al. 2015).
 TEMPERATURE = 4.0
@@ -388,8 +388,8 @@ def _basis_of(moments: Sequence[Moments], curvature: Tensor, layer: nn.Module) -
             last = torch.cat([data.mean_x, data.mean_x.new_ones(1)])
             second = torch.cat([torch.cat([second, data.mean_x[None]]), last[:, None]], dim=1)
         mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
-        inputs.append(torch.linalg.eigh(second)[1].to(weight))
-        outputs.append(torch.linalg.eigh(curvature[mine, mine])[1].to(weight))
+        inputs.append(torch.linalg.eigh(second.to(weight))[1])
+        outputs.append(torch.linalg.eigh(curvature[mine, mine].to(weight))[1])
     return _Basis(torch.stack(inputs), torch.stack(outputs))
 
 
