@@ -27,7 +27,7 @@ from onebyone.calibration import (
 from onebyone.data import DatasetSplit, Split, TensorSplit
 from onebyone.data.splits import held_out
 from onebyone.errors import DataError, ModelError, OptionError
-from onebyone.evaluation import divergence, is_classifier_output, one_tensor
+from onebyone.evaluation import divergence, one_tensor
 from onebyone.kernels import shape_of
 from onebyone.records import Record
 from onebyone.sites import (
@@ -58,9 +58,9 @@ LEAST_BATCH, MOST_BATCH = 8, 64
 # The bases are those of so many inputs; wider layers than this are stepped without.
 BASIS_EXAMPLES = 32
 MOST_VALUES = 640
-# Softens class scores: on inputs that the teacher was trained on, it is nearly certain, and its
-# probabilities alone say little of what it computes (Hinton et al. 2015).
-TEMPERATURE = 4.0
+# The first steps lead away, while Adam learns its scales, and the rest come back; from farther than
+# so many times the start's divergence they do not.
+FARTHEST = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +132,10 @@ def reconstruct(
 
     Adam in the eigenbasis of each layer's inputs and output curvature, with a short warm-up and a
     cosine down to 0. Batch norms keep their statistics, dropout is off. Class scores are compared
-    by the Kullback-Leibler divergence of softened scores, other outputs by their squared error
+    by the Kullback-Leibler divergence, other outputs by their squared error
     relative to their mean square. The weights are judged on held-out inputs eight times; the best
-    ones are kept, also those of the start. Steps that end farther away than the start are taken
-    back, and the rate is cut to a third.
+    ones are kept, also those of the start. Steps that end far farther away than the start are
+    taken back, and the rate is cut to a third.
 
     Args:
         model: With float32 weights. Not modified. Parameters that need no gradient stay as they
@@ -164,9 +164,8 @@ def reconstruct(
         ModelError: If an output is not one tensor, or the networks' outputs differ in shape.
 
     References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015; for the
-        outputs of modules, Romero et al., "FitNets", ICLR 2015; for the basis, Vyas et al.,
-        "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR 2025.
+        For the basis, Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR
+        2025; for the outputs of modules, Romero et al., "FitNets", ICLR 2015.
     """
     _check(steps, seconds, batch_size, learning_rate)
     place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
@@ -315,7 +314,7 @@ def _run(
                 history.append((done, now if math.isfinite(now) else None))
                 if now < best.divergence:
                     best = _Best(now, done, _state(job.student))
-                elif now > before:
+                elif now > FARTHEST * before:
                     job.student.load_state_dict(best.weights)
                     optimizer.forget()
                     rate /= 3
@@ -460,11 +459,7 @@ def _loss(job: _Job, inputs: Tensor, ours: dict[str, Tensor], theirs: dict[str, 
     with torch.no_grad():
         wanted = one_tensor(job.guide(inputs), job.guide)
     outputs = one_tensor(job.student(inputs), job.student)
-    if is_classifier_output(wanted):
-        apart = divergence(wanted / TEMPERATURE, outputs / TEMPERATURE) * TEMPERATURE**2
-    else:
-        apart = divergence(wanted, outputs)
-    total = apart.mean()
+    total = divergence(wanted, outputs).mean()
     for name in job.features:
         total = total + _relative_error(ours[name], theirs[name], name)
     return total
