@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from onebyone.planning import plan as plan
     from onebyone.planning import uniform_plan as uniform_plan
     from onebyone.profiling import profile as profile
-    from onebyone.reconstruction import Reconstruction as Reconstruction
     from onebyone.reconstruction import reconstruct as reconstruct
     from onebyone.records import Comparison as Comparison
     from onebyone.records import Plan as Plan
     from onebyone.records import Profile as Profile
+    from onebyone.records import Reconstruction as Reconstruction
     from onebyone.records import RunRecord as RunRecord
     from onebyone.rewrites import apply as apply
     from onebyone.rewrites import restructure as restructure
@@ -57,7 +57,7 @@ _HOMES = {
     "Plan": "records",
     "Pointwise": "layers",
     "Profile": "records",
-    "Reconstruction": "reconstruction",
+    "Reconstruction": "records",
     "RunRecord": "records",
     "applies": "planning",
     "apply": "rewrites",

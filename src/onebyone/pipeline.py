@@ -30,6 +30,7 @@ from onebyone.models import load_weights
 from onebyone.planning import HeadChoice, Planner
 from onebyone.planning.budget import check_budgets
 from onebyone.profiling import profile
+from onebyone.reconstruction import reconstruct
 from onebyone.records import Disagreement, ModelSource, Plan, Profile, RunRecord, Status
 from onebyone.rewrites import apply, restructure
 from onebyone.runs import CHECKPOINT, ONE_SHOT, RunFolder, load_source
@@ -185,6 +186,8 @@ class ShrinkSettings(RunSettings):
         plan: A plan to carry out instead of making one; then ``budget`` is not read.
         head: ``auto``, ``keep``, ``exact`` or ``gap``; see :func:`onebyone.plan`.
         leave: Names of modules to leave alone.
+        reconstruct: Steps that bring all weights nearer to the original's outputs on the
+            calibration data, before any fine-tuning; see :func:`onebyone.reconstruct`.
         epochs: Of distilling from the original; 0 stops before fine-tuning.
         learning_rate: Of the distilling, if not its default.
         calibration_examples: Training inputs, without labels, that weights are fitted on.
@@ -197,13 +200,14 @@ class ShrinkSettings(RunSettings):
     plan: Plan | None = None
     head: HeadChoice = "auto"
     leave: Sequence[str] = ()
+    reconstruct: int = 0
     epochs: int = EPOCHS
     learning_rate: float | None = None
     calibration_examples: int = CALIBRATION_EXAMPLES
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(0, epochs=self.epochs)
+        _at_least(0, epochs=self.epochs, reconstruct=self.reconstruct)
         given = [self.budget is not None, self.max_drop is not None, self.plan is not None]
         if sum(given) > 1:
             raise OptionError("Give one of `budget`, `max_drop` and `plan`.")
@@ -518,8 +522,22 @@ def _applied(
     if line.earlier is not None and kept is not None and kept.exists():
         small = restructure(original, chosen)
         load_weights(small, kept, network="the one-shot network")
+        line.keep(reconstruction=line.earlier.reconstruction)
         return small.eval()
     small = apply(original, chosen, calibration, device=line.device, progress=line.tell).eval()
+    steps = line.settings.reconstruct if isinstance(line.settings, ShrinkSettings) else 0
+    if steps and chosen.choices:
+        nearer = reconstruct(
+            small,
+            teacher=original,
+            calibration=calibration,
+            steps=steps,
+            seed=line.settings.seed,
+            device=line.device,
+            progress=line.tell,
+        )
+        small = nearer.model.eval()
+        line.keep(reconstruction=nearer.log)
     if line.folder is not None:
         line.folder.save_network(small, ONE_SHOT)
     return small

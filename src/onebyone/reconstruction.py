@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from onebyone.data.splits import held_out
 from onebyone.errors import DataError, ModelError, OptionError
 from onebyone.evaluation import divergence, one_tensor
 from onebyone.kernels import shape_of
-from onebyone.records import Record
+from onebyone.records import Reconstruction
 from onebyone.sites import (
     copy_network,
     evaluation_copy,
@@ -40,7 +40,6 @@ from onebyone.sites import (
 )
 
 Progress = Callable[[int, int, str], None]
-Stopped = Literal["steps", "seconds"]
 
 # Share of the calibration inputs that the weights are judged on, not fitted to.
 HELD_OUT = 0.125
@@ -61,49 +60,6 @@ MOST_VALUES = 640
 # The first steps lead away, while Adam learns its scales, and the rest come back; from farther than
 # so many times the start's divergence they do not.
 FARTHEST = 4.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconstruction(Record):
-    """What a reconstruction did.
-
-    Attributes:
-        before: Divergence of the outputs from the teacher's on held-out inputs at the start: in
-            nats for class scores, else the squared error relative to the outputs' mean square.
-        after: The same of the weights that were kept; never more than ``before``.
-        judged: ``(step, divergence)`` each time that it was measured; ``None`` where it was not
-            finite.
-        steps: Steps taken.
-        kept_step: The step whose weights were kept; 0 for those of the start.
-        stopped: What ended it.
-        examples: Inputs that the weights were fitted to.
-        held_out: Inputs that they were judged on.
-        learning_rate: The highest one.
-        features: Modules whose outputs were held near the teacher's as well.
-    """
-
-    before: float
-    after: float
-    judged: tuple[tuple[int, float | None], ...]
-    steps: int
-    kept_step: int
-    stopped: Stopped
-    examples: int
-    held_out: int
-    batch_size: int
-    learning_rate: float
-    features: tuple[str, ...]
-    augmentation: str
-    seed: int
-    seconds: float
-
-    def __str__(self) -> str:
-        share = self.after / self.before if self.before > 0 else 1.0
-        return (
-            f"Reconstructed in {self.steps} steps and {self.seconds:.0f} s: divergence on "
-            f"{self.held_out} held-out inputs {self.before:.3g} → {self.after:.3g} ({share:.0%}), "
-            f"weights of step {self.kept_step}."
-        )
 
 
 class Reconstructed(NamedTuple):
@@ -298,7 +254,7 @@ def _run(
     history: list[tuple[int, float | None]] = [(0, before)]
     every = max(1, steps // JUDGED)
     started, rate, done = time.perf_counter(), learning_rate, 0
-    stopped: Stopped = "steps"
+    stopped: Literal[steps, seconds] = "steps"
     optimizer = _Turned(job.student, job.bases())
     with (
         _outputs_of(job.student, job.features) as ours,

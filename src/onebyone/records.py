@@ -631,6 +631,49 @@ class Epoch(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reconstruction(Record):
+    """What a reconstruction did.
+
+    Attributes:
+        before: Divergence of the outputs from the teacher's on held-out inputs at the start: in
+            nats for class scores, else the squared error relative to the outputs' mean square.
+        after: The same of the weights that were kept; never more than ``before``.
+        judged: ``(step, divergence)`` each time that it was measured; ``None`` where it was not
+            finite.
+        steps: Steps taken.
+        kept_step: The step whose weights were kept; 0 for those of the start.
+        stopped: What ended it.
+        examples: Inputs that the weights were fitted to.
+        held_out: Inputs that they were judged on.
+        learning_rate: The highest one.
+        features: Modules whose outputs were held near the teacher's as well.
+    """
+
+    before: float
+    after: float
+    judged: tuple[tuple[int, float | None], ...]
+    steps: int
+    kept_step: int
+    stopped: Literal["steps", "seconds"]
+    examples: int
+    held_out: int
+    batch_size: int
+    learning_rate: float
+    features: tuple[str, ...]
+    augmentation: str
+    seed: int
+    seconds: float
+
+    def __str__(self) -> str:
+        share = self.after / self.before if self.before > 0 else 1.0
+        return (
+            f"Reconstructed in {self.steps} steps and {self.seconds:.0f} s: divergence on "
+            f"{self.held_out} held-out inputs {self.before:.3g} → {self.after:.3g} ({share:.0%}), "
+            f"weights of step {self.kept_step}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainLog(Record):
     """What a training did.
 
@@ -1041,6 +1084,7 @@ class RunRecord(Record):
         folder: Where the run was kept, as it was asked for.
         max_drop: The loss of the metric that was tolerated, in points for accuracy.
         trials: Networks tried on the validation data, where the fastest within a loss was asked.
+        reconstruction: The steps between the closed forms and fine-tuning, where some were asked.
         one_shot: The rewritten network before any fine-tuning.
         seconds: Wall time by stage.
     """
@@ -1058,6 +1102,7 @@ class RunRecord(Record):
     max_drop: float | None = None
     trials: tuple[Trial, ...] = ()
     before: Measured | None = None
+    reconstruction: Reconstruction | None = None
     one_shot: Measured | None = None
     one_shot_difference: Difference | None = None
     one_shot_agreement: Metric | None = None

@@ -63,6 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", metavar="FILE", help="carry out this plan instead of making one")
     parser.add_argument(
+        "--reconstruct",
+        type=not_negative,
+        default=0,
+        metavar="STEPS",
+        help="bring all weights nearer to the original's outputs on the calibration data, without "
+        "labels, before any fine-tuning; a few hundred take seconds to minutes (0)",
+    )
+    parser.add_argument(
         "--epochs",
         type=not_negative,
         default=5,
@@ -95,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
             plan=plan,
             head=args.head,
             leave=args.leave,
+            reconstruct=args.reconstruct,
             epochs=args.epochs,
             learning_rate=args.rate,
             calibration_examples=args.calibration,
