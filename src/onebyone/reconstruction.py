@@ -40,6 +40,7 @@ from onebyone.sites import (
 )
 
 Progress = Callable[[int, int, str], None]
+Stopped = Literal["steps", "seconds"]
 
 # Share of the calibration inputs that the weights are judged on, not fitted to.
 HELD_OUT = 0.125
@@ -254,7 +255,7 @@ def _run(
     history: list[tuple[int, float | None]] = [(0, before)]
     every = max(1, steps // JUDGED)
     started, rate, done = time.perf_counter(), learning_rate, 0
-    stopped: Literal[steps, seconds] = "steps"
+    stopped: Stopped = "steps"
     optimizer = _Turned(job.student, job.bases())
     with (
         _outputs_of(job.student, job.features) as ours,
