@@ -12,48 +12,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from onebyone import apply, load_data
+from onebyone import apply
 from onebyone.calibration import CalibrationData
 from onebyone.cli.arguments import progress
-from onebyone.data import Data
 from onebyone.errors import BudgetError
-from onebyone.evaluation import MetricFunction, agreement, paired_difference, score
+from onebyone.evaluation import agreement, paired_difference, score
 from onebyone.planning import Planner
 from onebyone.report.console import print_table
 from onebyone.runtimes import describe_machine
 from onebyone.tables import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from dncnn import denoising, psnr
-from networks import cifar10_nin, dncnn_sigma25, resnet20, resnet32
-
-
-class Subject(NamedTuple):
-    """A pretrained network, its data, and how it is scored."""
-
-    network: Callable[[], nn.Module]
-    data: Callable[[], Data]
-    metric: str | MetricFunction
-    examples: int
-
-
-def cifar10() -> Data:
-    return load_data("cifar10")
-
-
-SUBJECTS = {
-    "resnet20": Subject(resnet20, cifar10, "accuracy", 1024),
-    "resnet32": Subject(resnet32, cifar10, "accuracy", 1024),
-    "nin": Subject(cifar10_nin, cifar10, "accuracy", 256),
-    "dncnn": Subject(dncnn_sigma25, denoising, psnr, 96),
-}
+from subjects import SUBJECTS, Subject
 
 
 def front(subject: Subject, runtime: str, args: argparse.Namespace) -> list[list[str]]:

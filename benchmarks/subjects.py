@@ -1,0 +1,35 @@
+"""The pretrained networks that are scored, each with the data it wants and its metric."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from onebyone.data import Data
+from onebyone.evaluation import MetricFunction
+
+sys.path.insert(0, str(Path(__file__).parent))
+from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
+from dncnn import denoising, psnr
+from networks import cifar10_nin, dncnn_sigma25, resnet20, resnet32
+
+
+class Subject(NamedTuple):
+    """A pretrained network, its data, and how it is scored."""
+
+    network: Callable[[], nn.Module]
+    data: Callable[[], Data]
+    metric: str | MetricFunction
+    examples: int  # to calibrate on, where timing is what takes long
+
+
+SUBJECTS = {
+    "resnet20": Subject(resnet20, cifar10_imagenet_statistics, "accuracy", 1024),
+    "resnet32": Subject(resnet32, cifar10_imagenet_statistics, "accuracy", 1024),
+    "nin": Subject(cifar10_nin, cifar10_nin_statistics, "accuracy", 256),
+    "dncnn": Subject(dncnn_sigma25, denoising, psnr, 96),
+}
