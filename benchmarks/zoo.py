@@ -246,13 +246,19 @@ def _without(ran: Sequence[Row]) -> Table:
     for row in ran:
         for name, result in row.checks.items():
             if result.startswith("none: "):
-                networks[name, result[6:]].append(row.model)
+                networks[name, _plain(result[6:])].append(row.model)
     lines = sorted(networks.items(), key=lambda line: (CHECKS.index(line[0][0]), -len(line[1])))
     return Table(
         columns=("check", "why it does not apply", ">networks", "such as"),
         rows=[[*key, str(len(found)), found[0]] for key, found in lines],
         title="Does not apply",
     )
+
+
+def _plain(cause: str) -> str:
+    """Return a cause without colors, the place in our code, and another package's next steps."""
+    cause = re.sub(r"\x1b\[[0-9;]*m", "", cause)
+    return re.sub(r" This is step .*| \([\w/]+\.py:\d+\)$", "", cause)
 
 
 def _reasons(ran: Sequence[Row]) -> Table:
@@ -338,19 +344,7 @@ def markdown(rows: Sequence[Row], args: argparse.Namespace) -> str:
         ),
         "",
     ]
-    for table in tables(rows):
-        parts += [f"## {table.title}", "", _markdown_table(table), ""]
-        parts += [f"{note}\n" for note in table.notes]
-    return "\n".join(parts)
-
-
-def _markdown_table(table: Table) -> str:
-    if not table.rows:
-        return ""
-    heads = [column.removeprefix(">") for column in table.columns]
-    sides = ["---:" if column.startswith(">") else "---" for column in table.columns]
-    lines = [heads, sides, *([str(c).replace("|", "\\|") for c in row] for row in table.rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join([*parts, *(table.to_markdown() for table in tables(rows))])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,11 +24,23 @@ def copy_network(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
+        cure = (
+            "Free memory, or run where there is more"
+            if _is_out_of_memory(error)
+            else "Detach tensors that it keeps as attributes, and replace old-style weight norm by "
+            "torch.nn.utils.parametrizations"
+        )
         raise ModelError(
             f"The network must be deep-copyable, for it is never modified itself, but "
-            f"copying {type(model).__name__} failed: {error}. Detach tensors that it keeps as "
-            f"attributes, and replace old-style weight norm by torch.nn.utils.parametrizations."
+            f"copying {type(model).__name__} failed: {error}. {cure}."
         ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError, told by its words alone.
+    return isinstance(
+        error, (MemoryError, torch.OutOfMemoryError)
+    ) or "can't allocate memory" in str(error)
 
 
 def evaluation_copy(model: nn.Module, *, device: torch.device | str | None = None) -> nn.Module:
