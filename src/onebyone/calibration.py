@@ -118,7 +118,7 @@ class MomentSum:
             self._sums[name] = value
 
     def moments(self, *, weight: Tensor | None = None, bias: Tensor | None = None) -> Moments:
-        """Return the centered moments.
+        """Return the centered moments; the sums become them, and are then no more.
 
         Args:
             weight: Shape ``(o, d)``; if no outputs were added, their moments follow from those of
@@ -132,9 +132,7 @@ class MomentSum:
             raise DataError("Moments need at least one row, got none: the layer never ran.")
         n = self.rows
         mean_x, near_x = self._mean("x")
-        xx = None
-        if not self.outputs_only:
-            xx = self._sums["xx"] / n - torch.outer(near_x, near_x)
+        xx = None if self.outputs_only else self._centered("xx", near_x, near_x)
         if "y" not in self._sums:
             assert xx is not None
             assert weight is not None
@@ -142,11 +140,15 @@ class MomentSum:
             yx = weight @ xx
             return Moments(n, mean_x, mean_y, xx, yx, yx @ weight.T)
         mean_y, near_y = self._mean("y")
-        yy = self._sums["yy"] / n - torch.outer(near_y, near_y)
+        yy = self._centered("yy", near_y, near_y)
         if xx is None:
             return Moments(n, mean_x, mean_y, None, None, yy)
-        yx = self._sums["yx"] / n - torch.outer(near_y, near_x)
+        yx = self._centered("yx", near_y, near_x)
         return Moments(n, mean_x, mean_y, xx, yx, yy)
+
+    def _centered(self, name: str, first: Tensor, second: Tensor) -> Tensor:
+        # In place: of the widest layers each such square takes half a gigabyte.
+        return self._sums.pop(name).div_(self.rows).addr_(first, second, alpha=-1)
 
 
 # ---------------------------------------------------------------- one layer

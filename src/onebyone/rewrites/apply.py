@@ -229,7 +229,8 @@ def _refitted(
             layer, how = _layer_at(network, option), layer_rewrite(option.rewrite)
             chain = how.build(layer, option.settings, site=option.site)
             metric = metrics.get(option.site)
-            problems = problems_of(layer, moments.get(option.site), metric=metric)
+            # Taken out, so that a layer's squares are gone when the next one is fitted.
+            problems = problems_of(layer, moments.pop(option.site, None), metric=metric)
             how.fit(chain, problems, option.settings, layer)
             network = replace_module(network, option.site, chain)
         advance(len(part), part[0].rewrite)
