@@ -42,7 +42,7 @@ from onebyone.sites import replace_module
 from onebyone.tables import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from latency_front import SUBJECTS
+from subjects import SUBJECTS
 
 # A network with a knob from 0, nothing removed, to 1.
 Peer = Callable[[nn.Module, Tensor, float], nn.Module]
@@ -146,6 +146,7 @@ class Ours:
             self.planner = Planner(
                 network, self.calibration, runtime=runtime, num_threads=1, progress=update
             )
+        self._made: dict[float, nn.Module | None] = {}
 
     def at_share(self, share: float) -> nn.Module:
         """Return a network with that share of the MACs."""
@@ -155,11 +156,19 @@ class Ours:
     def by_time(self, shares: Sequence[float]) -> Iterator[tuple[float, nn.Module]]:
         """Yield networks with those shares of the time, as long as they can be reached."""
         for share in shares:
-            try:
-                made = self.planner.plan([f"latency={share:g}%"])
-            except OneByOneError:
+            if share not in self._made:
+                self._made[share] = self._within(share)
+            small = self._made[share]
+            if small is None:
                 return
-            yield share, apply(self.network, made, self.calibration)
+            yield share, small
+
+    def _within(self, share: float) -> nn.Module | None:
+        try:
+            made = self.planner.plan([f"latency={share:g}%"])
+        except OneByOneError:
+            return None
+        return apply(self.network, made, self.calibration)
 
 
 # ---------------------------------------------------------------- rows
