@@ -243,3 +243,40 @@ class TinyDarknet(nn.Module):
 def imagenet_tiny_darknet() -> nn.Module:
     """The pretrained Tiny Darknet (published: 58.7 % of ImageNet)."""
     return _with_weights(TinyDarknet(), "imagenet_tiny_darknet", (3, 224, 224))
+
+
+def resnet18_low_rank() -> nn.Module:
+    """Torchvision's ResNet-18 on small pictures, made larger, with kernels of planted low rank.
+
+    Random weights; every 3×3 kernel but the first has a quarter of its channels as its rank on
+    both sides, and 2 % of its norm of noise. Batch norms are settled on noise.
+    """
+    import torchvision
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Upsample(size=112, mode="nearest"),
+            torchvision.models.resnet18(weights=None, num_classes=10),
+        )
+        layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+        with torch.no_grad():
+            for layer in layers[1:]:
+                if layer.kernel_size == (3, 3):
+                    layer.weight.copy_(_low_rank(layer.weight))
+            for norm in network.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.momentum = 1.0
+            network.train()(torch.randn(64, 3, 32, 32))
+    return network.eval()
+
+
+def _low_rank(kernel: Tensor) -> Tensor:
+    noise = torch.randn_like(kernel)
+    planted = kernel
+    for dim in (0, 1):
+        vectors = torch.linalg.svd(planted.movedim(dim, 0).flatten(1), full_matrices=False).U
+        kept = vectors[:, : kernel.shape[dim] // 4]
+        planted = torch.tensordot(kept @ kept.T, planted, dims=([1], [dim])).movedim(0, dim)
+    planted = planted * (kernel.norm() / planted.norm())
+    return planted + 0.02 * planted.norm() / noise.norm() * noise

@@ -15,7 +15,7 @@ from onebyone.evaluation import MetricFunction
 sys.path.insert(0, str(Path(__file__).parent))
 from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
 from dncnn import denoising, psnr
-from networks import cifar10_nin, dncnn_sigma25, resnet20, resnet32
+from networks import cifar10_nin, dncnn_sigma25, resnet18_low_rank, resnet20, resnet32
 
 
 class Subject(NamedTuple):
@@ -31,5 +31,7 @@ SUBJECTS = {
     "resnet20": Subject(resnet20, cifar10_imagenet_statistics, "accuracy", 1024),
     "resnet32": Subject(resnet32, cifar10_imagenet_statistics, "accuracy", 1024),
     "nin": Subject(cifar10_nin, cifar10_nin_statistics, "accuracy", 256),
+    # Untrained: of use for divergence and time alone.
+    "resnet18_low_rank": Subject(resnet18_low_rank, cifar10_imagenet_statistics, "accuracy", 128),
     "dncnn": Subject(dncnn_sigma25, denoising, psnr, 96),
 }
