@@ -178,7 +178,10 @@ class Bench:
         unused = score(pair, self.held_out, metric=self.subject.metric)
         change = paired_difference(*test.each)
         same, unused_same = agreement(*test.each), agreement(*unused.each)
-        before, after = (obo.profile(network, (1, *self.data.input_shape)) for network in pair)
+        before, after = (
+            obo.profile(network, input_shape=(1, *self.data.input_shape), timed=False)
+            for network in pair
+        )
         return Row(
             network=self.name,
             metric=test.each[0].metric,
