@@ -1,4 +1,6 @@
+import ctypes
 import itertools
+import os
 import re
 
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onebyone.errors import BudgetError
+from onebyone.planning import solve
 from onebyone.planning.solve import choose
 from onebyone.records import Budget, Cost, Option
 
@@ -127,3 +130,23 @@ def test_budgets_that_can_only_be_met_apart_are_told():
     options = [option("a", 100, 10, 0.1), option("a", 1, 1000, 0.1)]
     with pytest.raises(BudgetError, match=r"macs=500, params=50 can each be met, but not together"):
         choose(options, [budget("macs", 500), budget("params", 50)], Cost(params=100, macs=1000))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="C's buffer cannot be emptied from here")
+def test_what_the_solver_prints_is_not_heard(monkeypatch, capfd):
+    """HiGHS prints to C's standard output, silent or not; what we write there may be JSON."""
+    library = ctypes.CDLL(None)
+    real = solve.milp
+
+    def printing(*args, **kwargs):
+        library.printf(b"from the solver\n")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(solve, "milp", printing)
+    print("before", flush=True)
+    library.printf(b"before, in C\n")
+    before = Cost(params=100, macs=1000)
+    assert choose([option("a", 50, 400, 0.5)], [budget("macs", 700)], before)
+    print("after", flush=True)
+    library.fflush(None)
+    assert capfd.readouterr().out.splitlines() == ["before", "before, in C", "after"]

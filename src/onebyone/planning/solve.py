@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,15 +165,47 @@ def _solve(
     high: list[float],
 ) -> NDArray[np.bool_] | None:
     """Return what to pick for the least total of an objective whose largest part is about 1."""
-    result = milp(
-        # The solver stops within 1e-6 of the least: that must be less than what ties are broken by.
-        objective * SCALE,
-        integrality=np.ones(len(objective)),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(csr_matrix(np.vstack(rows)), np.array(low), np.array(high)),
-        options={"time_limit": 60.0, "mip_rel_gap": 0.0},
-    )
+    bounded = LinearConstraint(csr_matrix(np.vstack(rows)), np.array(low), np.array(high))
+    with _unheard():
+        result = milp(
+            # The solver stops within 1e-6 of the least: that must be less than what breaks ties.
+            objective * SCALE,
+            integrality=np.ones(len(objective)),
+            bounds=Bounds(0, 1),
+            constraints=bounded,
+            options={"time_limit": 60.0, "mip_rel_gap": 0.0},
+        )
     return None if result.x is None else np.asarray(result.x > 0.5)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Drop what C code prints to standard output meanwhile.
+
+    HiGHS 1.12 prints a line there though it was told to be silent (its issue 2783), between the
+    lines of our tables and of our JSON.
+    """
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError, AttributeError):  # closed: nobody listens
+        yield
+        return
+    _flush_c()
+    try:
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - its descriptor alone
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        _flush_c()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _flush_c() -> None:
+    # A pipe is written to when C's buffer is full: what is in it must go where it belongs.
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)
 
 
 def _explained(
