@@ -207,7 +207,7 @@ class Bench:
             rate=rate,
             seed=self.args.seed,
             seconds=seconds,
-            machine=describe_machine("cpu"),
+            machine=str(describe_machine("cpu")),
             threads=torch.get_num_threads(),
         )
 
@@ -299,7 +299,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for table in found:
         print_table(table)
     if args.table:
-        heading = f"# {__doc__.splitlines()[0]}\n\nMade by `benchmarks/accuracy.py`.\n"
+        heading = (
+            f"# {__doc__.splitlines()[0].rstrip('.')}\n\nMade by `python benchmarks/accuracy.py "
+            f"{' '.join(dict.fromkeys(row.network for row in load(args.folder)))}`, with the shares "
+            f"and stages that are in the table.\n"
+        )
         write_text(args.table, "\n".join([heading, *(t.to_markdown() for t in found)]))
 
 
