@@ -299,10 +299,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for table in found:
         print_table(table)
     if args.table:
+        names = " ".join(dict.fromkeys(row.network for row in load(args.folder)))
         heading = (
             f"# {__doc__.splitlines()[0].rstrip('.')}\n\nMade by `python benchmarks/accuracy.py "
-            f"{' '.join(dict.fromkeys(row.network for row in load(args.folder)))}`, with the shares "
-            f"and stages that are in the table.\n"
+            f"{names}`, with the shares and stages that are in the table.\n"
         )
         write_text(args.table, "\n".join([heading, *(t.to_markdown() for t in found)]))
 
