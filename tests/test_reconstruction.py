@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import onebyone as obo
+from onebyone import reconstruction
 from onebyone.data import TensorSplit
 from onebyone.data.augment import Augmentation
 from onebyone.errors import DataError, ModelError, OptionError
@@ -130,6 +131,48 @@ def test_what_it_returns_is_what_the_record_judged():
     assert float((pairs - found.log.after).abs().min()) < 1e-6 + 1e-4 * found.log.after
 
 
+class _Counted(nn.Module):
+    """A teacher that counts the inputs that it is asked about, on whatever copy it is asked."""
+
+    seen = 0
+
+    def __init__(self):
+        super().__init__()
+        self.inner = _network()
+
+    def forward(self, x):
+        _Counted.seen += len(x)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "steps", "asked"),
+    [
+        (_images(40), 30, 5 + 35),
+        (_images(40), 2, 5 + 2 * 8),  # fewer than a pass: not all
+        (TensorSplit(_images(40), augmentation=Augmentation(flip=True)), 30, 5 + 30 * 8),
+    ],
+)
+def test_a_teacher_is_asked_once_where_inputs_stay_as_they_are(
+    calibration, steps, asked, monkeypatch
+):
+    teacher, student = _Counted(), _perturbed(_network())
+
+    def again():
+        _Counted.seen = 0
+        return reconstruct(
+            student, teacher=teacher, calibration=calibration, steps=steps, batch_size=8
+        )
+
+    once = again()
+    # The last batch of a pass is smaller.
+    assert asked - 40 < _Counted.seen <= asked
+    monkeypatch.setattr(reconstruction, "_answered", lambda *_: None)
+    each = again()
+    for one, other in zip(once.model.parameters(), each.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_nothing_that_was_passed_in_changes():
     teacher = _network()
     student = _perturbed(teacher).train()
@@ -193,7 +236,7 @@ def test_features_are_brought_nearer_as_well():
 def test_seconds_end_it():
     teacher = _network()
     found = reconstruct(
-        _perturbed(teacher), teacher=teacher, calibration=_images(), steps=10**6, seconds=0.5
+        _perturbed(teacher), teacher=teacher, calibration=_images(), steps=10**6, seconds=3
     )
     assert found.log.stopped == "seconds"
     assert 0 < found.log.steps < 10**6

@@ -142,6 +142,12 @@ def shape_of(module: nn.Module) -> Shape:
     )
 
 
+def sides_of(module: nn.Module) -> tuple[int, int] | None:
+    """Return height and width of a 2-d kernel of several places along both, else ``None``."""
+    size = () if is_linear(module) else cast("nn.Conv2d", module).kernel_size
+    return (size[0], size[1]) if len(size) == 2 and min(size) > 1 else None
+
+
 def kernel_of(module: nn.Module) -> Tensor:
     """Return a layer's kernel as it acts, shape ``(groups, out, in, places)``.
 
@@ -244,7 +250,13 @@ def pointwise_like(
 
 
 def spatial_like(
-    module: nn.Module, channels: int, out: int, *, groups: int = 1, bias: bool
+    module: nn.Module,
+    channels: int,
+    out: int,
+    *,
+    groups: int = 1,
+    bias: bool,
+    axis: int | None = None,
 ) -> nn.Module:
     """Return a fresh plain layer of other widths that meets its input as ``module`` does.
 
@@ -257,11 +269,20 @@ def spatial_like(
         out: Output channels.
         groups: Into how many separate parts both are divided.
         bias: Whether it has one.
+        axis: Along which alone it does so, with a kernel of one place along the others; along all
+            if not given. One such layer for each axis, in a row, meets the input as ``module``.
     """
     layer = cast("Any", module)
+
+    def along(sizes: Any, other: int) -> Any:
+        if axis is None or isinstance(sizes, str):
+            return sizes
+        return tuple(size if at == axis else other for at, size in enumerate(sizes))
+
+    kernel = along(layer.kernel_size, 1)
     options: dict[str, Any] = {
-        "stride": layer.stride,
-        "dilation": layer.dilation,
+        "stride": along(layer.stride, 1),
+        "dilation": along(layer.dilation, 1),
         "groups": groups,
         "bias": bias,
         **_options(module),
@@ -269,11 +290,11 @@ def spatial_like(
     if pads_dynamically(module):
         from timm.layers.conv2d_same import Conv2dSame  # noqa: PLC0415 - heavy; loaded already
 
-        return cast("nn.Module", Conv2dSame(channels, out, layer.kernel_size, **options))
+        return cast("nn.Module", Conv2dSame(channels, out, kernel, **options))
     if is_transposed(module):
-        options["output_padding"] = layer.output_padding
-    options |= {"padding": layer.padding, "padding_mode": layer.padding_mode}
-    return cast("nn.Module", _base(module)(channels, out, layer.kernel_size, **options))
+        options["output_padding"] = along(layer.output_padding, 0)
+    options |= {"padding": along(layer.padding, 0), "padding_mode": layer.padding_mode}
+    return cast("nn.Module", _base(module)(channels, out, kernel, **options))
 
 
 def pads_dynamically(module: nn.Module) -> bool:

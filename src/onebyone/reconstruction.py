@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -135,8 +135,13 @@ def reconstruct(
         student.to(memory_format=torch.channels_last)
         guide.to(memory_format=torch.channels_last)
     batch = batch_size or min(max(len(fitted) // STEPS_A_PASS, LEAST_BATCH), MOST_BATCH)
+    batch = min(batch, len(fitted))
+    changing = augment and fitted.augmentation != "none"
+    answers = None
+    if not changing and not features and len(fitted) <= steps * batch:
+        answers = _answered(fitted, guide, judge)
     job = _Job(
-        student, guide, fitted, judge, min(batch, len(fitted)), augment, seed, tuple(features)
+        student, guide, fitted, judge, batch, augment, seed, tuple(features), answers=answers
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -171,12 +176,29 @@ def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
     )
 
 
+def _answered(fitted: Split, guide: nn.Module, judge: CalibrationData) -> TensorSplit | None:
+    """Return inputs that stay as they are with the teacher's outputs, which then need one pass."""
+    inputs, outputs = [], []
+    with torch.no_grad():
+        for batch in replace(judge, split=fitted).batches():
+            answer = guide(batch)
+            if not isinstance(answer, Tensor) or len(answer) != len(batch):
+                return None
+            inputs.append(batch.cpu())
+            outputs.append(answer.cpu())
+    return TensorSplit(torch.cat(inputs).float(), torch.cat(outputs))
+
+
 # ---------------------------------------------------------------- the steps
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What the steps need; ``student`` is the one thing that changes."""
+    """What the steps need; ``student`` is the one thing that changes.
+
+    Attributes:
+        answers: The inputs to fit to with the teacher's outputs, where these are always the same.
+    """
 
     student: nn.Module
     guide: nn.Module
@@ -186,19 +208,25 @@ class _Job:
     augment: bool
     seed: int
     features: tuple[str, ...]
+    answers: TensorSplit | None = None
 
-    def batches(self) -> Iterator[Tensor]:
-        """Yield batches to fit to, pass after pass, each in an order of its own."""
+    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield batches to fit to, pass after pass, each in an order of its own.
+
+        With each the teacher's outputs, where they are known beforehand.
+        """
         device = self.judge.device
         for turn in range(1_000_000):
-            for inputs, _ in self.fitted.batches(
+            source = self.fitted if self.answers is None else self.answers
+            for inputs, targets in source.batches(
                 self.batch_size,
                 seed=self.seed + turn,
                 augment=self.augment,
                 device=device,
                 channels_last=True,
             ):
-                yield in_type_of(self.student, inputs)
+                known = None if self.answers is None else targets
+                yield in_type_of(self.student, inputs), known
 
     def bases(self) -> dict[str, _Basis]:
         """Return the bases that the steps are taken in, of the layers that have one."""
@@ -261,7 +289,7 @@ def _run(
         _outputs_of(job.student, job.features) as ours,
         _outputs_of(job.guide, job.features) as theirs,
     ):
-        for inputs in job.batches():
+        for inputs, wanted in job.batches():
             share = done / steps
             if seconds is not None:
                 share = max(share, (time.perf_counter() - started) / seconds)
@@ -279,7 +307,7 @@ def _run(
                 stopped = "steps" if done >= steps else "seconds"
                 break
             job.student.zero_grad()
-            _loss(job, inputs, ours, theirs).backward()  # type: ignore[no-untyped-call]
+            _loss(job, inputs, wanted, ours, theirs).backward()  # type: ignore[no-untyped-call]
             optimizer.step(rate * _schedule(share))
             done += 1
             if progress is not None:
@@ -344,8 +372,9 @@ def _basis_of(moments: Sequence[Moments], curvature: Tensor, layer: nn.Module) -
             last = torch.cat([data.mean_x, data.mean_x.new_ones(1)])
             second = torch.cat([torch.cat([second, data.mean_x[None]]), last[:, None]], dim=1)
         mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
-        inputs.append(torch.linalg.eigh(second.to(weight))[1])
-        outputs.append(torch.linalg.eigh(curvature[mine, mine].to(weight))[1])
+        # In float64: in float32 LAPACK gives up on some that are nearly singular.
+        inputs.append(torch.linalg.eigh(second)[1].to(weight))
+        outputs.append(torch.linalg.eigh(curvature[mine, mine])[1].to(weight))
     return _Basis(torch.stack(inputs), torch.stack(outputs))
 
 
@@ -412,9 +441,16 @@ def _schedule(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
-def _loss(job: _Job, inputs: Tensor, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        wanted = one_tensor(job.guide(inputs), job.guide)
+def _loss(
+    job: _Job,
+    inputs: Tensor,
+    wanted: Tensor | None,
+    ours: dict[str, Tensor],
+    theirs: dict[str, Tensor],
+) -> Tensor:
+    if wanted is None:
+        with torch.no_grad():
+            wanted = one_tensor(job.guide(inputs), job.guide)
     outputs = one_tensor(job.student(inputs), job.student)
     total = divergence(wanted, outputs).mean()
     for name in job.features:

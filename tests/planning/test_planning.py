@@ -235,7 +235,7 @@ def first_choice(**changes):
     [
         ({"settings": {"form": "reduce", "ranks": [99]}}, r"ranks of '3' as 'reduce' must be 1 from 1 up to 8, got \[99\]"),
         ({"settings": {"form": "reduce", "ranks": [0]}}, r"got \[0\]"),
-        ({"settings": {"form": "svd", "ranks": [3]}}, r"form of '3' must be one of reduce, expand, tucker2, got 'svd'"),
+        ({"settings": {"form": "svd", "ranks": [3]}}, r"form of '3' must be one of reduce, expand, tucker2, spatial, spatial-expand, got 'svd'"),
         ({"settings": {"ranks": [3]}}, r"must have a `form` and a list of `ranks`"),
         ({"settings": {"form": "reduce", "ranks": 3}}, r"must have a `form` and a list of `ranks`"),
         ({"site": "conv9"}, r"site 'conv9' must be a layer of the network"),

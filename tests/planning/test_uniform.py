@@ -34,7 +34,9 @@ def varied():
 SHAPE = (2, 3, 10, 13)
 
 
-@pytest.mark.parametrize("form", ["auto", "reduce", "expand", "tucker2", "pair"])
+@pytest.mark.parametrize(
+    "form", ["auto", "reduce", "expand", "tucker2", "spatial", "spatial-expand", "pair"]
+)
 def test_full_ranks_are_the_same_function(form):
     model = varied().double()
     x = torch.randn(SHAPE, dtype=torch.float64)
@@ -45,7 +47,9 @@ def test_full_ranks_are_the_same_function(form):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.75])
-@pytest.mark.parametrize("form", ["auto", "reduce", "expand", "tucker2"])
+@pytest.mark.parametrize(
+    "form", ["auto", "reduce", "expand", "tucker2", "spatial", "spatial-expand"]
+)
 def test_predicted_costs_are_those_counted_and_below_break_even(share, form):
     model = varied()
     plan = obo.uniform_plan(model, SHAPE, ranks=share, form=form)

@@ -167,4 +167,11 @@ def test_the_weights_of_frozen_layers_stay_frozen():
 
 def test_every_rewrite_is_described_and_known_forms_are_listed():
     assert set(REWRITES) == {"factorize", "separable", "head", "deepen", "fold"}
-    assert set(factorize.FORMS) == {"reduce", "expand", "tucker2", "pair"}
+    assert set(factorize.FORMS) == {
+        "reduce",
+        "expand",
+        "tucker2",
+        "spatial",
+        "spatial-expand",
+        "pair",
+    }

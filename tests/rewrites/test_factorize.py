@@ -24,6 +24,8 @@ from onebyone.rewrites.regression import problems_of
 from onebyone.sites import replace_module
 
 SIZE = (9, 8)
+# Of a layer with a k×k kernel.
+KXK = ["reduce", "expand", "tucker2", "spatial", "spatial-expand"]
 
 
 def factored(layer, form, ranks, moments=None, metric=None):
@@ -135,12 +137,14 @@ def spectrum(matrix):
     return np.linalg.svd(matrix, compute_uv=False) ** 2
 
 
-@pytest.mark.parametrize("form", ["expand", "reduce", "pair"])
+@pytest.mark.parametrize("form", ["expand", "reduce", "spatial", "pair"])
 def test_without_data_the_error_is_the_tail_of_the_kernels_spectrum(form):
     torch.manual_seed(0)
     layer = nn.Conv2d(6, 8, 1 if form == "pair" else (3, 2))
     weight = layer.weight.detach().double().numpy()
     unfolded = weight.transpose(1, 0, 2, 3) if form == "reduce" else weight
+    if form == "spatial":  # input channels and rows against output channels and columns
+        unfolded = weight.transpose(1, 2, 0, 3).reshape(18, 16)
     values = spectrum(unfolded.reshape(len(unfolded), -1))
     for rank in range(1, 7):
         chain, error = factored(layer, form, [rank])
@@ -152,7 +156,11 @@ def test_without_data_the_error_is_the_tail_of_the_kernels_spectrum(form):
 def relative_kernel_error(layer, chain):
     """Kernel of the chain, read off its answers to single pixels, against the layer's."""
     parts = [part.weight.detach().double() for part in chain]
-    if len(parts) == 3:
+    if next(name for name, _ in chain.named_children()) == "vertical":
+        merged = torch.einsum("ory,rcx->ocxy", parts[1][:, :, 0], parts[0][..., 0])
+        if len(parts) == 3:
+            merged = torch.einsum("ps,scxy->pcxy", parts[2].flatten(1), merged)
+    elif len(parts) == 3:
         merged = torch.einsum(
             "os,srxy,rc->ocxy", parts[2].flatten(1), parts[1], parts[0].flatten(1)
         )
@@ -230,7 +238,8 @@ def measured_error(layer, chain, x, root=None):
 
 
 def some_ranks(form):
-    return {"tucker2": [[1, 2], [3, 4], [5, 3], [2, 8]]}.get(form, [[1], [2], [4], [5]])
+    two = [[1, 2], [3, 4], [5, 3], [2, 8]]
+    return {"tucker2": two, "spatial-expand": two}.get(form, [[1], [2], [4], [5]])
 
 
 torch.manual_seed(0)  # what follows is the same whatever was imported before
@@ -239,6 +248,8 @@ CASES = [
     (nn.Conv2d(6, 8, 3, padding=1, dtype=torch.float64), "reduce"),
     (nn.Conv2d(6, 8, (3, 2), stride=(2, 1), dtype=torch.float64), "tucker2"),
     (nn.Conv2d(6, 8, 1, stride=2, dtype=torch.float64), "pair"),
+    (nn.Conv2d(6, 8, (2, 3), stride=(2, 1), padding=1, dtype=torch.float64), "spatial"),
+    (nn.Conv2d(6, 8, 3, padding=1, dtype=torch.float64), "spatial-expand"),
 ]
 
 
@@ -261,7 +272,7 @@ def test_the_predicted_error_is_the_error_measured_on_the_calibration_data(layer
         assert measured == pytest.approx(error, rel=1e-9 if exact else 1e-3)
         # HOOI's sweeps come after the quick value, and only better it.
         assert error <= quick * (1 + 1e-6)
-        if form != "tucker2":
+        if len(ranks) == 1:
             assert error == pytest.approx(quick, rel=1e-9)
 
 
@@ -273,7 +284,8 @@ def test_with_data_the_error_falls_with_rank_and_is_no_more_than_that_of_the_ker
     moments = seen_by(layer, x)
     # Of expand and pair this is the theorem of Eckart and Young in the metric of the data; reduce
     # and tucker2 take a basis that is best only for separable statistics, so theirs is a finding.
-    grid = [[r, r] for r in range(1, 7)] if form == "tucker2" else [[r] for r in range(1, 7)]
+    two = len(full(layer, form)) == 2
+    grid = [[r, r] for r in range(1, 7)] if two else [[r] for r in range(1, 7)]
     fitted = [measured_error(layer, factored(layer, form, r, moments)[0], x) for r in grid]
     plain = [measured_error(layer, factored(layer, form, r)[0], x) for r in grid]
     assert all(later <= earlier * (1 + 1e-6) + 1e-12 for earlier, later in pairwise(fitted))
@@ -310,7 +322,8 @@ def test_the_metric_buys_accuracy_where_it_counts():
 
 def test_the_mean_shift_goes_into_the_bias():
     layer, x = nn.Conv2d(6, 8, 3, dtype=torch.float64), correlated(8, 6) + 5
-    for form, ranks in (("expand", [1]), ("reduce", [1]), ("tucker2", [1, 1])):
+    for form in factorize.forms_of(layer):
+        ranks = [1] * len(full(layer, form))
         chain, _ = factored(layer, form, ranks, seen_by(layer, x))
         assert_close(chain(x).mean((0, 2, 3)), layer(x).mean((0, 2, 3)))
 
@@ -353,10 +366,7 @@ def test_the_predicted_cost_is_the_cost_counted_after_building(arguments, data):
         ranks = [data.draw(st.integers(1, limit)) for limit in full(layer, form)]
         options = {"form": form, "ranks": ranks}
         chain = factorize.build(layer, options)
-        predicted = factorize.cost(
-            layer, options,
-            input_places=math.prod(SIZE), output_places=math.prod(output.shape[2:]),
-        )  # fmt: skip
+        predicted = factorize.cost(layer, options, input_size=SIZE, output_size=output.shape[2:])
         counted = trace_layers(chain, x)
         assert (counted.params, counted.macs) == (predicted.params, predicted.macs)
         with FlopCounterMode(display=False) as flops:
@@ -369,7 +379,7 @@ def test_the_predicted_cost_is_the_cost_counted_after_building(arguments, data):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("form", ["reduce", "expand", "tucker2"])
+@pytest.mark.parametrize("form", KXK)
 def test_the_type_carries_over(dtype, form):
     layer = nn.Conv2d(3, 4, 3, dtype=dtype)
     chain, _ = factored(layer, form, full(layer, form))
@@ -401,7 +411,7 @@ def test_a_new_layer_shares_no_memory_with_the_old_one():
 # ---------------------------------------------------------------- poor data
 
 
-@pytest.mark.parametrize("form", ["reduce", "expand", "tucker2"])
+@pytest.mark.parametrize("form", KXK)
 @pytest.mark.parametrize("case", ["dead channels", "constant channels", "few rows", "all zero"])
 @pytest.mark.parametrize("across", [False, True])
 def test_poor_data_gives_finite_factors_and_the_full_rank_still_fits(form, case, across):
@@ -420,7 +430,7 @@ def test_poor_data_gives_finite_factors_and_the_full_rank_still_fits(form, case,
         if across
         else seen_by(layer, x)
     )
-    for ranks in (full(layer, form), [1, 1] if form == "tucker2" else [1]):
+    for ranks in (full(layer, form), [1] * len(full(layer, form))):
         chain, error = factored(layer, form, ranks, moments)
         assert all(bool(torch.isfinite(p).all()) for p in chain.parameters())
         assert math.isfinite(error)
@@ -472,7 +482,11 @@ def test_a_convolution_with_its_own_way_to_convolve_is_refused():
 @pytest.mark.parametrize(
     ("form", "ranks", "message"),
     [
-        ("pair", [2], r"form of 'a\.b' must be one of reduce, expand, tucker2, got 'pair'"),
+        (
+            "pair",
+            [2],
+            r"form of 'a\.b' must be one of reduce, expand, tucker2, spatial, spatial-expand, got 'pair'",
+        ),
         ("reduce", [0], "ranks of 'a.b' as 'reduce' must be 1 from 1 up to 3, got"),
         ("reduce", [4], "must be 1 from 1 up to 3, got"),
         ("expand", [6], "must be 1 from 1 up to 5, got"),
@@ -549,9 +563,8 @@ def test_the_predicted_cost_and_error_hold_for_every_kind_of_layer(name):
         options = {"form": form, "ranks": ranks}
         chain, error = factored(layer, form, ranks, moments)
         predicted = factorize.cost(
-            layer, options,
-            input_places=math.prod(x.shape[axes]), output_places=math.prod(y.shape[axes]),
-        )  # fmt: skip
+            layer, options, input_size=x.shape[axes], output_size=y.shape[axes]
+        )
         counted = trace_layers(chain, x)
         assert (counted.params, counted.macs) == (predicted.params, predicted.macs)
         with torch.no_grad():

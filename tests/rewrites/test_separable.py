@@ -1,4 +1,3 @@
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -328,9 +327,7 @@ def test_the_predicted_cost_is_the_cost_counted_after_building(layer, form, data
     output = layer(x)
     options = {"form": form, "terms": data.draw(st.integers(1, separable.most_terms(layer, form)))}
     chain = separable.build(layer, options)
-    predicted = separable.cost(
-        layer, options, input_places=math.prod(SIZE), output_places=math.prod(output.shape[2:])
-    )
+    predicted = separable.cost(layer, options, input_size=SIZE, output_size=output.shape[2:])
     counted = trace_layers(chain, x)
     assert (counted.params, counted.macs) == (predicted.params, predicted.macs)
     with FlopCounterMode(display=False) as flops:

@@ -108,7 +108,8 @@ def _add_uniform(parser: argparse.ArgumentParser) -> None:
         "--form",
         default="auto",
         metavar="FORM",
-        help="with --ranks: reduce, expand, tucker2, pair, or the first that pays (auto)",
+        help="with --ranks: reduce, expand, tucker2, spatial, spatial-expand, pair, or the first "
+        "that pays (auto)",
     )
     parser.add_argument(
         "--input-shape",

@@ -17,7 +17,7 @@ from onebyone.sites import Inputs, module_at, tensors_in
 from onebyone.units import format_percent
 
 # Of the forms that a layer can take, the first that pays.
-PREFERRED = ("tucker2", "reduce", "expand", "pair")
+PREFERRED = ("tucker2", "reduce", "expand", "spatial", "spatial-expand", "pair")
 
 
 def uniform_plan(
@@ -40,7 +40,9 @@ def uniform_plan(
         inputs: An input: its shape with the batch in front, a tensor, a tuple of arguments, or
             keyword arguments.
         ranks: Above 0 and at most 1. The full ranks of ``reduce`` are the input channels, of
-            ``expand`` the output channels, of ``tucker2`` both, of ``pair`` the fewer of both.
+            ``expand`` the output channels, of ``tucker2`` both, of ``pair`` the fewer of both; of
+            ``spatial`` the input channels times the kernel's height or the output channels times
+            its width, whichever is less, of ``spatial-expand`` these and the output channels.
         form: One of these, for the layers that can take it; ``auto``: ``tucker2`` for k×k kernels,
             or the first form that pays, and ``pair`` for 1×1 and linear layers.
         leave: Names of modules to leave alone, with all inside them.

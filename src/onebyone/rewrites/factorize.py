@@ -1,7 +1,16 @@
-"""A convolution or linear layer becomes a chain through fewer channels, with 1×1 convolutions."""
+"""A convolution or linear layer becomes a chain through fewer channels, with 1×1 convolutions.
+
+References:
+    Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile
+    Applications", ICLR 2016, for ``tucker2``; Jaderberg, Vedaldi, Zisserman, "Speeding up
+    Convolutional Neural Networks with Low Rank Expansions", BMVC 2014, section 2.1, for
+    ``spatial``; Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification
+    and Detection", TPAMI 2016, section 3.4, for ``spatial-expand``.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -16,6 +25,7 @@ from onebyone.kernels import (
     pointwise_like,
     set_kernel,
     shape_of,
+    sides_of,
     spatial_like,
     why_unknown,
 )
@@ -25,6 +35,7 @@ from onebyone.rewrites.regression import (
     Fit,
     Problem,
     between,
+    by_columns,
     inward,
     outward,
     regression,
@@ -37,8 +48,14 @@ FORMS = {
     "reduce": "1×1 C→r, k×k r→O",
     "expand": "k×k C→r, 1×1 r→O",
     "tucker2": "1×1 C→r1, k×k r1→r2, 1×1 r2→O",
+    "spatial": "k×1 C→r, 1×k r→O",
+    "spatial-expand": "k×1 C→r1, 1×k r1→r2, 1×1 r2→O",
     "pair": "1×1 C→r, 1×1 r→O (two linear layers for a linear layer)",
 }
+
+# Forms whose kernel is cut in two, rows before columns. They find by the same equations what
+# `reduce` and `tucker2` do, with rows of the kernel taken for channels.
+SPATIAL = {"spatial": "reduce", "spatial-expand": "tucker2"}
 
 # Ranks tried along one dimension of a layer, at most.
 GRID = 14
@@ -65,17 +82,24 @@ def forms_of(module: nn.Module) -> tuple[str, ...]:
     if is_linear(module) or is_pointwise(module):
         return ("pair",)
     shape = shape_of(module)
+    spatial = () if sides_of(module) is None else tuple(SPATIAL)
     # Through one channel there is nothing to reduce.
-    return ("expand",) if shape.group_channels == 1 else ("reduce", "expand", "tucker2")
+    if shape.group_channels == 1:
+        return ("expand", *spatial)
+    return ("reduce", "expand", "tucker2", *spatial)
 
 
 def full_ranks(module: nn.Module, form: str) -> tuple[int, ...]:
     """Return the full rank along each dimension of a form, of one group."""
     shape = shape_of(module)
+    height, width = sides_of(module) or (1, 1)
+    between = min(shape.group_channels * height, shape.group_out * width)
     return {
         "reduce": (shape.group_channels,),
         "expand": (min(shape.group_out, shape.values),),
         "tucker2": (shape.group_channels, shape.group_out),
+        "spatial": (between,),
+        "spatial-expand": (between, min(shape.group_out, between * width)),
         "pair": (min(shape.group_channels, shape.group_out),),
     }[form]
 
@@ -124,6 +148,9 @@ def grid(module: nn.Module, *, most: int = GRID) -> list[Settings]:
     found: list[Settings] = []
     for form in forms_of(module):
         axes = [_ranks_up_to(limit, most) for limit in full_ranks(module, form)]
+        if form == "spatial":
+            # Most of its ranks do not pay: there are several for each channel.
+            axes = [_ranks_up_to(limit, 2 * most) for limit in full_ranks(module, form)]
         if len(axes) == 1:
             found += [{"form": form, "ranks": [rank]} for rank in axes[0]]
         else:
@@ -144,17 +171,24 @@ def _ranks_up_to(limit: int, most: int) -> list[int]:
     return sorted(small | set(range(step, limit + 1, step)))
 
 
-def cost(module: nn.Module, settings: Settings, *, input_places: int, output_places: int) -> Cost:
+def cost(
+    module: nn.Module,
+    settings: Settings,
+    *,
+    input_size: Sequence[int],
+    output_size: Sequence[int],
+) -> Cost:
     """Return what the factorized layer costs for one input; its last factor has a bias.
 
     Args:
         module: The layer that is replaced.
         settings: The form, one of :data:`FORMS`, and the ranks of one group.
-        input_places: Height × width of the input (1 for a linear layer on vectors).
-        output_places: Height × width of the output.
+        input_size: Of the input along each axis, in pixels; empty for a linear layer on vectors.
+        output_size: Of the output.
     """
     form, ranks = form_and_ranks(settings)
     shape = shape_of(module)
+    input_places, output_places = math.prod(input_size), math.prod(output_size)
     # A transposed kernel meets each place of its input, a plain one each place of its output.
     met = input_places if shape.transposed else output_places
     if form == "pair":
@@ -169,6 +203,8 @@ def cost(module: nn.Module, settings: Settings, *, input_places: int, output_pla
             (shape.channels * shape.taps * ranks[0], met),
             (ranks[0] * shape.out, output_places),
         ]
+    elif form in SPATIAL:
+        weights = _spatial_weights(module, form, ranks, input_size, output_size)
     else:
         weights = [
             (shape.channels * ranks[0], input_places),
@@ -181,12 +217,37 @@ def cost(module: nn.Module, settings: Settings, *, input_places: int, output_pla
     )
 
 
+def _spatial_weights(
+    module: nn.Module,
+    form: str,
+    ranks: Sequence[int],
+    input_size: Sequence[int],
+    output_size: Sequence[int],
+) -> list[tuple[int, int]]:
+    """Return the weights of each factor of a kernel cut in two, and how many places each meets."""
+    shape, sides = shape_of(module), sides_of(module)
+    assert sides is not None
+    halfway = output_size[0] * input_size[1]
+    met = (math.prod(input_size), halfway)
+    if not shape.transposed:
+        met = halfway, math.prod(output_size)
+    out = shape.group_out if form == "spatial" else ranks[1]
+    weights = [
+        (shape.channels * sides[0] * ranks[0], met[0]),
+        (shape.groups * ranks[0] * sides[1] * out, met[1]),
+    ]
+    if form == "spatial-expand":
+        weights.append((ranks[1] * shape.out, math.prod(output_size)))
+    return weights
+
+
 def build(module: nn.Module, settings: Settings, *, site: str = "") -> nn.Sequential:
     """Return the factorized layer's structure with fresh weights.
 
     Padding, padding mode and dilation go to the k×k factor (a 1×1 without bias maps padding of
     every mode to the same padding of fewer channels); so does the stride of a k×k, while a strided
-    1×1 keeps its stride on its first factor, where it saves most.
+    1×1 keeps its stride on its first factor, where it saves most. A kernel that is cut in two has
+    all these along each axis at the factor of that axis.
 
     Args:
         module: The layer that is replaced. Not modified; its dtype, device, mode and whether its
@@ -221,6 +282,15 @@ def build(module: nn.Module, settings: Settings, *, site: str = "") -> nn.Sequen
     elif form == "reduce":
         parts["reduce"] = pointwise(shape.channels, inner, bias=False)
         parts["spatial"] = spatial(inner, shape.out, bias=True)
+    elif form in SPATIAL:
+        last = form == "spatial"
+        middle = shape.out if last else outer
+        parts["vertical"] = spatial_like(
+            module, shape.channels, inner, groups=groups, bias=False, axis=0
+        )
+        parts["horizontal"] = spatial_like(module, inner, middle, groups=groups, bias=last, axis=1)
+        if not last:
+            parts["expand"] = pointwise(outer, shape.out, bias=True)
     else:
         before = shape.channels
         if form == "tucker2":
@@ -241,31 +311,48 @@ def errors(
 ) -> list[float]:
     """Return the relative squared error of each option, without building any.
 
-    One decomposition of each group serves all forms and ranks. For ``tucker2`` this is the error
-    before the HOOI sweeps.
+    One decomposition of each group serves all ranks of several forms. For ``tucker2`` and
+    ``spatial-expand`` this is the error before the HOOI sweeps.
 
     Args:
         problems: Of each group.
         module: The layer.
         options: The settings of each option.
     """
-    del module
     asked = [form_and_ranks(settings) for settings in options]
     lost = [0.0] * len(options)
     scale = 0.0
     for problem in problems:
         scale += problem.scale
         whole = _whole_fit(problem, asked)
-        first = {ranks[0] for form, ranks in asked if form in ("reduce", "tucker2")}
-        through = through_channels(problem, sorted(first)) if first else {}
+        through = _through(problem, module, asked)
         for place, (form, ranks) in enumerate(asked):
-            if form in ("reduce", "tucker2"):
-                found = through[ranks[0]]
-                lost[place] += found.lost if form == "reduce" else found.tail(ranks[1])
+            if form in through:
+                found = through[form][ranks[0]]
+                lost[place] += found.tail(ranks[1]) if len(ranks) > 1 else found.lost
             else:
                 assert whole is not None
                 lost[place] += whole.tail(ranks[0])
     return [value / max(scale, 1e-300) for value in lost]
+
+
+def _through(
+    problem: Problem, module: nn.Module, asked: Sequence[tuple[str, list[int]]]
+) -> dict[str, dict[int, Fit]]:
+    """Return the regressions through each first rank, of each form that has such."""
+    found: dict[str, dict[int, Fit]] = {}
+    for forms in (("reduce", "tucker2"), tuple(SPATIAL)):
+        first = {ranks[0] for form, ranks in asked if form in forms}
+        if first:
+            through = through_channels(_seen_by(problem, module, forms[0]), sorted(first))
+            found |= dict.fromkeys(forms, through)
+    return found
+
+
+def _seen_by(problem: Problem, module: nn.Module, form: str) -> Problem:
+    """Return a problem as a form's equations see it."""
+    sides = sides_of(module)
+    return by_columns(problem, sides[1]) if form in SPATIAL and sides else problem
 
 
 def _whole_fit(problem: Problem, asked: Sequence[tuple[str, list[int]]]) -> Fit | None:
@@ -275,7 +362,14 @@ def _whole_fit(problem: Problem, asked: Sequence[tuple[str, list[int]]]) -> Fit 
 
 
 def solve(problem: Problem, form: str, ranks: Sequence[int]) -> Factors:
-    """Return the factors whose outputs are nearest to what one group should give."""
+    """Return the factors whose outputs are nearest to what one group should give.
+
+    Args:
+        problem: As the form's equations see it.
+        form: One of :data:`FORMS`.
+        ranks: Of the group.
+    """
+    form = SPATIAL.get(form, form)
     if form == "reduce":
         return inward(problem, ranks[0])
     if form == "tucker2":
@@ -296,10 +390,13 @@ def fit(
     """
     form, ranks = form_and_ranks(settings)
     shape = shape_of(module)
-    groups = [solve(problem, form, ranks) for problem in problems]
+    groups = [solve(_seen_by(problem, module, form), form, ranks) for problem in problems]
+    first, core = _stacked([g.reduce for g in groups]), _stacked([g.spatial for g in groups])
     kernels = {
-        "reduce": _stacked([g.reduce for g in groups]),
-        "spatial": _stacked([g.spatial for g in groups]),
+        "reduce": first,
+        "vertical": first,
+        "spatial": core,
+        "horizontal": core,
         "expand": _stacked([g.expand for g in groups]),
     }
     if form == "pair":
@@ -309,7 +406,8 @@ def fit(
     for name, part in chain.named_children():
         kernel = kernels[name]
         assert kernel is not None
-        set_kernel(part, kernel.reshape(shape.groups, *kernel.shape[1:3], -1))
+        seen = shape_of(part).group_channels
+        set_kernel(part, kernel.reshape(shape.groups, kernel.shape[1], seen, -1))
         if isinstance(part.bias, Tensor):
             with torch.no_grad():
                 part.bias.copy_(biases)

@@ -66,7 +66,7 @@ TOLERANCES = {
     torch.bfloat16: 1e-1,
 }
 # The children of a chain that `factorize` makes.
-_FACTORS = {"reduce", "spatial", "expand"}
+_FACTORS = {"reduce", "spatial", "vertical", "horizontal", "expand"}
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001
 
 

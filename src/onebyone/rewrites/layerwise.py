@@ -25,7 +25,12 @@ class LayerRewrite(Protocol):
         """Return the settings worth considering for a layer."""
 
     def cost(
-        self, module: nn.Module, settings: Settings, *, input_places: int, output_places: int
+        self,
+        module: nn.Module,
+        settings: Settings,
+        *,
+        input_size: Sequence[int],
+        output_size: Sequence[int],
     ) -> Cost:
         """Return what the rewritten layer costs for one input."""
 
@@ -71,8 +76,8 @@ def cost_of(rewrite: str, module: nn.Module, layer: LayerCost, settings: Setting
     sizes = layer.input_shape[1:], layer.output_shape[1:]
     if is_linear(module):
         sizes = layer.input_shape[:-1], layer.output_shape[:-1]
+    cost = layer_rewrite(rewrite).cost(module, settings, input_size=sizes[0], output_size=sizes[1])
     inner, outer = (math.prod(size) for size in sizes)
-    cost = layer_rewrite(rewrite).cost(module, settings, input_places=inner, output_places=outer)
     shape = shape_of(module)
     own = shape.values * shape.out * (inner if shape.transposed else outer)
     if own in (0, layer.macs):

@@ -178,6 +178,19 @@ def _root(matrix: Tensor) -> Tensor:
     return root
 
 
+def by_columns(problem: Problem, columns: int) -> Problem:
+    """Return the same problem with a kernel's rows taken for channels: its places are columns.
+
+    What holds of channels then holds of columns of pixels: a 1×1 becomes a k×1, and the k×k
+    between a 1×k.
+
+    Args:
+        problem: Of a kernel whose places are in rows of as many columns.
+        columns: The kernel's width.
+    """
+    return replace(problem, weight=problem.weight.reshape(len(problem.weight), -1, columns))
+
+
 def projected(problem: Problem, basis: Tensor) -> Problem:
     """Return the problem seen through a summary of the input channels, ``basis`` ``(in, r)``."""
     out, channels, taps = problem.weight.shape
@@ -274,10 +287,14 @@ class Nested:
     The channels are rotated once, into the order of their use. The normal equations of the first r
     are then the leading block of all, and so is their Cholesky factor: one decomposition serves
     every r, and with it every second rank.
+
+    Args:
+        problem: The regression.
+        most: The largest r.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = projected(problem, channel_basis(problem))
+    def __init__(self, problem: Problem, most: int) -> None:
+        self.problem = projected(problem, channel_basis(problem)[:, :most])
         self._lower: Tensor | None = None
         self._half: Tensor | None = None
         if self.problem.xx is not None and self.problem.yx is not None:
@@ -303,7 +320,7 @@ class Nested:
 
 def through_channels(problem: Problem, ranks: Sequence[int]) -> dict[int, Fit]:
     """Return the regression through the best r input channels for each r in ``ranks``."""
-    nested = Nested(problem)
+    nested = Nested(problem, max(ranks))
     return {rank: nested.fit(rank) for rank in sorted(set(ranks))}
 
 

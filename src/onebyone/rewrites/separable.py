@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -103,16 +104,23 @@ def _path(most: int) -> list[int]:
     return [*path, most]
 
 
-def cost(module: nn.Module, settings: Settings, *, input_places: int, output_places: int) -> Cost:
+def cost(
+    module: nn.Module,
+    settings: Settings,
+    *,
+    input_size: Sequence[int],
+    output_size: Sequence[int],
+) -> Cost:
     """Return what the separated layer costs for one input; its last factor has a bias.
 
     Args:
         module: The layer that is replaced.
         settings: ``form`` and ``terms``.
-        input_places: Height × width of the input.
-        output_places: Height × width of the output.
+        input_size: Of the input along each axis, in pixels.
+        output_size: Of the output.
     """
     form, terms = _checked(module, settings, site="")
+    input_places, output_places = math.prod(input_size), math.prod(output_size)
     shape = shape_of(module)
     mixing = shape.group_channels * shape.out * terms
     first = form == "depthwise-pointwise"
