@@ -208,3 +208,14 @@ def test_a_plan_edited_by_hand_is_carried_out(trained, digits, tmp_path):
 def test_a_setting_that_does_not_exist_is_named(digits):
     with pytest.raises(UnknownNameError, match="Did you mean 'budget'"):
         obo.shrink(classic(), digits, budgett="macs=50%")
+
+
+def test_labels_take_their_share_of_the_distilling(trained, shrunk, digits):
+    plan = shrunk[0].record.plan
+    result = obo.shrink(
+        trained, digits, plan=plan, epochs=1, calibration_examples=200, label_weight=0.3
+    )
+    assert "30% labels" in result.record.training.objective
+    assert "labels" not in shrunk[0].record.training.objective
+    with pytest.raises(OptionError, match="`label_weight` must be from 0 to 1, got 2"):
+        ShrinkSettings(label_weight=2)

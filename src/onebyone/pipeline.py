@@ -190,6 +190,7 @@ class ShrinkSettings(RunSettings):
             calibration data, before any fine-tuning; see :func:`onebyone.reconstruct`.
         epochs: Of distilling from the original; 0 stops before fine-tuning.
         learning_rate: Of the distilling, if not its default.
+        label_weight: Share of the distilling's loss that the labels get, from 0 to 1.
         calibration_examples: Training inputs, without labels, that weights are fitted on.
     """
 
@@ -203,6 +204,7 @@ class ShrinkSettings(RunSettings):
     reconstruct: int = 0
     epochs: int = EPOCHS
     learning_rate: float | None = None
+    label_weight: float = 0.0
     calibration_examples: int = CALIBRATION_EXAMPLES
 
     def __post_init__(self) -> None:
@@ -213,6 +215,8 @@ class ShrinkSettings(RunSettings):
             raise OptionError("Give one of `budget`, `max_drop` and `plan`.")
         if self.fastest and self.budget is None:
             raise OptionError("`fastest` needs a `budget`, such as `params=50%`.")
+        if not 0 <= self.label_weight <= 1:
+            raise OptionError(f"`label_weight` must be from 0 to 1, got {self.label_weight}.")
         if self.max_drop is not None and self.max_drop < 0:
             raise OptionError(f"`max_drop` must be 0 or more, got {self.max_drop}.")
         _at_least(1, calibration_examples=self.calibration_examples)
@@ -323,6 +327,7 @@ def shrink_loaded(
                 teacher=original,
                 epochs=settings.epochs,
                 learning_rate=settings.learning_rate,
+                label_weight=settings.label_weight,
                 **line.training,
             )
             small = trained.model

@@ -78,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of distilling from the original; 0 stops before fine-tuning (5)",
     )
     parser.add_argument("--rate", type=float, metavar="R", help="learning rate of the distilling")
+    parser.add_argument(
+        "--label-weight",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the distilling's loss that the labels get, from 0 to 1 (0: no labels)",
+    )
     add_metric(parser)
     add_measuring(parser)
     add_run_folder(parser)
@@ -106,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
             reconstruct=args.reconstruct,
             epochs=args.epochs,
             learning_rate=args.rate,
+            label_weight=args.label_weight,
             calibration_examples=args.calibration,
             **run_settings(args, out, update),
         )
