@@ -34,6 +34,7 @@ from onebyone.report.console import print_table, progress
 from onebyone.runs import is_run, load_source
 from onebyone.tables import Table
 
+
 def run_once(folder: Path, go: Callable[..., Any]) -> RunRecord:
     """Return the record of a finished run, running or resuming it first if need be."""
     record = RunRecord.load(folder / "run.json") if is_run(folder) else None
@@ -79,7 +80,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--distil", type=int, default=20)
-    parser.add_argument("--shares", nargs="+", type=float, default=[2], help="of the parameters, %%")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, default=[2], help="of the parameters, %%"
+    )
     parser.add_argument("--heads", nargs="+", default=["gap", "exact"], choices=["gap", "exact"])
     parser.add_argument("--label-weight", type=float, default=0.0, help="share of the loss (0)")
     parser.add_argument("--threads", type=int, default=1)
@@ -116,10 +119,10 @@ def main() -> None:
             rows=rows,
             title="Fashion-MNIST, the classic network and its rewritten heads",
             notes=[
-                f"Mean ± standard deviation over {args.seeds} seeds, {n:,} test images; changes are "
-                "from the classic network of the same seed.",
-                f"{args.epochs} epochs of training, {args.distil} of distilling, "
-                f"{args.label_weight:.0%} of whose loss is the labels'.",
+                f"Mean ± standard deviation over {args.seeds} seeds, {n:,} test images.",
+                "Changes are from the classic network of the same seed.",
+                f"{args.epochs} epochs of training, {args.distil} of distilling.",
+                f"The labels have {args.label_weight:.0%} of the distilling's loss.",
             ],
         )
     )

@@ -84,17 +84,35 @@ def test_mlpconv_never_gives_a_negative_value():
     assert (MLPConv(3, (4, 6, 5), kernel_size=3)(picture(3).float()) >= 0).all()
 
 
+@pytest.mark.parametrize("context", [0, 2])
 @pytest.mark.parametrize("hidden", [(), (6,), (6, 5)])
-def test_scores_are_the_means_of_the_class_maps(hidden):
-    head = GlobalAverageHead(3, 4, hidden=hidden).double()
+def test_scores_are_the_means_of_the_class_maps(hidden, context):
+    head = GlobalAverageHead(3, 4, hidden=hidden, context=context).double()
     x = picture(3)
     assert head.class_maps(x).shape == (BATCH, 4, HEIGHT, WIDTH)
     assert_close(head(x), head.class_maps(x).mean((2, 3)))
 
 
+def test_context_starts_as_the_identity_and_lets_evidence_reach_farther():
+    plain, wide = (GlobalAverageHead(3, 4, (6,), context=count).double() for count in (0, 2))
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            for place in (0, -1):
+                getattr(wide.maps[place], name).copy_(getattr(plain.maps[place], name))
+    x = picture(3, 9, 10)
+    assert_close(wide(x), plain(x))
+    for part in wide.maps:
+        if isinstance(part, nn.Conv2d) and part.groups > 1:
+            nn.init.constant_(part.weight, 0.1)
+    x.requires_grad = True
+    wide.class_maps(x)[0, :, 4, 5].sum().backward()
+    rows, columns = x.grad[0].abs().sum(0).nonzero().unbind(1)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 6, 3, 7)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 3)])
 def test_the_head_takes_maps_of_any_size(size):
-    head = GlobalAverageHead(3, 4, hidden=(6,))
+    head = GlobalAverageHead(3, 4, hidden=(6,), context=1)
     assert head(picture(3, *size).float()).shape == (BATCH, 4)
 
 
@@ -122,6 +140,10 @@ def test_the_scores_may_be_negative():
         (lambda: MLPConv(3, (4, 5, 6), kernel_size=3, padding=-1), "`padding` must be .* got -1"),
         (lambda: GlobalAverageHead(3, 0), "`num_classes` must be an int of at least 1, got 0"),
         (lambda: GlobalAverageHead(3, 4, hidden=(0,)), r"`hidden\[0\]` must be .* got 0"),
+        (
+            lambda: GlobalAverageHead(3, 4, context=-1),
+            "`context` must be an int of at least 0, got -1",
+        ),
     ],
 )
 def test_refusals_say_what_must_hold(make, message):

@@ -144,10 +144,17 @@ class GlobalAverageHead(nn.Module):
 
     The scores are logits: give them to ``nn.CrossEntropyLoss`` as they are.
 
+    A 1×1 sees what one pixel of the map has, and what is evidence may lie farther apart, where few
+    layers came before. With ``context``, depthwise 3×3 convolutions stand between the 1×1
+    convolutions, as NiN's last block has a 3×3 before them. They start as the identity, so that
+    the head starts as the one without them (without ``hidden``, where its input is not negative).
+
     Args:
         in_channels: Channels that come in.
         num_classes: Classes to score.
         hidden: Channels of the 1×1 convolutions before the last, each followed by a ReLU.
+        context: Before the last convolution, so many times a depthwise 3×3 with padding, a 1×1 to
+            as many channels, and a ReLU: each lets evidence reach one pixel farther.
 
     Raises:
         OptionError: If a count is not a positive int.
@@ -159,16 +166,26 @@ class GlobalAverageHead(nn.Module):
         reading of the maps.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, hidden: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        hidden: Iterable[int] = (),
+        *,
+        context: int = 0,
+    ) -> None:
         super().__init__()
         hidden = tuple(hidden)
         check_positive(in_channels=in_channels, num_classes=num_classes)
         check_positive(**{f"hidden[{i}]": width for i, width in enumerate(hidden)})
-        widths = (in_channels, *hidden, num_classes)
+        check_positive(least=0, context=context)
+        widths = (in_channels, *hidden)
         children: list[nn.Module] = []
         for before, after in pairwise(widths):
             children += [Pointwise(before, after), nn.ReLU()]
-        self.maps = nn.Sequential(*children[:-1])
+        for _ in range(context):
+            children += [*_seeing_farther(widths[-1]), nn.ReLU()]
+        self.maps = nn.Sequential(*children, Pointwise(widths[-1], num_classes))
         self.in_channels = in_channels
         self.num_classes = num_classes
 
@@ -190,13 +207,24 @@ class GlobalAverageHead(nn.Module):
         return self.class_maps(x).mean(dim=(-2, -1))
 
 
-def check_positive(**counts: Any) -> None:
-    """Raise unless each named count is an int of at least 1.
+def _seeing_farther(channels: int) -> tuple[nn.Conv2d, Pointwise]:
+    """Return a depthwise 3×3 and a 1×1 that start as the identity."""
+    depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+    pointwise = Pointwise(channels, channels)
+    nn.init.dirac_(depthwise.weight, groups=channels)
+    nn.init.dirac_(pointwise.weight)
+    assert pointwise.bias is not None
+    nn.init.zeros_(pointwise.bias)
+    return depthwise, pointwise
+
+
+def check_positive(*, least: int = 1, **counts: Any) -> None:
+    """Raise unless each named count is an int of at least 1, or of at least another number.
 
     Raises:
         OptionError: At the first that is not, by its name.
     """
     for name, count in counts.items():
         # bool is an int to Python, but True channels are a slip of the hand.
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise OptionError(f"`{name}` must be an int of at least 1, got {count!r}.")
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
+            raise OptionError(f"`{name}` must be an int of at least {least}, got {count!r}.")

@@ -243,6 +243,7 @@ def first_choice(**changes):
         ({"rewrite": "head", "site": "8", "settings": {"form": "gape"}}, r"form of a head must be one of"),
         ({"rewrite": "head", "site": "3", "settings": {"form": "exact"}}, r"head starts at '8', but the plan says '3'"),
         ({"rewrite": "head", "site": "8", "settings": {"form": "gap", "hidden": 8}}, r"`hidden` widths .* must be a list"),
+        ({"rewrite": "head", "site": "8", "settings": {"form": "gap", "context": -1}}, r"`context` of the head '8' must be 0 or more, got -1"),
     ],
 )  # fmt: skip
 def test_an_edited_plan_that_cannot_be_carried_out_is_refused(planned, function, changes, message):

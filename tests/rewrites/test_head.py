@@ -158,10 +158,10 @@ def assert_same_scores(network, example, **tolerance):
     return rewritten
 
 
-def assert_cost_is_counted(site, form, hidden, network, rewritten, example):
+def assert_cost_is_counted(site, form, hidden, network, rewritten, example, context=0):
     """The site's prediction is what the networks differ by."""
     before, after = trace_layers(network, example[:1]), trace_layers(rewritten, example[:1])
-    predicted = head.cost(site, form, hidden)
+    predicted = head.cost(site, form, hidden, context)
     assert after.params - before.params == predicted.params - site.cost.params
     assert after.macs - before.macs == predicted.macs - site.cost.macs
 
@@ -563,17 +563,23 @@ def test_a_larger_image_gives_a_map_of_scores(kind):
 # ---------------------------------------------------------------- gap
 
 
-@pytest.mark.parametrize("hidden", [[], [5], [8, 6]])
+@pytest.mark.parametrize(
+    ("hidden", "context"), [([], 0), ([5], 0), ([8, 6], 0), ([], 1), ([5], 2), ([8, 6], 1)]
+)
 @pytest.mark.parametrize("kind", [View, AdaptiveToItself])
-def test_the_cost_of_a_gap_head_is_the_cost_counted(kind, hidden):
+def test_the_cost_of_a_gap_head_is_the_cost_counted(kind, hidden, context):
     network, example = made(kind), torch.randn(IMAGE)
     site = find_head(network, example)
-    rewritten = head.rewrite(network, example, name=site.name, form="gap", hidden=hidden)
-    assert_cost_is_counted(site, "gap", hidden, network, rewritten, example)
+    rewritten = head.rewrite(
+        network, example, name=site.name, form="gap", hidden=hidden, context=context
+    )
+    assert_cost_is_counted(site, "gap", hidden, network, rewritten, example, context)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         rewritten.eval()(example[:1])
     convolution = 3 * 6 * 9 * 12 * 12
-    assert flops.get_total_flops() == 2 * (convolution + head.cost(site, "gap", hidden).macs)
+    assert flops.get_total_flops() == 2 * (
+        convolution + head.cost(site, "gap", hidden, context).macs
+    )
 
 
 def test_the_articles_head_is_75_times_smaller():
@@ -585,14 +591,17 @@ def test_the_articles_head_is_75_times_smaller():
 
 def test_hidden_widths_are_none_or_at_most_the_channels():
     for channels in (1, 8, 10, 64, 512):
-        widths = head.hidden_widths(channels)
-        assert widths[0] == []
-        assert all(1 <= w <= channels for width in widths[1:] for w in width)
-        assert widths[1:] == sorted(widths[1:])
+        settings = head.gap_settings(channels)
+        plain = [each["hidden"] for each in settings if "context" not in each]
+        assert plain[0] == []
+        assert all(1 <= w <= channels for width in plain[1:] for w in width)
+        assert plain[1:] == sorted(plain[1:])
+        # With context, each of the same but the one without a hidden layer.
+        assert [each["hidden"] for each in settings if each.get("context")] == plain[1:]
 
 
-@pytest.mark.parametrize("hidden", [[], [8]])
-def test_a_gap_head_recovers_what_averaging_computes_exactly(hidden):
+@pytest.mark.parametrize(("hidden", "context"), [([], 0), ([8], 0), ([8], 2)])
+def test_a_gap_head_recovers_what_averaging_computes_exactly(hidden, context):
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     features = torch.randn(600, 8, 4, 4, generator=generator).relu()
@@ -605,7 +614,7 @@ def test_a_gap_head_recovers_what_averaging_computes_exactly(hidden):
             (torch.randn(5, 8, 1, generator=generator) * 8).expand(5, 8, 16).flatten(1) / 16
         )
         targets = linear(features.flatten(1))
-    new = GlobalAverageHead(8, 5, hidden)
+    new = GlobalAverageHead(8, 5, hidden, context=context)
     left = fit_gap(new, features[:400], targets[:400], linear=linear)
     with torch.no_grad():
         answers = new(features[400:])

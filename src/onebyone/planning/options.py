@@ -371,23 +371,26 @@ class _Surveyor:
             inside: Names of the sites that an averaging head leaves no room for.
         """
         options = []
-        for hidden in head.hidden_widths(site.channels):
-            network = head.rewrite(base, example, name=site.name, form="gap", hidden=hidden)
+        for settings in head.gap_settings(site.channels):
+            option = Option(
+                site=site.name,
+                rewrite="head",
+                settings=settings,
+                before=site.cost,
+                after=site.cost,
+                occupies=tuple(dict.fromkeys((*site.occupies, *inside))),
+                measured=True,
+            )
+            _, hidden, context = head.settings_of(option)
+            network = head.rewrite(
+                base, example, name=site.name, form="gap", hidden=hidden, context=context
+            )
             features, targets = head_data(network, base, site.name, self.data)
             new = network.get_submodule(site.name)
             assert isinstance(new, GlobalAverageHead)
             head.fit_gap(new, features, targets, linear=site.linears[0])
-            option = Option(
-                site=site.name,
-                rewrite="head",
-                settings={"form": "gap", "hidden": hidden},
-                before=site.cost,
-                after=head.cost(site, "gap", hidden),
-                occupies=tuple(dict.fromkeys((*site.occupies, *inside))),
-                harm=self._harm_of(network),
-                measured=True,
-            )
-            options.append(option)
+            cost = head.cost(site, "gap", hidden, context)
+            options.append(replace(option, after=cost, harm=self._harm_of(network)))
         self._advance("options of the head")
         return options
 

@@ -21,7 +21,7 @@ from onebyone.planning.timings import Site, Timed, Timings
 from onebyone.profiling import example_input
 from onebyone.profiling.latency import Samples, interleave, threads
 from onebyone.records import Deployment, LayerCost, Option
-from onebyone.rewrites.head import HeadSite
+from onebyone.rewrites.head import HeadSite, settings_of
 from onebyone.rewrites.layerwise import layer_rewrite
 from onebyone.runtimes import Prepared, find_runtime
 from onebyone.sites import floating_type, module_at
@@ -210,8 +210,9 @@ class LayerTimer:
             pool = [nn.AdaptiveAvgPool2d(size)] if head.averaged or pooled else []
             inner = [*pool, nn.Flatten(1), *(copy.deepcopy(step) for step in head.steps)]
         else:
-            hidden = cast("list[int]", option.settings.get("hidden", []))
-            inner = [GlobalAverageHead(head.channels, head.linears[-1].out_features, hidden)]
+            _, hidden, context = settings_of(option)
+            classes = head.linears[-1].out_features
+            inner = [GlobalAverageHead(head.channels, classes, hidden, context=context)]
         lead = nn.Conv2d(LEAD_CHANNELS, head.channels, 1)
         shape = (self.deployment.batch, LEAD_CHANNELS, head.map_height, head.map_width)
         return self._ready([lead, nn.ReLU(), *inner], shape)

@@ -173,13 +173,10 @@ def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Mod
         chain = layer_rewrite(option.rewrite).build(old, option.settings, site=option.site)
         return replace_module(network, option.site, chain)
     if option.rewrite == "head":
-        hidden = option.settings.get("hidden", [])
-        if not isinstance(hidden, list):
-            raise PlanError(
-                f"The `hidden` widths of the head {option.site!r} must be a list, got {hidden!r}."
-            )
-        form = str(option.settings.get("form"))
-        return head.rewrite(network, example, name=option.site, form=form, hidden=hidden)
+        form, hidden, context = head.settings_of(option)
+        return head.rewrite(
+            network, example, name=option.site, form=form, hidden=hidden, context=context
+        )
     raise UnknownNameError("rewrite", option.rewrite, (*LAYER_REWRITES, *GRAPH_REWRITES, "head"))
 
 

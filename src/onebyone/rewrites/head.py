@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from onebyone.errors import ModelError, PlanError
 from onebyone.evaluation import divergence, is_classifier_output
 from onebyone.layers import GlobalAverageHead, Pointwise
-from onebyone.records import Cost
+from onebyone.records import Cost, Option, Settings
 from onebyone.rewrites.bypass import Action, carry_out, edits_of
 from onebyone.rewrites.chain import Call, Chain, NotFound, find_chain, is_norm, is_understood_linear
 from onebyone.rewrites.score_map import PlaceNorm, ScoreMapHead
@@ -32,7 +32,7 @@ __all__ = [
     "cost",
     "find_head",
     "fit_gap",
-    "hidden_widths",
+    "gap_settings",
     "is_understood_linear",
     "rewrite",
     "why_not",
@@ -245,20 +245,52 @@ def _on_maps(norm: nn.Module) -> nn.Module:
 # ---------------------------------------------------------------- building
 
 
-def hidden_widths(channels: int) -> list[list[int]]:
-    """Return the hidden widths that a GAP head of that many channels may have."""
-    widths = sorted({max(8, channels // 4), max(8, channels // 2), channels})
-    return [[], *([width] for width in widths if width <= channels)]
+# Depthwise 3×3 convolutions that a GAP head may have.
+CONTEXTS = (0, 2)
 
 
-def cost(site: HeadSite, form: str, hidden: list[int]) -> Cost:
+def gap_settings(channels: int) -> list[Settings]:
+    """Return what GAP heads of so many channels may be: hidden widths, with context or without."""
+    shares = (channels // 4, 3 * channels // 8, channels // 2, channels)
+    widths = sorted({max(8, share) for share in shares})
+    hidden: list[list[int]] = [[], *([width] for width in widths if width <= channels)]
+    return [
+        {"form": "gap", "hidden": each, **({"context": context} if context else {})}
+        for context in CONTEXTS
+        for each in hidden
+        # Context at the map's own width would cost more than the hidden layer it stands behind.
+        if each or not context
+    ]
+
+
+def settings_of(option: Option) -> tuple[str, list[int], int]:
+    """Return the form, hidden widths and context in a head's settings.
+
+    Raises:
+        PlanError: If they are not of their types.
+    """
+    hidden, context = option.settings.get("hidden", []), option.settings.get("context", 0)
+    if not isinstance(hidden, list):
+        raise PlanError(
+            f"The `hidden` widths of the head {option.site!r} must be a list, got {hidden!r}."
+        )
+    if not isinstance(context, int) or isinstance(context, bool) or context < 0:
+        raise PlanError(
+            f"The `context` of the head {option.site!r} must be 0 or more, got {context!r}."
+        )
+    return str(option.settings.get("form")), hidden, context
+
+
+def cost(site: HeadSite, form: str, hidden: list[int], context: int = 0) -> Cost:
     """Return what the new head costs for one input."""
     if form == "exact":
         # Before the average, the 1×1 convolution runs at each pixel of the map.
         places = site.map_height * site.map_width if site.maps else 1
         return Cost(params=site.cost.params, macs=site.cost.macs * places)
-    widths = [site.channels, *hidden, site.linears[-1].out_features]
-    weights = sum(a * b for a, b in pairwise(widths))
+    widths = [site.channels, *hidden]
+    widths += [widths[-1]] * context
+    widths.append(site.linears[-1].out_features)
+    weights = sum(a * b for a, b in pairwise(widths)) + context * 9 * widths[-2]
     return Cost(params=weights + sum(widths[1:]), macs=weights * site.map_height * site.map_width)
 
 
@@ -274,7 +306,13 @@ def why_not(site: HeadSite, form: str) -> str | None:
 
 
 def rewrite(
-    network: nn.Module, example: Tensor, *, name: str, form: str, hidden: list[int]
+    network: nn.Module,
+    example: Tensor,
+    *,
+    name: str,
+    form: str,
+    hidden: list[int],
+    context: int = 0,
 ) -> nn.Module:
     """Return the network with its head rewritten; for ``exact`` with the same function.
 
@@ -291,6 +329,7 @@ def rewrite(
             linear layers. ``gap``: 1×1 convolutions and a global average with fresh weights, for
             :func:`fit_gap`.
         hidden: Widths of the 1×1 convolutions before the last; for ``gap``.
+        context: Depthwise 3×3 convolutions between them; for ``gap``.
 
     Raises:
         PlanError: If there is no such head, or the form is none.
@@ -306,7 +345,7 @@ def rewrite(
         found = chain.calls[_first(chain)].name
         if found != name:
             raise PlanError(f"The network's head starts at {found!r}, but the plan says {name!r}.")
-        head = _exact(chain) if form == "exact" else _gap(chain, hidden)
+        head = _exact(chain) if form == "exact" else _gap(chain, hidden, context)
         edits = edits_of(copied, chain, _actions(chain, head, gap=form == "gap"))
     except (NotFound, ModelError) as reason:
         raise PlanError(
@@ -389,9 +428,10 @@ def _convolution(
     return result
 
 
-def _gap(chain: Chain, hidden: list[int]) -> GlobalAverageHead:
+def _gap(chain: Chain, hidden: list[int], context: int) -> GlobalAverageHead:
     last = cast("nn.Linear", chain.calls[-1].module)
-    head = GlobalAverageHead(chain.channels, last.out_features, tuple(hidden)).to(last.weight)
+    head = GlobalAverageHead(chain.channels, last.out_features, hidden, context=context)
+    head.to(last.weight)
     return head.requires_grad_(last.weight.requires_grad)
 
 
@@ -415,10 +455,10 @@ def fit_gap(
 
     The hidden layer starts from the linear layer's weights averaged over the map's places, the
     last layer from the closed-form ridge regression of the outputs on the averaged hidden maps;
-    then both are improved together for a few hundred steps on the kept features.
+    then all are improved together for a few hundred steps on the kept features.
 
     Args:
-        head: With one hidden layer or none.
+        head: With one hidden layer or none; what gives it context starts as it is.
         features: The maps that the head sees, shape ``(n, channels, height, width)``.
         targets: The original's outputs, shape ``(n, classes)``.
         linear: The first linear layer of the original head, on the flattened map.
@@ -431,7 +471,7 @@ def fit_gap(
     generator = torch.Generator().manual_seed(seed)
     network = copy.deepcopy(head).float().cpu().train()
     layers = [m for m in network.maps if isinstance(m, nn.Conv2d)]
-    if len(layers) == 2:
+    if len(layers) > 1 and isinstance(layers[0], Pointwise):
         _start_hidden(layers[0], features, linear, generator)
     _regress_last(network, layers[-1], features, targets)
     _improve(network, features, targets, generator)
