@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -72,6 +73,7 @@ class Row:
     seconds: float  # of this stage
     machine: str
     threads: int
+    cpu_seconds: float | None = None  # of this stage
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -80,6 +82,24 @@ class Row:
             self.network, self.share, self.stage, self.calibration, self.steps, self.epochs,
             self.seed,
         )  # fmt: skip
+
+
+class Seconds(NamedTuple):
+    """What something took, by the wall and of all processors together."""
+
+    wall: float
+    cpu: float
+
+
+class Clock:
+    """Counts both from when it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def passed(self) -> Seconds:
+        """Return what has passed since."""
+        return Seconds(time.perf_counter() - self._wall, time.process_time() - self._cpu)
 
 
 class Bench:
@@ -102,12 +122,12 @@ class Bench:
         self.rows = {row.key: row for row in load(args.folder) if row.network == name}
 
     @cached_property
-    def options(self) -> tuple[Survey, float]:
+    def options(self) -> tuple[Survey, Seconds]:
         """All rewrites with their harm, once for all shares; and the seconds that took."""
-        started = time.perf_counter()
+        started = Clock()
         with progress("options") as update:
             found = survey(self.original, self.calibration, progress=update)
-        return found, time.perf_counter() - started
+        return found, started.passed()
 
     def run(self) -> None:
         """Run what is asked for and not done yet."""
@@ -130,11 +150,11 @@ class Bench:
         if path.exists() and key in self.rows:
             made: nn.Module = torch.load(path, weights_only=False)  # written below
             return made
-        started = time.perf_counter()
-        rate, surveyed = 0.0, 0.0
+        started = Clock()
+        rate, surveyed = 0.0, Seconds(0.0, 0.0)
         if small is None:
             found, surveyed = self.options
-            started = time.perf_counter()
+            started = Clock()
             plan = plan_from(
                 found,
                 f"macs={share:g}%",
@@ -158,7 +178,8 @@ class Bench:
                     checkpoint=self.folder / f"{name}.checkpoint", progress=update,
                 )  # fmt: skip
             rate = trained.learning_rate
-        seconds = surveyed + time.perf_counter() - started
+        passed = started.passed()
+        seconds = Seconds(surveyed.wall + passed.wall, surveyed.cpu + passed.cpu)
         torch.save(made, path)
         row = self._scored(
             made, share, stage, steps=steps, epochs=epochs, rate=rate, seconds=seconds
@@ -171,7 +192,7 @@ class Bench:
 
     def _scored(
         self, made: nn.Module, share: float, stage: str, *, steps: int, epochs: int, rate: float,
-        seconds: float,
+        seconds: Seconds,
     ) -> Row:  # fmt: skip
         pair = [self.original, made]
         test = score(pair, self.data.test, metric=self.subject.metric)
@@ -206,7 +227,8 @@ class Bench:
             examples=len(self.data.train) if epochs else 0,
             rate=rate,
             seed=self.args.seed,
-            seconds=seconds,
+            seconds=seconds.wall,
+            cpu_seconds=seconds.cpu,
             machine=str(describe_machine("cpu")),
             threads=torch.get_num_threads(),
         )
@@ -229,7 +251,7 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
         first = mine[0]
         yield Table(
             columns=(
-                ">MACs", ">params", "stage", ">score", ">change", ">agreement", ">KL", ">seconds",
+                ">MACs", ">params", "stage", ">score", ">change", ">agreement", ">KL", ">CPU s",
             ),
             rows=[_cells(row) for row in mine],
             title=f"{network}: {_score(first, first.before)} before",
@@ -240,8 +262,8 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
                 f"{first.held_out:,} training examples that were used for nothing else."),
                 (f"Calibration inputs {_all(mine, 'calibration')}, unlabelled; steps of "
                 f"reconstruction {_all(mine, 'steps')}; seeds {_all(mine, 'seed')}. "
-                f"Seconds are of the stage alone; those of one-shot hold the survey of all "
-                f"options if it was not kept."),
+                f"Seconds of the processor are of the stage alone; those of one-shot hold the "
+                f"survey of all options if it was not kept."),
                 f"{first.machine}, {_all(mine, 'threads')} thread(s).",
             ],
         )  # fmt: skip
@@ -263,7 +285,7 @@ def _cells(row: Row) -> list[str]:
         f"{unit * row.change:+.{digits}f} {interval}",
         "–" if same is None else f"{100 * same:.1f} %",
         f"{row.held_out_divergence:.2g}",
-        f"{row.seconds:.0f}",
+        "–" if row.cpu_seconds is None else f"{row.cpu_seconds:.0f}",
     ]
 
 
