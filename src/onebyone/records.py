@@ -315,6 +315,7 @@ def _layer_row(layer: LayerCost, macs: int, total_ms: float | None) -> list[str]
 
 # ---------------------------------------------------------------- options and plan
 
+Obtained = Literal["measured", "corrected"]
 Settings = dict[str, int | str | list[int]]
 
 
@@ -459,12 +460,34 @@ class FrontPoint(Record):
         after: The network's cost under that plan.
         harm: Predicted, the sum over its rewrites.
         rewritten: How many sites it rewrites.
+        obtained: How its time was: ``measured`` on the network that was built, in turns with the
+            original; or ``corrected``: predicted from layers' times and from what such savings
+            came to in the networks that were measured. ``None`` where nothing was timed, and in
+            plans of before front points were measured.
+        timing: The network's, where it was built and measured. ``after.ms`` is the original's time
+            by ``ratio``, which noise that both had does not move.
+        ratio: Time of the original / time of the network, in the same rounds.
+        predicted_ms: What had been predicted for the network before it was measured.
     """
 
     budget: Budget
     after: Cost
     harm: float
     rewritten: int
+    obtained: Obtained | None = None
+    timing: Timing | None = None
+    ratio: Ratio | None = None
+    predicted_ms: float | None = None
+
+    @property
+    def how(self) -> str:
+        """How its time was obtained, in words."""
+        if self.obtained is None:
+            return "predicted"
+        if self.ratio is None:
+            return "measured" if self.obtained == "measured" else "predicted, corrected"
+        disturbed = self.timing is not None and self.timing.disturbed
+        return f"measured, {self.ratio}{', disturbed' if disturbed else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -563,7 +586,7 @@ class Plan(Record):
         timed = self.before.ms
         rows = [
             [
-                *([] if timed is None else [f"{format_ms(point.after.ms or 0.0)}"]),
+                *([] if timed is None else [format_ms(point.after.ms or 0.0), point.how]),
                 *_share_cells(point.after.macs, self.before.macs),
                 *_share_cells(point.after.params, self.before.params),
                 str(point.rewritten),
@@ -573,13 +596,13 @@ class Plan(Record):
         ]
         notes = ["Each the least predicted harm under its budget, by the same options."]
         if self.latency is not None:
-            notes.append(f"Times are predicted for {self.latency.deployment}.")
+            notes.append(f"Times: {self.front_times()}.")
         if self.harm is not None:
             share = format_percent(self.after.macs / max(self.before.macs, 1))
             notes.append(f"The plan itself: harm {self.harm:.2g} at {share} of the MACs.")
         return Table(
             columns=(
-                *([] if timed is None else [">time"]),
+                *([] if timed is None else [">time", "obtained"]),
                 ">MACs",
                 ">%",
                 ">params",
@@ -590,6 +613,19 @@ class Plan(Record):
             rows=rows,
             title=f"Front of {self.network}: what other budgets would come to",
             notes=notes,
+        )
+
+    def front_times(self) -> str:
+        """Return in words how the times of the front were obtained."""
+        if self.latency is None or self.before.ms is None:
+            return "none"
+        measured = sum(point.ratio is not None for point in self.front)
+        others = sum(point.rewritten > 0 for point in self.front) - measured
+        corrected = any(point.obtained == "corrected" for point in self.front)
+        how = ", corrected by the networks that were measured" if corrected else ""
+        return (
+            f"{measured} measured in turns with the original in {self.latency.deployment}, "
+            f"{others} predicted{how if others else ''}"
         )
 
     def __str__(self) -> str:

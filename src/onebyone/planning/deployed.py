@@ -8,12 +8,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
-from onebyone.errors import BudgetError, OptionError
+from onebyone.errors import BudgetError, OneByOneError, OptionError
 from onebyone.planning.options import Survey
+from onebyone.planning.solve import least_cost
 from onebyone.planning.timing import LayerTimer
 from onebyone.planning.timings import Timings
+from onebyone.planning.worth import Worth
 from onebyone.profiling.latency import Samples, interleave, threads
-from onebyone.records import Budget, Deployment, LeftAlone, Option, Plan, PlannedLatency
+from onebyone.records import (
+    Budget,
+    Deployment,
+    LeftAlone,
+    Option,
+    Plan,
+    PlannedLatency,
+    Quantity,
+)
 from onebyone.rewrites import restructure
 from onebyone.runtimes import Prepared, describe_machine, find_runtime
 from onebyone.units import format_ms, format_percent
@@ -22,9 +32,16 @@ Progress = Callable[[int, int, str], None]
 # Makes a plan from options and budgets, without measuring.
 MakePlan = Callable[[Survey, Sequence[Budget]], Plan]
 
-# Interleaved rounds in which a built network is compared with the original.
+# Interleaved rounds in which a built network is compared with the original, and how often so many
+# are added while the interval of the ratio is wider than this share of it.
 ROUNDS = 15
-SECONDS = 20.0
+MOST_TRIES = 4
+WIDE = 0.03
+# Of a series of rounds, at most.
+SECONDS = 5.0
+# The exporter that is quick for layers serves for networks of a front if the original takes the
+# same time by it, within this share.
+ALIKE = 0.03
 # A prediction is good enough when the measurement is no farther from it than this share.
 AGREEMENT = 0.03
 # A budget is met if the measured time is above it by no more than this share: what is noise.
@@ -53,6 +70,14 @@ class _Attempt:
         return limit is None or before / self.latency.ratio.value <= limit * (1 + OVER)
 
 
+@dataclass(frozen=True)
+class _Builder:
+    """A way to make networks ready to run, and the original made ready by it."""
+
+    prepare: Callable[[nn.Module, Tensor], Prepared]
+    original: Prepared
+
+
 class Deployed:
     """Plans from one survey for one runtime.
 
@@ -66,7 +91,7 @@ class Deployed:
 
     Attributes:
         options: Those that are faster, with the times of the layers by themselves.
-        share: What a millisecond that they save is worth in the whole network, as far as is known.
+        worth: What the milliseconds that they save come to in the whole network, as far as known.
     """
 
     def __init__(
@@ -84,7 +109,6 @@ class Deployed:
         self.example = example
         self.deployment = deployment
         self.progress = progress
-        self.share = 1.0
         layers = {layer.name: layer for layer in found.layers}
         self._timer = LayerTimer(found.network, layers, deployment, timings, head=found.head)
         with threads(deployment.threads):
@@ -96,12 +120,18 @@ class Deployed:
                 seconds=SECONDS,
             )
         self._before_ms = float(np.median(alone.ms["before"]))
+        self.worth = Worth(self._before_ms)
+        self._quick: _Builder | None = None
         timed = self._timer.survey(found.options, progress)
         self.options = [option for option in timed if _is_faster(option)]
 
-    def survey(self) -> Survey:
-        """Return the options that are faster, with times as they count in the whole network."""
-        found, share = self.found, self.share
+    def survey(self, budgets: Sequence[Budget] = ()) -> Survey:
+        """Return the options that are faster, with times as they count in the whole network.
+
+        Args:
+            budgets: What is planned for: a millisecond is worth another share where more are saved.
+        """
+        found, share = self.found, self._share_for(budgets)
         options = [_shared(option, share) for option in self.options]
         exact = None if found.exact is None else _untimed(found.exact)
         before = replace(found.before, ms=self._before_ms)
@@ -126,6 +156,27 @@ class Deployed:
             exact=exact,
         )
 
+    def predict(self, budgets: Sequence[Budget], make: MakePlan) -> Plan:
+        """Plan by the times that are known; nothing is built, but what is chosen is timed.
+
+        Args:
+            budgets: Upper bounds.
+            make: Chooses among the options of a survey.
+
+        Raises:
+            BudgetError: If a budget cannot be reached; says what is reachable.
+        """
+        return self._with_own_times(lambda: budgets, make)
+
+    def least(self, quantity: Quantity, make: MakePlan) -> Plan:
+        """Plan for the least of a quantity that the options reach, as far as is known.
+
+        Args:
+            quantity: What there is to be least of; not memory, which does not add up.
+            make: Chooses among the options of a survey.
+        """
+        return self._with_own_times(lambda: self._least_budget(quantity), make)
+
     def plan(self, budgets: Sequence[Budget], make: MakePlan) -> Plan:
         """Plan, build, measure, and plan again until the prediction holds and the budget is met.
 
@@ -136,75 +187,164 @@ class Deployed:
         Raises:
             BudgetError: If the latency cannot be reached; says what was measured.
         """
-        limit = next((b.limit for b in budgets if b.quantity == "latency"), None)
+        limit = _limit_of(budgets)
         if limit is not None and limit >= self._before_ms:
             limit = None  # met as it is, whatever noise says
         attempts: list[_Attempt] = []
         aims = list(AIMS)
         for _ in range(MOST_BUILDS):
             try:
-                made = self._with_own_times(budgets, make)
+                made = self.predict(budgets, make)
             except BudgetError:
                 if limit is None or not aims:
                     break
                 # The times of layers alone say no: what do they come to in the whole network?
                 easier = self._easier(budgets, aims.pop(0))
                 try:
-                    made = self._with_own_times(easier, make)
+                    made = self.predict(easier, make)
                 except BudgetError:
                     break  # another budget is what cannot be met
-            attempt = self._built(made, len(attempts))
+            attempt = _Attempt(made, self._built(made, len(attempts)))
             attempts.append(attempt)
+            self._learn(made, attempt.latency)
             if attempt.agrees and attempt.meets(limit):
                 break
             if not made.choices:
                 break
-            self._learn(attempt)
         good = [each for each in attempts if each.meets(limit)]
         if not good:
             raise self._unreachable(budgets, attempts, make)
         best = min(good, key=lambda each: (not each.agrees, each.plan.harm or 0.0))
         return replace(best.plan, budgets=tuple(budgets), latency=best.latency)
 
+    def measured(self, made: Plan) -> Plan:
+        """Return a plan with its network's time, from which later predictions learn.
+
+        For many networks: they are exported as quickly as does not change the original's time.
+        """
+        latency = self._built(made, len(self.worth.measured), self._builder())
+        self._learn(made, latency)
+        return replace(made, latency=latency)
+
     def measure(self, made: Plan) -> Plan:
         """Return a plan with the time of its network, built and measured."""
-        return replace(made, latency=self._built(made, 0).latency)
+        return replace(made, latency=self._built(made, 0))
 
     def retimed(self, made: Plan) -> list[Option]:
         """Return the options that a plan chose, timed once more: what no choice was made by."""
         fresh = Timings(self.deployment, None)
         layers = {layer.name: layer for layer in self.found.layers}
         timer = LayerTimer(self.found.network, layers, self.deployment, fresh, head=self.found.head)
-        chosen = {_identity(option) for option in made.choices}
-        mine = [replace(o, gain=None) for o in self.options if _identity(o) in chosen]
-        return timer.exactly(mine)
+        return timer.exactly([replace(option, gain=None) for option in self._chosen(made)])
 
-    def _with_own_times(self, budgets: Sequence[Budget], make: MakePlan) -> Plan:
+    def _with_own_times(self, budgets: Callable[[], Sequence[Budget]], make: MakePlan) -> Plan:
         """Plan until all that is chosen was timed itself and is faster."""
         for _ in range(MOST_PLANS):
-            made = make(self.survey(), budgets)
-            chosen = {_identity(option) for option in made.choices}
-            guessed = [o for o in self.options if _identity(o) in chosen and o.gain is None]
+            bounds = budgets()
+            made = make(self.survey(bounds), bounds)
+            guessed = [option for option in self._chosen(made) if option.gain is None]
             if not guessed:
-                return made
+                break
             exact = {_identity(option): option for option in self._timer.exactly(guessed)}
             known = [exact.get(_identity(option), option) for option in self.options]
             self.options = [option for option in known if _is_faster(option)]
-        return made
+        return self._predicted(made)
 
-    def _built(self, made: Plan, corrections: int) -> _Attempt:
+    def _predicted(self, made: Plan) -> Plan:
+        """Return a plan with the times that its own saving in the whole network gives."""
+        alone = self._alone_ms(made)
+        share = self.worth.share(alone)
+        whole = {_identity(option): _shared(option, share) for option in self._chosen(made)}
+        return replace(
+            made,
+            choices=tuple(whole.get(_identity(option), option) for option in made.choices),
+            after=replace(made.after, ms=self._before_ms - self.worth.saved(alone)),
+        )
+
+    def _chosen(self, made: Plan) -> list[Option]:
+        """Return the options that a plan chose, with the times of the layers by themselves."""
+        chosen = {_identity(option) for option in made.choices}
+        return [option for option in self.options if _identity(option) in chosen]
+
+    def _alone_ms(self, made: Plan) -> float:
+        return sum(_saved_ms(option) for option in self._chosen(made))
+
+    def _share_for(self, budgets: Sequence[Budget]) -> float:
+        """Return the share by which exactly the saving that a latency asks for is enough."""
+        limit = _limit_of(budgets)
+        if limit is None or limit >= self._before_ms:
+            return self.worth.share(0.0)
+        return self.worth.share(self.worth.alone(self._before_ms - limit))
+
+    def _least_budget(self, quantity: Quantity) -> tuple[Budget, ...]:
+        found = self.survey()
+        exact = found.exact if found.exact_asked else None
+        start = found.before - exact.saved if exact else found.before
+        if quantity != "latency":
+            least = least_cost(found.options, quantity, start, forced=found.forced)
+            limit = least.amount(quantity)
+        else:
+            alone = [*self.options]
+            left = least_cost(alone, quantity, start, forced=found.forced).amount(quantity)
+            # Of milliseconds the sum may differ in its last digit.
+            limit = self._before_ms - self.worth.saved((1 - 1e-9) * (self._before_ms - left))
+        return (Budget(quantity=quantity, limit=limit, asked=f"{quantity}={limit}"),)
+
+    def _builder(self) -> _Builder:
+        """Return the quickest way to build networks by which the original takes its own time."""
+        if self._quick is None:
+            self._quick = self._found_builder()
+        return self._quick
+
+    def _found_builder(self) -> _Builder:
+        runtime = find_runtime(self.deployment.runtime)
+        own = _Builder(runtime.prepare, self._original)
+        if runtime.prepare_layers is None:
+            return own
+        with threads(self.deployment.threads):
+            try:
+                quick = runtime.prepare_layers(self.model, self.example)
+            except OneByOneError:
+                return own
+            samples = self._interleaved(self._original, quick)
+        alike = abs(samples.ratio("before", "after").value - 1) <= ALIKE
+        return _Builder(runtime.prepare_layers, quick) if alike else own
+
+    def _built(
+        self, made: Plan, corrections: int, builder: _Builder | None = None
+    ) -> PlannedLatency:
         """Build a plan's network and measure it in turns with the original."""
         if self.progress is not None:
-            self.progress(corrections, MOST_BUILDS, f"{self.deployment.runtime}: whole network")
+            self.progress(
+                min(corrections, MOST_BUILDS),
+                MOST_BUILDS,
+                f"{self.deployment.runtime}: whole network",
+            )
+        runtime = find_runtime(self.deployment.runtime)
+        builder = builder or _Builder(runtime.prepare, self._original)
         with threads(self.deployment.threads):
-            after = self._prepared(restructure(self.model, made))
-            samples = interleave(
-                {"before": self._original, "after": after},
+            after = builder.prepare(restructure(self.model, made), self.example)
+            samples = self._interleaved(builder.original, after)
+            return self._latency(samples, made, corrections)
+
+    def _interleaved(self, before: Prepared, after: Prepared) -> Samples:
+        """Time two networks in turns until their ratio is known well enough."""
+
+        def series() -> Samples:
+            return interleave(
+                {"before": before, "after": after},
                 rounds=ROUNDS,
                 device=self.deployment.device,
                 seconds=SECONDS,
             )
-            return _Attempt(made, self._latency(samples, made, corrections))
+
+        samples = series()
+        for _ in range(MOST_TRIES - 1):
+            ratio = samples.ratio("before", "after")
+            if ratio.high - ratio.low <= WIDE * ratio.value:
+                break
+            samples = samples.followed_by(series())
+        return samples
 
     def _latency(self, samples: Samples, made: Plan, corrections: int) -> PlannedLatency:
         runtime, batch = self.deployment.runtime, self.deployment.batch
@@ -222,23 +362,19 @@ class Deployed:
             ratio=ratio,
             predicted_ms=predicted * before.median_ms / self._before_ms,
             corrections=corrections,
-            share=self.share,
+            share=self.worth.share(self._alone_ms(made)),
         )
 
-    def _learn(self, attempt: _Attempt) -> None:
-        """Take over what a millisecond saved in layers was worth in the whole network."""
-        chosen = {_identity(option) for option in attempt.plan.choices}
-        saved = sum(_saved_ms(option) for option in self.options if _identity(option) in chosen)
-        if saved > 0:
-            measured = 1 - 1 / attempt.latency.ratio.value
-            self.share = max(measured * self._before_ms / saved, 0.01)
+    def _learn(self, made: Plan, latency: PlannedLatency) -> None:
+        """Take over what the milliseconds saved in layers came to in the whole network."""
+        self.worth = self.worth.learned(self._alone_ms(made), latency.ratio)
 
     def _easier(self, budgets: Sequence[Budget], aim: float) -> tuple[Budget, ...]:
         """Return the budgets with a latency a share above the least that the options reach."""
         best: dict[str, float] = {}
         for option in self.options:
-            best[option.site] = max(best.get(option.site, 0.0), _saved_ms(option) * self.share)
-        aimed = self._before_ms - (1 - aim) * sum(best.values())
+            best[option.site] = max(best.get(option.site, 0.0), _saved_ms(option))
+        aimed = self._before_ms - self.worth.saved((1 - aim) * sum(best.values()))
         return tuple(
             replace(budget, limit=aimed) if budget.quantity == "latency" else budget
             for budget in budgets
@@ -249,7 +385,7 @@ class Deployed:
     ) -> BudgetError:
         if not attempts:
             try:
-                make(self.survey(), budgets)
+                make(self.survey(budgets), budgets)
             except BudgetError as error:
                 return error
         asked = ", ".join(budget.asked for budget in budgets)
@@ -297,6 +433,10 @@ def deployment_of(runtime: str, *, device: str, batch: int, num_threads: int | N
         return Deployment(
             runtime=runtime, device=device, batch=batch, threads=count, version=found.version
         )
+
+
+def _limit_of(budgets: Sequence[Budget]) -> float | None:
+    return next((budget.limit for budget in budgets if budget.quantity == "latency"), None)
 
 
 def _is_faster(option: Option) -> bool:

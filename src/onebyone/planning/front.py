@@ -21,11 +21,12 @@ def front_of(
     *,
     points: int = POINTS,
 ) -> tuple[FrontPoint, ...]:
-    """Plan for budgets of a quantity from the least reachable to what harms least.
+    """Plan for budgets of what is counted, from the least reachable to what harms least.
 
     Args:
         found: What could be done.
         quantity: What is budgeted; no other budget is set. Memory has no front: it does not add up.
+            Of latency, which is measured, see :mod:`onebyone.planning.timed_front`.
         plan_for: Chooses among the options under budgets.
         points: Budgets to plan for.
 
@@ -43,25 +44,31 @@ def front_of(
         return ()
 
     def within(limit: float) -> Plan:
-        # Counts are whole; of milliseconds the sum may differ in its last digit.
-        limit = limit * (1 + 1e-9) if quantity == "latency" else int(np.ceil(limit))
-        return plan_for(found, [Budget(quantity=quantity, limit=limit, asked=_asked(limit))])
-
-    def _asked(limit: float) -> str:
-        shown = f"{limit:.4g}ms" if quantity == "latency" else f"{limit}"
-        return f"{quantity}={shown}"
+        return plan_for(found, [budget_of(quantity, limit)])
 
     # What is asked for, such as a new head, may forbid the larger part of the way.
     most = max(least, within(whole).after.amount(quantity))
     made: dict[tuple[int, int], FrontPoint] = {}
     # The first as it is, not as a power gives it: the least must stay reachable.
     for limit in (least, *np.geomspace(least, most, points)[1:]):
-        planned = within(float(limit))
-        point = FrontPoint(
-            budget=planned.budgets[0],
-            after=planned.after,
-            harm=planned.harm or 0.0,
-            rewritten=len(planned.choices),
-        )
+        point = point_of(within(float(limit)))
         made.setdefault((point.after.params, point.after.macs), point)
     return tuple(made.values())
+
+
+def budget_of(quantity: Quantity, limit: float) -> Budget:
+    """Return a budget as it would be asked for; counts are whole."""
+    if quantity == "latency":
+        return Budget(quantity=quantity, limit=limit, asked=f"latency={limit:.4g}ms")
+    limit = int(np.ceil(limit))
+    return Budget(quantity=quantity, limit=limit, asked=f"{quantity}={limit}")
+
+
+def point_of(planned: Plan) -> FrontPoint:
+    """Return what a plan for one budget came to, as it was predicted."""
+    return FrontPoint(
+        budget=planned.budgets[0],
+        after=planned.after,
+        harm=planned.harm or 0.0,
+        rewritten=len(planned.choices),
+    )

@@ -19,6 +19,7 @@ from onebyone.planning.front import front_of
 from onebyone.planning.memory import memory_bytes, within_memory
 from onebyone.planning.options import HeadChoice, Survey, survey
 from onebyone.planning.solve import choose
+from onebyone.planning.timed_front import FRONT_SECONDS, timed_front
 from onebyone.planning.timings import Timings, cache_folder
 from onebyone.profiling import example_input
 from onebyone.records import (
@@ -52,6 +53,7 @@ def plan(
     batch: int = 1,
     num_threads: int | None = None,
     fastest: bool = False,
+    measure_front: bool = False,
     input_shape: tuple[int, ...] | None = None,
     cache: str | Path | Literal[False] | None = None,
     name: str | None = None,
@@ -83,6 +85,8 @@ def plan(
         num_threads: Torch's and the runtime's; what torch is set to, by default.
         fastest: Return the fastest network whose harm is at most a tenth above the least that
             meets the budgets.
+        measure_front: For a runtime, build and measure the networks of the front as well, as many
+            as a minute allows; each says how its time was obtained.
         input_shape: Without calibration data, the shape of an input with the batch in front.
         cache: Folder where times are kept for the next plan; ``False`` keeps none; by default
             ``ONEBYONE_CACHE`` or a folder in the user's cache.
@@ -117,7 +121,8 @@ def plan(
         progress=progress,
     )
     made = planner.plan(texts, fastest=fastest)
-    return replace(made, front=planner.front(made.budgets[0].quantity))
+    front = planner.front(made.budgets[0].quantity, measured=measure_front)
+    return replace(made, front=front)
 
 
 class Planner:
@@ -211,12 +216,15 @@ class Planner:
         return parse_budgets(texts, self.survey().before, memory_bytes=needed)
 
     def predict(self, budgets: Sequence[Budget], *, fastest: bool = False) -> Plan:
-        """Choose among the options, without building anything to measure its time.
+        """Choose among the options, by the times that are known; nothing is built.
 
         Raises:
             BudgetError: If a budget cannot be reached; says what is reachable.
         """
-        return self._choose(self.survey(), budgets, fastest=fastest)
+        make = partial(self._choose, fastest=fastest)
+        if self._deployed is None:
+            return make(self._found, budgets)
+        return self._deployed.predict(budgets, make)
 
     def plan(self, texts: Sequence[str], *, fastest: bool = False) -> Plan:
         """Choose among the options; for a runtime, build the network and measure it.
@@ -250,9 +258,19 @@ class Planner:
             raise BudgetError("A latency needs a runtime that it is measured in.")
         return self._deployed.retimed(made)
 
-    def front(self, quantity: Quantity) -> tuple[FrontPoint, ...]:
-        """Return what other budgets of a quantity would come to, as predicted."""
-        return front_of(self.survey(), quantity, self._choose)
+    def front(self, quantity: Quantity, *, measured: bool = False) -> tuple[FrontPoint, ...]:
+        """Return what other budgets of a quantity would come to.
+
+        Args:
+            quantity: What is budgeted; of memory there is no front.
+            measured: For a runtime, build and measure the networks, as many as a minute allows.
+                Otherwise the smallest alone is; the times of the others are predicted, corrected
+                by that one and by the networks that were built for plans before.
+        """
+        if self._deployed is None or quantity == "memory":
+            return front_of(self._found, quantity, self._choose)
+        seconds = FRONT_SECONDS if measured else 0.0
+        return timed_front(self._deployed, quantity, self._choose, seconds=seconds)
 
     def _choose(self, found: Survey, budgets: Sequence[Budget], *, fastest: bool = False) -> Plan:
         within = partial(self._made, found, fastest=FASTEST if fastest else None)

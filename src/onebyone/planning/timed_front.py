@@ -1,0 +1,108 @@
+"""A front for a runtime: networks along it are built and measured, which corrects the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onebyone.planning.deployed import Deployed, MakePlan
+from onebyone.planning.front import POINTS, budget_of, point_of
+from onebyone.records import FrontPoint, Plan, Quantity
+
+# No network of a front is begun after this: a minute, whatever the network.
+FRONT_SECONDS = 60.0
+
+
+def timed_front(
+    deployed: Deployed,
+    quantity: Quantity,
+    make: MakePlan,
+    *,
+    seconds: float,
+    points: int = POINTS,
+) -> tuple[FrontPoint, ...]:
+    """Plan for budgets of a quantity, and measure the networks of as many as time allows.
+
+    The smallest is always built: times far from any network that was measured are guesses, and
+    those near the least the worst. The others follow so that each halves the widest gap, and each
+    measurement corrects the predictions of what comes after.
+
+    Args:
+        deployed: The options, and what is known of their times.
+        quantity: What is budgeted; no other budget is set.
+        make: Chooses among the options under budgets.
+        seconds: No network but the smallest is begun later than this.
+        points: Budgets to plan for.
+
+    Returns:
+        The smallest network first, without those that another beats in harm and in the quantity;
+        each says how its time was obtained.
+    """
+    ends = time.monotonic() + seconds
+    if not deployed.options:
+        return ()
+    least = deployed.measured(deployed.least(quantity, make))
+    before = deployed.survey().before
+    whole = deployed.predict([budget_of(quantity, before.amount(quantity))], make)
+    first, last = _amount(least, quantity), whole.after.amount(quantity)
+    if not 0 < first < last:
+        return ()
+    limits = np.geomspace(first, last, points).tolist()
+    budgets = [budget_of(quantity, limit) for limit in limits]
+    measured: dict[int, Plan] = {0: least}
+    for place in _halving(points):
+        if time.monotonic() >= ends:
+            break
+        planned = deployed.predict([budgets[place]], make)
+        if planned.choices:
+            measured[place] = deployed.measured(planned)
+    made = [measured.get(i) or deployed.predict([budgets[i]], make) for i in range(points)]
+    return _unbeaten([_point(each, quantity) for each in made], quantity)
+
+
+def _halving(points: int) -> list[int]:
+    """Return the places between the first and the last, each in the middle of the widest gap."""
+    taken, order = [0, points - 1], []
+    while len(taken) < points:
+        gaps = np.diff(taken)
+        widest = int(np.argmax(gaps))
+        order.append(taken[widest] + int(gaps[widest]) // 2)
+        taken = sorted([*taken, order[-1]])
+    return [*order, points - 1]
+
+
+def _amount(planned: Plan, quantity: Quantity) -> float:
+    return _point(planned, quantity).after.amount(quantity)
+
+
+def _point(planned: Plan, quantity: Quantity) -> FrontPoint:
+    """Return a plan's point with its measured time, if it has one, and how it was obtained."""
+    point, latency, before = point_of(planned), planned.latency, planned.before.ms
+    if not planned.choices:
+        return replace(point, obtained="measured")
+    if latency is None:
+        return replace(point, obtained="corrected")
+    assert before is not None
+    ms = before / latency.ratio.value
+    return replace(
+        point,
+        # It is the least harm for the time that it was measured to take.
+        budget=budget_of(quantity, ms) if quantity == "latency" else point.budget,
+        after=replace(point.after, ms=ms),
+        obtained="measured",
+        timing=latency.after,
+        ratio=latency.ratio,
+        predicted_ms=planned.after.ms,
+    )
+
+
+def _unbeaten(points: Sequence[FrontPoint], quantity: Quantity) -> tuple[FrontPoint, ...]:
+    """Return the points in order, without equal networks and those that another one beats."""
+    kept: list[FrontPoint] = []
+    for point in sorted(points, key=lambda p: (p.after.amount(quantity), p.harm)):
+        if not kept or point.harm < kept[-1].harm:
+            kept.append(point)
+    return tuple(kept)
