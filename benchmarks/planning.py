@@ -8,10 +8,13 @@
 Random weights and kernels' errors for harm: this is about time alone. For each network, runtime,
 batch and number of threads a plan is made for a share of the latency, and its network measured in
 turns with the original: the share reached, with its 95 % interval, and how far the prediction was
-off. Points of its front, which no plan was corrected for, are built and measured as well: the error
-of predictions that were not mended. Every accepted rewrite is timed once more, alone, and those
-shown to be slower are counted (P7). P6 is the share of the time saved by the share of the MACs
-saved. Results are appended to a file of JSON lines; a run goes on where it stopped.
+off. Its front is then built and measured, as `onebyone plan --front` does, and predictions are held
+out: for times halfway between neighbors on the front, networks are planned as the measured ones
+correct it, and only then built and measured, by the deployment's own export; the error that the
+same predictions had without the front's correction stands beside. Every accepted rewrite is timed
+once more, alone, and those shown to be slower are counted (P7). P6 is the share of the time saved
+by the share of the MACs saved. Results are appended to a file of JSON lines; a run goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from torch import nn
 from onebyone.errors import OneByOneError
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning import Planner
-from onebyone.records import Plan, write_text
+from onebyone.planning.worth import Worth
+from onebyone.records import Budget, FrontPoint, write_text
 from onebyone.report.console import print_table
 from onebyone.runtimes import describe_machine
 from onebyone.tables import Table
@@ -42,7 +46,7 @@ ZOO = (
     "regnet_y_400mf", "timm:efficientnet_lite0", "timm:convnext_atto", "timm:ghostnet_100",
     "timm:repvgg_a0", "timm:resnet26d",
 )  # fmt: skip
-# Points of the front that are built and measured beside the plan.
+# Networks that are built and measured beside the plan and its front.
 HELD_OUT = 3
 
 
@@ -90,6 +94,10 @@ class Row:
     before_ms: float | None = None
     error: float | None = None
     held_out: tuple[float, ...] = ()
+    uncorrected: tuple[float, ...] = ()
+    front: int = 0
+    front_measured: int = 0
+    front_seconds: float = 0.0
     macs: float | None = None
     rewritten: int = 0
     slower: int = 0
@@ -124,16 +132,25 @@ def measured(asked: Row, cache: Path | None) -> Row:
     seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
     latency = made.latency
     assert latency is not None
+    plain = planner.worth
+    wall = time.perf_counter()
+    front = [point for point in planner.front("latency", measured=True) if point.rewritten]
+    front_seconds = time.perf_counter() - wall
+    held_out = list(_held_out(planner, front, plain))
     return Row(
         **{
             **asdict(asked),
+            "front": len(front),
+            "front_measured": sum(point.ratio is not None for point in front),
+            "front_seconds": front_seconds,
             "reached": 1 / latency.ratio.value,
             "low": 1 / latency.ratio.high,
             "high": 1 / latency.ratio.low,
             "disturbed": latency.before.disturbed or latency.after.disturbed,
             "before_ms": latency.before.median_ms,
             "error": latency.error,
-            "held_out": tuple(_held_out(planner, made)),
+            "held_out": tuple(corrected for corrected, _ in held_out),
+            "uncorrected": tuple(without for _, without in held_out),
             "macs": made.after.macs / made.before.macs,
             "rewritten": len(made.choices),
             "slower": sum(
@@ -146,15 +163,21 @@ def measured(asked: Row, cache: Path | None) -> Row:
     )
 
 
-def _held_out(planner: Planner, made: Plan) -> Iterator[float]:
-    """Yield the errors of predictions for points of the front that nothing was corrected for."""
-    own = made.after.ms
-    front = [p for p in planner.front("latency") if p.rewritten and p.after.ms != own]
-    spots = np.linspace(0, len(front) - 1, min(HELD_OUT, len(front))).round().astype(int)
+def _held_out(
+    planner: Planner, front: Sequence[FrontPoint], plain: Worth
+) -> Iterator[tuple[float, float]]:
+    """Yield errors of predictions between points of the front, and what they were without it."""
+    gaps = list(itertools.pairwise(front))
+    spots = np.linspace(0, len(gaps) - 1, min(HELD_OUT, len(gaps))).round().astype(int)
     for spot in sorted({int(s) for s in spots}):
-        latency = planner.measure(planner.predict([front[spot].budget])).latency
+        near, far = (point.after.ms or 0.0 for point in gaps[spot])
+        limit = (near * far) ** 0.5
+        made = planner.predict([Budget(quantity="latency", limit=limit, asked="halfway")])
+        whole, alone = made.before.ms or 0.0, planner.worth.alone(made.before.ms - made.after.ms)
+        latency = planner.measure(made).latency
         assert latency is not None
-        yield latency.error
+        measured = whole / latency.ratio.value
+        yield latency.error, abs(whole - plain.saved(alone) - measured) / measured
 
 
 # ---------------------------------------------------------------- showing
@@ -165,10 +188,17 @@ def table(rows: Sequence[Row]) -> Table:
     lines = [_line(row) for row in rows]
     errors = [row.error for row in rows if row.error is not None]
     held = [error for row in rows for error in row.held_out]
+    plain = [error for row in rows for error in row.uncorrected]
+    points, known = (
+        sum(getattr(row, each) for row in rows) for each in ("front", "front_measured")
+    )
+    longest = max((row.front_seconds for row in rows), default=0.0)
     slower, accepted = sum(row.slower for row in rows), sum(row.rewritten for row in rows)
     notes = [
         _spread("Predicted against measured, of the plans", errors),
-        _spread("Of points of their fronts, which were not corrected", held),
+        _spread("Held out between points of their fronts, which corrected them", held),
+        _spread("Of the same networks, by what the plan alone had measured", plain),
+        f"Fronts: {points} rewritten networks, {known} measured, in at most {longest:.0f} s each.",
         f"Accepted rewrites timed again, alone: {slower} of {accepted} shown to be slower (P7).",
         f"{describe_machine('cpu')}.",
     ]

@@ -183,6 +183,8 @@ class ShrinkSettings(RunSettings):
             validation data before fine-tuning, in points for accuracy, in the metric's unit else.
         only_faster: Take no rewrite that is not shown to be faster in the first of ``runtimes``,
             where budgets do not bound latency too.
+        measure_front: Where times are planned for, build and measure the networks of other budgets
+            as well, as many as a minute allows; see :func:`onebyone.plan`.
         plan: A plan to carry out instead of making one; then ``budget`` is not read.
         head: ``auto``, ``keep``, ``exact`` or ``gap``; see :func:`onebyone.plan`.
         leave: Names of modules to leave alone.
@@ -198,6 +200,7 @@ class ShrinkSettings(RunSettings):
     fastest: bool = False
     max_drop: float | None = None
     only_faster: bool = False
+    measure_front: bool = False
     plan: Plan | None = None
     head: HeadChoice = "auto"
     leave: Sequence[str] = ()
@@ -505,7 +508,8 @@ def _fresh_plan(
     )
     if settings.max_drop is None:
         made = planner.plan(asked, fastest=settings.fastest)
-        return replace(made, front=planner.front(made.budgets[0].quantity))
+        front = planner.front(made.budgets[0].quantity, measured=settings.measure_front)
+        return replace(made, front=front)
     made, trials = plan_within(
         original,
         planner,
@@ -517,7 +521,7 @@ def _fresh_plan(
         progress=line.tell,
     )
     line.keep(max_drop=settings.max_drop, trials=trials)
-    return replace(made, front=planner.front("latency"))
+    return replace(made, front=planner.front("latency", measured=settings.measure_front))
 
 
 def _applied(

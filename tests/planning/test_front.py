@@ -9,7 +9,7 @@ from torch import nn
 from onebyone.errors import BudgetError
 from onebyone.planning import plan
 from onebyone.planning.front import POINTS
-from onebyone.records import Plan
+from onebyone.records import FrontPoint, Plan
 from onebyone.rewrites import head
 
 
@@ -89,3 +89,13 @@ def test_a_saved_plan_keeps_its_front_and_an_older_one_has_none(planned):
     text = planned.to_json()
     older = text[: text.index('"front"')] + '"format": 1}'
     assert Plan.from_json(older).front == ()
+
+
+def test_a_front_that_was_saved_before_its_times_were_measured_is_read():
+    old = (
+        '{"budget": {"quantity": "latency", "limit": 5.0, "asked": "latency=5ms"}, '
+        '"after": {"params": 10, "macs": 20, "ms": 5.0}, "harm": 0.5, "rewritten": 3}'
+    )
+    point = FrontPoint.from_json(old)
+    assert (point.obtained, point.timing, point.ratio, point.predicted_ms) == (None,) * 4
+    assert point.how == "predicted"

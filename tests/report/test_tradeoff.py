@@ -7,6 +7,7 @@ import pytest
 from parsed_page import Page
 from run_records import run_record
 
+from onebyone.records import Budget, Deployment, PlannedLatency, Ratio
 from onebyone.report.html import render_run
 from onebyone.report.tradeoff import front_chart, learning_curves
 
@@ -47,6 +48,57 @@ def test_a_plan_for_parameters_is_drawn_against_parameters(record):
     drawn = front_chart(record.with_(plan=plan))
     assert drawn.title == "Harm against parameters"
     assert drawn.points[0].x == plan.after.params / plan.before.params
+
+
+def timed_front(record):
+    """Return a plan for latency of which one front point was measured and one was corrected."""
+    whole = dataclasses.replace(record.plan.before, ms=10.0)
+    deployment = Deployment(runtime="onnxruntime", version="1")
+    ratio = Ratio(value=2.0, low=1.9, high=2.1, rounds=15)
+    time = record.after.latency["eager"]
+    first, second = record.plan.front[2:4]
+    timed = [dataclasses.replace(p.after, ms=ms) for p, ms in [(first, 5.0), (second, 7.0)]]
+    points = (
+        dataclasses.replace(first, after=timed[0], obtained="measured", ratio=ratio, timing=time),
+        dataclasses.replace(second, after=timed[1], obtained="corrected"),
+    )
+    latency = PlannedLatency(
+        deployment=deployment,
+        machine=record.machine,
+        before=time,
+        after=time,
+        ratio=ratio,
+        predicted_ms=time.median_ms / 2,
+        corrections=0,
+        share=1.0,
+    )
+    return dataclasses.replace(
+        record.plan,
+        budgets=(Budget(quantity="latency", limit=5.0, asked="latency=50%"),),
+        before=whole,
+        after=dataclasses.replace(record.plan.after, ms=5.0),
+        front=points,
+        latency=latency,
+    )
+
+
+def test_points_whose_time_was_measured_are_drawn_with_their_interval(record):
+    plan = timed_front(record)
+    drawn = front_chart(record.with_(plan=plan))
+    (dot,) = [point for point in drawn.points if point.small]
+    assert (dot.x, dot.y) == (0.5, plan.front[0].harm)
+    assert dot.x_interval == (1 / 2.1, 1 / 1.9)
+    assert "measured, 2.00× [1.90–2.10]" in dot.name
+    assert "1 measured in turns with the original in onnxruntime 1" in drawn.caption
+    assert "1 predicted, corrected by the networks that were measured" in drawn.caption
+
+
+def test_the_page_says_of_each_time_on_the_front_how_it_was_obtained(record):
+    page = render_run(record.with_(plan=timed_front(record)))
+    assert "how times were obtained" in page
+    assert "measured, 2.00× [1.90–2.10]" in page
+    assert "predicted, corrected" in page
+    assert "how times were obtained" not in render_run(record)
 
 
 def test_a_plan_of_before_there_were_fronts_has_none(record):

@@ -78,7 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_uniform(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (0)")
     parser.add_argument(
-        "--front", action="store_true", help="show what other budgets would come to as well"
+        "--front",
+        action="store_true",
+        help="show what other budgets would come to as well; for a runtime their networks are "
+        "built and measured, as many as a minute allows",
     )
     add_device(parser)
     add_output(parser, "folder for plan.json")
@@ -195,6 +198,7 @@ def _planned(args: argparse.Namespace) -> Plan:
             batch=args.batch,
             num_threads=args.threads,
             fastest=args.fastest,
+            measure_front=args.front,
             name=loaded.source.name,
             device=device,
             progress=update,

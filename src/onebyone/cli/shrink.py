@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "than this on the validation data before fine-tuning; in the metric's unit if it is not a "
         "share",
     )
+    parser.add_argument(
+        "--front",
+        action="store_true",
+        help="where times are planned for, build and measure the networks of other budgets as "
+        "well, as many as a minute allows, for the report",
+    )
     parser.add_argument("--plan", metavar="FILE", help="carry out this plan instead of making one")
     parser.add_argument(
         "--reconstruct",
@@ -107,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
             fastest=args.fastest,
             max_drop=args.max_drop,
             only_faster=args.only_faster,
+            measure_front=args.front,
             plan=plan,
             head=args.head,
             leave=args.leave,

@@ -226,6 +226,17 @@ class Deployed:
         self._learn(made, latency)
         return replace(made, latency=latency)
 
+    def foreseen(self, made: Plan) -> Plan:
+        """Return a plan with the times that are predicted for its network by what is known now."""
+        alone = self._alone_ms(made)
+        share = self.worth.share(alone)
+        whole = {_identity(option): _shared(option, share) for option in self._chosen(made)}
+        return replace(
+            made,
+            choices=tuple(whole.get(_identity(option), option) for option in made.choices),
+            after=replace(made.after, ms=self._before_ms - self.worth.saved(alone)),
+        )
+
     def measure(self, made: Plan) -> Plan:
         """Return a plan with the time of its network, built and measured."""
         return replace(made, latency=self._built(made, 0))
@@ -248,18 +259,7 @@ class Deployed:
             exact = {_identity(option): option for option in self._timer.exactly(guessed)}
             known = [exact.get(_identity(option), option) for option in self.options]
             self.options = [option for option in known if _is_faster(option)]
-        return self._predicted(made)
-
-    def _predicted(self, made: Plan) -> Plan:
-        """Return a plan with the times that its own saving in the whole network gives."""
-        alone = self._alone_ms(made)
-        share = self.worth.share(alone)
-        whole = {_identity(option): _shared(option, share) for option in self._chosen(made)}
-        return replace(
-            made,
-            choices=tuple(whole.get(_identity(option), option) for option in made.choices),
-            after=replace(made.after, ms=self._before_ms - self.worth.saved(alone)),
-        )
+        return self.foreseen(made)
 
     def _chosen(self, made: Plan) -> list[Option]:
         """Return the options that a plan chose, with the times of the layers by themselves."""

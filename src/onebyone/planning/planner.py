@@ -21,6 +21,7 @@ from onebyone.planning.options import HeadChoice, Survey, survey
 from onebyone.planning.solve import choose
 from onebyone.planning.timed_front import FRONT_SECONDS, timed_front
 from onebyone.planning.timings import Timings, cache_folder
+from onebyone.planning.worth import Worth
 from onebyone.profiling import example_input
 from onebyone.records import (
     Budget,
@@ -196,6 +197,17 @@ class Planner:
             self._deployed = Deployed(
                 model, self._found, self._batched, deployment, timings, progress=progress
             )
+
+    @property
+    def worth(self) -> Worth:
+        """What milliseconds that layers save come to in the network, as far as was measured.
+
+        Raises:
+            BudgetError: If nothing was timed.
+        """
+        if self._deployed is None:
+            raise BudgetError("A latency needs a runtime that it is measured in.")
+        return self._deployed.worth
 
     def survey(self) -> Survey:
         """Return the options; for a runtime those that are faster, with their times."""

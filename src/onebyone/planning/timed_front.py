@@ -60,7 +60,8 @@ def timed_front(
         if planned.choices:
             measured[place] = deployed.measured(planned)
     made = [measured.get(i) or deployed.predict([budgets[i]], make) for i in range(points)]
-    return _unbeaten([_point(each, quantity) for each in made], quantity)
+    found = [_point(each, quantity, foreseen=deployed.foreseen(each)) for each in made]
+    return _unbeaten(found, quantity)
 
 
 def _halving(points: int) -> list[int]:
@@ -74,11 +75,11 @@ def _halving(points: int) -> list[int]:
     return [*order, points - 1]
 
 
-def _amount(planned: Plan, quantity: Quantity) -> float:
-    return _point(planned, quantity).after.amount(quantity)
+def _amount(measured: Plan, quantity: Quantity) -> float:
+    return _point(measured, quantity, foreseen=measured).after.amount(quantity)
 
 
-def _point(planned: Plan, quantity: Quantity) -> FrontPoint:
+def _point(planned: Plan, quantity: Quantity, *, foreseen: Plan) -> FrontPoint:
     """Return a plan's point with its measured time, if it has one, and how it was obtained."""
     point, latency, before = point_of(planned), planned.latency, planned.before.ms
     if not planned.choices:
@@ -86,11 +87,14 @@ def _point(planned: Plan, quantity: Quantity) -> FrontPoint:
     if latency is None:
         return replace(point, obtained="corrected")
     assert before is not None
+    assert foreseen.after.ms is not None
     ms = before / latency.ratio.value
+    # What it took it meets, and to what is foreseen for it now the same plan leads again; of
+    # milliseconds the sum may differ in its last digit.
+    limit = max(ms, foreseen.after.ms) * (1 + 1e-9)
     return replace(
         point,
-        # It is the least harm for the time that it was measured to take.
-        budget=budget_of(quantity, ms) if quantity == "latency" else point.budget,
+        budget=budget_of(quantity, limit) if quantity == "latency" else point.budget,
         after=replace(point.after, ms=ms),
         obtained="measured",
         timing=latency.after,

@@ -25,6 +25,7 @@ _LEAST_HARM = 1e-4  # a logarithm has no zero: what is below is drawn here
 NAMES: dict[Quantity, str] = {"macs": "MACs", "params": "parameters", "latency": "latency"}
 _CURVE_HEIGHT = 200
 _NONE = "–"
+_FRONT_COLOR = 5
 
 
 def tradeoff_section(record: RunRecord) -> Markup:
@@ -36,7 +37,8 @@ def tradeoff_section(record: RunRecord) -> Markup:
     words = [*_plan_words(record, plan), *([] if log is None else [_training_words(log)])]
     drawn = _side_by_side(front, curves)
     tried = [table(_trials_table(record))] if record.trials else []
-    return section("tradeoff", "The trade-off", *words, drawn, *_plan_tables(plan), *tried)
+    parts = (*_front_table(plan), *_plan_tables(plan), *tried)
+    return section("tradeoff", "The trade-off", *words, drawn, *parts)
 
 
 def training_section(record: RunRecord) -> Markup:
@@ -71,6 +73,14 @@ def _plan_tables(plan: Plan) -> list[Markup | str]:
     return [*parts, table(_left_alone_table(plan))] if plan.left_alone else parts
 
 
+def _front_table(plan: Plan) -> list[Markup]:
+    """Return the front with how each time was obtained, where times are known."""
+    if not plan.front or plan.before.ms is None:
+        return []
+    shown = table(plan.front_table())
+    return [disclosure(f"All {len(plan.front)} other budgets, and how times were obtained", shown)]
+
+
 def _trials_table(record: RunRecord) -> Table:
     """Return the networks that were tried on the validation data, the fastest first."""
     trials = sorted(record.trials, key=lambda trial: trial.after.ms or 0.0)
@@ -100,14 +110,17 @@ def front_chart(record: RunRecord) -> ScatterChart | None:
         return None
     name = counted(plan.budgets[0].quantity)
     share = plan.after.amount(name) / (plan.before.amount(name) or 1)
-    line = front_line(plan, "other budgets, predicted", 5)
+    line = front_line(plan, _line_name(plan), _FRONT_COLOR)
     points = [
         Point(name=words, x=share, y=harm, color=color)
         for words, harm, color in _harms(record)
         if harm is not None
     ]
+    points += _timed_points(plan) if name == "latency" else []
     floor = floor_of([*line.y, *(point.y for point in points)])
     caption = f"Both axes are logarithmic. {len(line.x)} other budgets, none of them carried out."
+    if plan.before.ms is not None and plan.latency is not None:
+        caption += f" Their times: {plan.front_times()}."
     if floor is not None:
         caption += f" Harm below {floor:g} is drawn there."
     x, y = front_axes(name, floor)
@@ -120,6 +133,28 @@ def front_chart(record: RunRecord) -> ScatterChart | None:
         caption=caption,
         height=400 if record.training is not None else 320,
     )
+
+
+def _line_name(plan: Plan) -> str:
+    if any(point.ratio is not None for point in plan.front):
+        return "other budgets, predicted; dots: time measured"
+    return "other budgets, predicted"
+
+
+def _timed_points(plan: Plan) -> list[Point]:
+    """Return the points of a front of latency that were measured, with their intervals."""
+    return [
+        Point(
+            name=f"another budget: {format_ms(point.after.ms or 0.0)}, {point.how}",
+            x=1 / point.ratio.value,
+            y=point.harm,
+            x_interval=(1 / point.ratio.high, 1 / point.ratio.low),
+            color=_FRONT_COLOR,
+            small=True,
+        )
+        for point in plan.front
+        if point.ratio is not None
+    ]
 
 
 def counted(bounded: Quantity) -> Quantity:
