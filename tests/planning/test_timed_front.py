@@ -8,7 +8,8 @@ from test_deployed import SHAPE, planned
 from torch import nn
 
 from onebyone import restructure
-from onebyone.planning import Planner, timed_front
+from onebyone.errors import ModelError
+from onebyone.planning import Planner, deployed, timed_front
 from onebyone.planning.front import budget_of
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Plan
@@ -68,9 +69,11 @@ def test_between_measured_points_the_corrected_prediction_holds(machine, net, sh
     known = machine(noise=0, whole=MACHINES[shape])
     mine = planner(net)
     front = [point for point in mine.front("latency", measured=True) if point.rewritten]
+    # A straight line cuts off a corner: no more than this, as far apart as measured points are.
+    most = 0.1 if shape == "floor" else 0.05
     for near, far in itertools.pairwise(front):
         made = mine.predict([budget_of("latency", (near.after.ms * far.after.ms) ** 0.5)])
-        assert made.after.ms == pytest.approx(true_ms(known, net, made), rel=0.05)
+        assert made.after.ms == pytest.approx(true_ms(known, net, made), rel=most)
 
 
 def test_without_measuring_the_front_only_its_smallest_network_is_built(machine, net):
@@ -91,6 +94,21 @@ def test_no_network_is_begun_after_the_time_is_over(machine, net, monkeypatch):
     monkeypatch.setattr("onebyone.planning.planner.FRONT_SECONDS", 0.0)
     front = planner(net).front("latency", measured=True)
     assert sum(point.ratio is not None for point in front) == 1
+
+
+def test_a_network_that_the_runtime_cannot_run_leaves_the_front_predicted(
+    machine, net, monkeypatch
+):
+    machine()
+    mine = planner(net)
+
+    def fails(self, made):
+        raise ModelError("it cannot be exported")
+
+    monkeypatch.setattr(deployed.Deployed, "measured", fails)
+    front = [point for point in mine.front("latency", measured=True) if point.rewritten]
+    assert len(front) >= 6
+    assert {point.how for point in front} == {"predicted, corrected"}
 
 
 def test_every_time_says_how_it_was_obtained_on_screen_and_when_read_again(machine, net):

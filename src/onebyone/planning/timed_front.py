@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from onebyone.errors import OneByOneError
 from onebyone.planning.deployed import Deployed, MakePlan
 from onebyone.planning.front import POINTS, budget_of, point_of
 from onebyone.records import FrontPoint, Plan, Quantity
@@ -44,7 +45,7 @@ def timed_front(
     ends = time.monotonic() + seconds
     if not deployed.options:
         return ()
-    least = deployed.measured(deployed.least(quantity, make))
+    least = _built(deployed, deployed.least(quantity, make))
     before = deployed.survey().before
     whole = deployed.predict([budget_of(quantity, before.amount(quantity))], make)
     first, last = _amount(least, quantity), whole.after.amount(quantity)
@@ -58,10 +59,18 @@ def timed_front(
             break
         planned = deployed.predict([budgets[place]], make)
         if planned.choices:
-            measured[place] = deployed.measured(planned)
+            measured[place] = _built(deployed, planned)
     made = [measured.get(i) or deployed.predict([budgets[i]], make) for i in range(points)]
     found = [_point(each, quantity, foreseen=deployed.foreseen(each)) for each in made]
     return _unbeaten(found, quantity)
+
+
+def _built(deployed: Deployed, planned: Plan) -> Plan:
+    """Return a plan with its network's time, or as it is if the runtime cannot run that network."""
+    try:
+        return deployed.measured(planned)
+    except OneByOneError:
+        return planned  # the front stands beside a plan that was made: it must not undo it
 
 
 def _halving(points: int) -> list[int]:
