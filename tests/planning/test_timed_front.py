@@ -144,6 +144,14 @@ def test_a_front_of_macs_has_measured_times_too(machine, net):
     assert all(point.obtained == "measured" for point in made.front)
 
 
+def test_a_front_within_the_noise_is_made_all_the_same(machine, net):
+    machine(noise=0.05, worth=0.02)
+    front = planner(net).front("latency", measured=True)
+    for fast, slow in itertools.pairwise(front):
+        assert fast.after.ms <= slow.after.ms
+        assert fast.harm > slow.harm
+
+
 def test_halving_takes_every_place_once_and_far_ones_first():
     order = timed_front._halving(9)
     assert sorted(order) == list(range(1, 9))

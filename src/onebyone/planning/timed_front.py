@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from onebyone.errors import OneByOneError
+from onebyone.errors import BudgetError, OneByOneError
 from onebyone.planning.deployed import Deployed, MakePlan
 from onebyone.planning.front import POINTS, budget_of, point_of
-from onebyone.records import FrontPoint, Plan, Quantity
+from onebyone.records import Budget, FrontPoint, Plan, Quantity
 
-# No network of a front is begun after this: a minute, whatever the network.
+# No network of a front is begun later after its smallest: a minute, whatever the network.
 FRONT_SECONDS = 60.0
 
 
@@ -35,17 +35,17 @@ def timed_front(
         deployed: The options, and what is known of their times.
         quantity: What is budgeted; no other budget is set.
         make: Chooses among the options under budgets.
-        seconds: No network but the smallest is begun later than this.
+        seconds: No other network is begun later than this after the smallest was measured.
         points: Budgets to plan for.
 
     Returns:
         The smallest network first, without those that another beats in harm and in the quantity;
         each says how its time was obtained.
     """
-    ends = time.monotonic() + seconds
     if not deployed.options:
         return ()
     least = _built(deployed, deployed.least(quantity, make))
+    ends = time.monotonic() + seconds
     before = deployed.survey().before
     whole = deployed.predict([budget_of(quantity, before.amount(quantity))], make)
     first, last = _amount(least, quantity), whole.after.amount(quantity)
@@ -57,12 +57,20 @@ def timed_front(
     for place in _halving(points):
         if time.monotonic() >= ends:
             break
-        planned = deployed.predict([budgets[place]], make)
-        if planned.choices:
+        planned = _predicted(deployed, budgets[place], make)
+        if planned is not None and planned.choices:
             measured[place] = _built(deployed, planned)
-    made = [measured.get(i) or deployed.predict([budgets[i]], make) for i in range(points)]
-    found = [_point(each, quantity, foreseen=deployed.foreseen(each)) for each in made]
+    made = [measured.get(i) or _predicted(deployed, budgets[i], make) for i in range(points)]
+    found = [_point(each, quantity, foreseen=deployed.foreseen(each)) for each in made if each]
     return _unbeaten(found, quantity)
+
+
+def _predicted(deployed: Deployed, budget: Budget, make: MakePlan) -> Plan | None:
+    """Return a plan for one budget; none where later measurements put it out of reach."""
+    try:
+        return deployed.predict([budget], make)
+    except BudgetError:
+        return None
 
 
 def _built(deployed: Deployed, planned: Plan) -> Plan:
