@@ -1,316 +1,455 @@
-"""The same network by its peers and by us: divergence, accuracy and time.
+"""The same network by its peers and by us: accuracy, divergence and time at equal MACs.
 
-    python -m venv peers && peers/bin/pip install . fasterai tensorly-torch torch-pruning
-    peers/bin/python benchmarks/peers.py resnet20 --macs 60 50
+    python -m venv peers
+    peers/bin/pip install '.[onnx]' fasterai tensorly-torch torch-pruning aimet-torch
     peers/bin/python benchmarks/peers.py resnet20 --macs 50 --epochs 2
     peers/bin/python benchmarks/peers.py resnet20 --macs 60 50 --equal-divergence
+    peers/bin/python benchmarks/peers.py --only-table --table docs/peers.md
 
-Peers: fasterai's Tucker-2 (``Conv_Decomposer``) and tltorch's Tucker (``FactorizedConv.from_conv``)
-on every convolution but the first, and Torch-Pruning's group magnitude pruning of channels. Each
-has one knob for all layers, which is set by bisection so that torch's counter finds the share of
-the MACs; ours plans for the same share. All networks are scored on the same test images and timed
-in the same rounds. With ``--epochs`` all are distilled alike, by our defaults. With
-``--equal-divergence`` ours is instead the fastest whose divergence on the test images is not above
-the peer's. A peer that is not installed, or fails, is said to.
+Each peer (``benchmarks/peer_tools.py``) has one knob for all layers, which is set by bisection so
+that torch's counter finds the share of the MACs; ours plans for the same share. With ``--epochs``
+all are then distilled alike, by our defaults: the same data, seed, batch and trial of rates.
+
+All are scored on the same test images and, for agreement and divergence, on training images that
+neither calibration nor training sees; and timed in interleaved rounds with the original. With
+``--equal-divergence`` each peer is also set beside the fastest of ours whose divergence on the
+test images is not above its own. Every network and every figure is kept at once, and an
+interrupted distillation goes on from its last epoch: empty the folder after changing code. A peer
+that is not installed, or fails, is said to.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import dataclasses
 import importlib.metadata
+import json
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
+import onebyone
 from onebyone import apply, distill
 from onebyone.calibration import CalibrationData
-from onebyone.cli.arguments import progress
-from onebyone.data import Data
+from onebyone.data.splits import TensorSplit, held_out
 from onebyone.errors import OneByOneError
 from onebyone.evaluation import agreement, paired_difference, score
 from onebyone.planning import Planner
 from onebyone.profiling.latency import interleave, threads
-from onebyone.report.console import print_table
+from onebyone.records import write_text
+from onebyone.report.console import print_table, progress
 from onebyone.runtimes import describe_machine, find_runtime
-from onebyone.sites import replace_module
 from onebyone.tables import Table
+from onebyone.units import format_count
 
 sys.path.insert(0, str(Path(__file__).parent))
+from peer_tools import PEERS, Task, at_share, count_macs
 from subjects import SUBJECTS
 
-# A network with a knob from 0, nothing removed, to 1.
-Peer = Callable[[nn.Module, Tensor, float], nn.Module]
-HALVINGS = 8
+OURS = "onebyone"
 ROUNDS = 20
+Interval = tuple[float, float, float]  # value, low, high
 
 
-def fasterai_tucker(network: nn.Module, _: Tensor, removed: float) -> nn.Module:
-    """Every convolution but the first by fasterai."""
-    from fasterai.misc.conv_decomposer import Conv_Decomposer
+@dataclass(frozen=True)
+class Row:
+    """A network by a tool, scored; a line of the results."""
 
-    first = next(name for name, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    return Conv_Decomposer().decompose(
-        copy.deepcopy(network), percent_removed=removed, method="tucker", exclude=[first]
-    )
+    network: str
+    by: str
+    version: str
+    share: float  # of the MACs, asked
+    epochs: int  # of distillation; 0 is one-shot
+    macs: float  # share
+    params: float  # share
+    metric: str
+    before: float
+    after: float
+    change: Interval
+    n: int
+    test: str  # of the difference
+    agreement: float | None  # on the test data
+    divergence: float  # on the test data
+    held_out: int  # training images that were used for nothing else
+    held_out_agreement: float | None
+    held_out_divergence: float
+    calibration: int  # inputs that the tool saw
+    examples: int  # an epoch
+    rate: float  # of the distillation
+    seed: int
+    seconds: float  # of this stage
+    runtime: str
+    time: Interval | None  # share of the original's; none where the runtime cannot run it
+    equal: bool  # whether ours of equal divergence was looked for
+    faster: Interval | None  # its time over that of ours of equal divergence
+    ours_divergence: float | None
+    machine: str
+    threads: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells one line from another."""
+        return self.network, self.by, self.share, self.epochs, self.seed, self.runtime, self.equal
 
 
-def tltorch_tucker(network: nn.Module, _: Tensor, removed: float) -> nn.Module:
-    """Every convolution but the first, and none of 1×1, by tltorch."""
-    from tltorch import FactorizedConv
+@dataclass(frozen=True)
+class Failure:
+    """A tool that gave no network."""
 
-    small = copy.deepcopy(network)
-    convolutions = [(n, m) for n, m in small.named_modules() if isinstance(m, nn.Conv2d)]
-    for name, layer in convolutions[1:]:
-        if layer.kernel_size == (1, 1):
-            continue
-        ranks = [max(1, round((1 - removed) * size)) for size in layer.weight.shape[:2]]
-        factorized = FactorizedConv.from_conv(
-            layer,
-            rank=(*ranks, *layer.kernel_size),
-            factorization="tucker",
-            implementation="factorized",
+    network: str
+    by: str
+    version: str
+    share: float
+    why: str
+
+
+class Bench:
+    """One pretrained network and all that is done with it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.subject = SUBJECTS[args.network]
+        self.original = self.subject.network().eval()
+        data = self.subject.data()
+        assert isinstance(data.train, TensorSplit)
+        rest, kept = held_out(len(data.train), args.held_out, seed=args.seed)
+        self.held_out = data.train.part(kept)
+        self.data = replace(data, train=data.train.part(rest))
+        count = args.calibration or self.subject.examples
+        self.inputs = self.data.train.take(count, args.seed)
+        self.folder: Path = args.folder / args.network
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.task = Task(
+            self.original,
+            torch.zeros(1, *data.input_shape),
+            self.inputs,
+            self.folder / f"{count}-{args.seed}",
         )
-        small = replace_module(small, name, factorized)
-    return small
+        self.rows = {row.key: row for row in load(args.folder)[0]}
 
+    @cached_property
+    def calibration(self) -> CalibrationData:
+        """What ours sees: the same inputs, and no labels."""
+        return CalibrationData(self.inputs, self.data.name, self.args.seed)
 
-def torch_pruning(network: nn.Module, example: Tensor, removed: float) -> nn.Module:
-    """Channels of all layers, in groups, by their magnitude."""
-    import torch_pruning as tp
-
-    small = copy.deepcopy(network)
-    last = [m for m in small.modules() if isinstance(m, nn.Linear)][-1:]
-    pruner = tp.pruner.BasePruner(
-        small,
-        example,
-        importance=tp.importance.GroupMagnitudeImportance(),
-        pruning_ratio=removed,
-        ignored_layers=last,
-    )
-    pruner.step()
-    return small
-
-
-PEERS: dict[str, tuple[str, Peer]] = {
-    "fasterai": ("fasterai", fasterai_tucker),
-    "tltorch": ("tensorly-torch", tltorch_tucker),
-    "Torch-Pruning": ("torch-pruning", torch_pruning),
-}
-
-
-def macs(network: nn.Module, example: Tensor) -> int:
-    """Return multiply-accumulates, half of what torch counts."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(example)
-    return counter.get_total_flops() // 2
-
-
-def at_share(peer: Peer, network: nn.Module, example: Tensor, share: float) -> nn.Module:
-    """Return a peer's network with at most that share of the MACs, by bisection of its knob."""
-    whole = macs(network, example)
-    low, high = 0.0, 0.98
-    best = None
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = peer(network, example, middle).eval()
-        if macs(found, example) <= share * whole:
-            best, high = found, middle
-        else:
-            low = middle
-    if best is None:
-        raise ValueError(f"no setting leaves {share:.0%} of the MACs")
-    return best
-
-
-# ---------------------------------------------------------------- ours
-
-
-class Ours:
-    """Our networks, of one survey."""
-
-    def __init__(self, network: nn.Module, data: Data, args: argparse.Namespace) -> None:
-        subject = SUBJECTS[args.subject]
-        examples = args.examples or subject.examples
-        self.network = network
-        self.calibration = CalibrationData(data.train.take(examples, 0), data.name, 0)
-        runtime = args.runtime if args.equal_divergence else None
+    @cached_property
+    def planner(self) -> Planner:
+        """All our options with their harm, once for all shares."""
+        timed = self.args.runtime if self.args.equal_divergence else None
         with progress("options") as update:
-            self.planner = Planner(
-                network, self.calibration, runtime=runtime, num_threads=1, progress=update
+            return Planner(
+                self.original, self.calibration, runtime=timed, num_threads=1, progress=update
             )
-        self._made: dict[float, nn.Module | None] = {}
 
-    def at_share(self, share: float) -> nn.Module:
-        """Return a network with that share of the MACs."""
-        made = self.planner.plan([f"macs={100 * share:g}%"])
-        return apply(self.network, made, self.calibration)
+    def run(self) -> None:
+        """Run what is asked for and not done yet."""
+        for share in self.args.macs:
+            for name in self.args.by:
+                try:
+                    small = self._stage(share, name, None, epochs=0)
+                except Exception as error:  # whatever a tool fails by is said
+                    if name == OURS:
+                        raise
+                    self._failed(share, name, error)
+                    continue
+                if self.args.epochs:
+                    self._stage(share, name, small, epochs=self.args.epochs)
 
-    def by_time(self, shares: Sequence[float]) -> Iterator[tuple[float, nn.Module]]:
-        """Yield networks with those shares of the time, as long as they can be reached."""
-        for share in shares:
-            if share not in self._made:
-                self._made[share] = self._within(share)
-            small = self._made[share]
-            if small is None:
-                return
-            yield share, small
+    def _stage(self, share: float, by: str, small: nn.Module | None, *, epochs: int) -> nn.Module:
+        """Return the network after a stage, made now or before."""
+        args = self.args
+        equal = args.equal_divergence and not epochs and by != OURS
+        name = f"{by}-{share:g}-{len(self.inputs)}-{epochs}-{args.seed}"
+        path = self.folder / f"{name}.pt"
+        key = (args.network, by, share, epochs, args.seed, args.runtime, equal)
+        rate = 0.0
+        started = time.perf_counter()
+        if path.exists():
+            made: nn.Module = torch.load(path, weights_only=False)  # written below
+            if key in self.rows:
+                return made
+        elif small is None:
+            made = self._ours(share) if by == OURS else at_share(
+                PEERS[by].make, self.task, share / 100
+            )  # fmt: skip
+        else:
+            with progress(f"{by}, distilling") as update:
+                made, log = distill(
+                    small, self.data, teacher=self.original, epochs=epochs, seed=args.seed,
+                    checkpoint=self.folder / f"{name}.checkpoint", progress=update,
+                )  # fmt: skip
+            rate = log.learning_rate
+        seconds = time.perf_counter() - started
+        torch.save(made, path)
+        row = self._scored(made, share, by, epochs=epochs, rate=rate, seconds=seconds, equal=equal)
+        self.rows[row.key] = row
+        keep(args.folder / "results.jsonl", row)
+        print(f"{args.network} {share:g} % {by}, {epochs} epochs: {row.after:.4f}", flush=True)
+        return made
 
-    def _within(self, share: float) -> nn.Module | None:
+    def _ours(self, share: float) -> nn.Module:
+        plan = self.planner.plan([f"macs={share:g}%"])
+        return apply(self.original, plan, self.calibration)
+
+    def _failed(self, share: float, by: str, error: Exception) -> None:
         try:
-            made = self.planner.plan([f"latency={share:g}%"])
-        except OneByOneError:
-            return None
-        return apply(self.network, made, self.calibration)
+            version = PEERS[by].version
+        except importlib.metadata.PackageNotFoundError:
+            version = ""
+        why = f"{type(error).__name__}: {error}"
+        print(f"{self.args.network} {share:g} % {by} failed: {why}", flush=True)
+        found = Failure(self.args.network, by, version, share, why)
+        keep(self.args.folder / "failures.jsonl", found)
 
+    def _scored(
+        self, made: nn.Module, share: float, by: str, *, epochs: int, rate: float, seconds: float,
+        equal: bool,
+    ) -> Row:  # fmt: skip
+        pair = [self.original, made]
+        test = score(pair, self.data.test, metric=self.subject.metric)
+        unused = score(pair, self.held_out, metric=self.subject.metric)
+        change = paired_difference(*test.each)
+        same, unused_same = agreement(*test.each), agreement(*unused.each)
+        whole, less = (count_macs(network, self.task.example) for network in pair)
+        params = [sum(p.numel() for p in network.parameters()) for network in pair]
+        sees_data = by == OURS or PEERS[by].sees_data
+        faster, apart = (
+            self._at_equal_divergence(made, test.divergences[1]) if equal else (None, None)
+        )
+        return Row(
+            network=self.args.network,
+            by=by,
+            version=onebyone.__version__ if by == OURS else PEERS[by].version,
+            share=share,
+            epochs=epochs,
+            macs=less / whole,
+            params=params[1] / params[0],
+            metric=test.each[0].metric,
+            before=float(test.each[0].scores.mean()),
+            after=float(test.each[1].scores.mean()),
+            change=(change.value, change.low, change.high),
+            n=change.n,
+            test=change.test,
+            agreement=None if same is None else same.value,
+            divergence=test.divergences[1],
+            held_out=len(self.held_out),
+            held_out_agreement=None if unused_same is None else unused_same.value,
+            held_out_divergence=unused.divergences[1],
+            calibration=len(self.inputs) if sees_data else 0,
+            examples=len(self.data.train) if epochs else 0,
+            rate=rate,
+            seed=self.args.seed,
+            seconds=seconds,
+            runtime=self.args.runtime,
+            time=self._time(made, self.original),
+            equal=equal,
+            faster=faster,
+            ours_divergence=apart,
+            machine=str(describe_machine("cpu")),
+            threads=torch.get_num_threads(),
+        )
 
-# ---------------------------------------------------------------- rows
-
-
-def compared(args: argparse.Namespace) -> tuple[list[list[str]], list[str]]:
-    """Return a line for each network, and what is to be said below."""
-    subject = SUBJECTS[args.subject]
-    network, data = subject.network().eval(), subject.data()
-    example = torch.zeros(1, *data.input_shape)
-    notes = []
-    ours = Ours(network, data, args)
-    rows = []
-    for share in args.macs:
-        found: dict[str, nn.Module] = {}
-        for name, (package, peer) in PEERS.items():
+    def _time(self, one: nn.Module, other: nn.Module) -> Interval | None:
+        """Return a network's time over another's, in interleaved rounds, where both can run."""
+        example = torch.randn(1, *self.data.input_shape)
+        prepare = find_runtime(self.args.runtime).prepare
+        with threads(1):
             try:
-                version = importlib.metadata.version(package)
-                found[f"{name} {version}"] = at_share(peer, network, example, share / 100)
-            except Exception as error:  # noqa: BLE001 - whatever a peer fails by is said
-                notes.append(f"{name} at {share:g} %: {type(error).__name__}: {error}")
-        if not args.equal_divergence:
-            found["onebyone"] = ours.at_share(share / 100)
-        if args.epochs:
-            found = {
-                name: distill(small, data, teacher=network, epochs=args.epochs, seed=0).model
-                for name, small in found.items()
-            }
-        rows += _rows(network, found, data, share=share, args=args, ours=ours)
-    return rows, list(dict.fromkeys(notes))
+                both = {"one": prepare(one, example), "other": prepare(other, example)}
+            except OneByOneError as error:
+                print(f"not in {self.args.runtime}: {error}", flush=True)
+                return None
+            ratio = interleave(both, rounds=ROUNDS).ratio("one", "other")
+        return ratio.value, ratio.low, ratio.high
+
+    def _at_equal_divergence(
+        self, peer: nn.Module, least: float
+    ) -> tuple[Interval | None, float | None]:
+        """Return a peer's time over that of ours at no more divergence, and that divergence."""
+        best: tuple[nn.Module, float] | None = None
+        for share in self.args.shares:
+            try:
+                plan = self.planner.plan([f"latency={share:g}%"])
+            except OneByOneError:  # so little time cannot be reached
+                break
+            small = apply(self.original, plan, self.calibration)
+            pair = [self.original, small]
+            apart = score(pair, self.data.test, metric=self.subject.metric).divergences[1]
+            if apart > least:
+                break
+            best = small, apart
+        return (None, None) if best is None else (self._time(peer, best[0]), best[1])
 
 
-def _rows(
-    network: nn.Module,
-    found: dict[str, nn.Module],
-    data: Data,
-    *,
-    share: float,
-    args: argparse.Namespace,
-    ours: Ours,
-) -> list[list[str]]:
-    metric = SUBJECTS[args.subject].metric
-    both = score([network, *found.values()], data.test, metric=metric)
-    divergences = dict(zip(found, both.divergences[1:], strict=True))
-    lines = []
-    for (name, small), after in zip(found.items(), both.each[1:], strict=True):
-        loss, same = paired_difference(both.each[0], after), agreement(both.each[0], after)
-        line = [
-            f"{share:g} %",
-            name,
-            f"{100 * macs(small, torch.zeros(1, *data.input_shape)) / _macs(network, data):.1f} %",
-            f"{after.summary()}",
-            f"{loss.value:+.4f} [{loss.low:+.4f} … {loss.high:+.4f}]",
-            "–" if same is None else f"{same.value:.3f}",
-            f"{divergences[name]:.4g}",
-            _time(network, small, data, args.runtime),
-        ]
-        if args.equal_divergence:
-            line.append(
-                _at_equal_divergence(
-                    network, small, data, least=divergences[name], args=args, ours=ours
-                )
-            )
-        lines.append(line)
-    return lines
+# ---------------------------------------------------------------- results
 
 
-def _macs(network: nn.Module, data: Data) -> int:
-    return macs(network, torch.zeros(1, *data.input_shape))
+def keep(path: Path, record: Row | Failure) -> None:
+    """Add a line to a file of results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(dataclasses.asdict(record)) + "\n")
 
 
-def _time(before: nn.Module, after: nn.Module, data: Data, runtime: str) -> str:
-    """Return the share of the time, in interleaved rounds, or why there is none."""
-    example = torch.randn(1, *data.input_shape)
-    prepare = find_runtime(runtime).prepare
-    with threads(1):
-        try:
-            both = {"after": prepare(after, example), "before": prepare(before, example)}
-        except OneByOneError as error:
-            return f"not in {runtime}: {str(error)[:60]}"
-        ratio = interleave(both, rounds=ROUNDS).ratio("after", "before")
-    return f"{100 * ratio.value:.1f} % [{100 * ratio.low:.1f}–{100 * ratio.high:.1f}]"
+def load(folder: Path) -> tuple[list[Row], list[Failure]]:
+    """Return the last row of each kind, and the failures that no row has made up for."""
+    rows = {row.key: row for row in (Row(**_tuples(r)) for r in _lines(folder / "results.jsonl"))}
+    done = {(row.network, row.by, row.share) for row in rows.values()}
+    failures = {
+        (failure.network, failure.by, failure.share): failure
+        for failure in (Failure(**record) for record in _lines(folder / "failures.jsonl"))
+    }
+    return list(rows.values()), [f for place, f in failures.items() if place not in done]
 
 
-def _at_equal_divergence(
-    network: nn.Module,
-    peer: nn.Module,
-    data: Data,
-    *,
-    least: float,
-    args: argparse.Namespace,
-    ours: Ours,
-) -> str:
-    """Return how many times faster ours is than a peer's at no more divergence."""
-    best: tuple[float, nn.Module, float] | None = None
-    for share, small in ours.by_time(args.shares):
-        found = score([network, small], data.test, metric=SUBJECTS[args.subject].metric)
-        if found.divergences[1] > least:
-            break
-        best = share, small, found.divergences[1]
-    if best is None:
+def _lines(path: Path) -> list[dict[str, object]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _tuples(record: dict[str, object]) -> dict[str, object]:
+    """Undo what JSON does to intervals, so that rows compare as they were."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
+
+
+# ---------------------------------------------------------------- tables
+
+
+def tables(rows: Sequence[Row], failures: Sequence[Failure]) -> Iterator[Table]:
+    """Yield a table for each network and share, one-shot before distilled, the best first."""
+    places = dict.fromkeys((record.network, record.share) for record in (*rows, *failures))
+    for network, share in sorted(places, key=lambda place: (place[0], -place[1])):
+        mine = [row for row in rows if (row.network, row.share) == (network, share)]
+        mine.sort(key=lambda row: (row.epochs, row.held_out_divergence))
+        lost = [f for f in failures if (f.network, f.share) == (network, share)]
+        equal = any(row.equal for row in mine)
+        yield Table(
+            columns=(
+                "by", "stage", ">MACs", ">params", ">score", ">change", ">agreement", ">KL",
+                ">time", *((">its time ÷ ours at no more divergence",) if equal else ()),
+            ),
+            rows=[_cells(row, equal=equal) for row in mine],
+            title=f"{network} at {share:g} % of its MACs",
+            notes=[*_notes(mine), *(_failure(failure) for failure in lost)],
+        )  # fmt: skip
+
+
+def _cells(row: Row, *, equal: bool) -> list[str]:
+    unit, digits = (100, 1) if row.metric == "accuracy" else (1, 3)
+    value, low, high = (f"{unit * x:+.{digits}f}" for x in row.change)
+    same = row.held_out_agreement
+    cells = [
+        label(row.by, row.version),
+        f"{row.epochs} epochs, rate {row.rate:.2g}" if row.epochs else "one-shot",
+        f"{100 * row.macs:.1f} %",
+        f"{100 * row.params:.1f} %",
+        f"{unit * row.after:.{digits}f}" + (" %" if row.metric == "accuracy" else ""),
+        f"{value} [{low} … {high}]",
+        "–" if same is None else f"{100 * same:.1f} %",
+        f"{row.held_out_divergence:.2g}",
+        "–" if row.time is None else _percent(row.time),
+    ]
+    if equal:
+        cells.append(_faster(row))
+    return cells
+
+
+def label(by: str, version: str) -> str:
+    """Return a tool with its version, as the table has it."""
+    return f"**{OURS}**" if by == OURS else PEERS[by].label.format(version or "(not installed)")
+
+
+def _percent(share: Interval) -> str:
+    value, low, high = (100 * x for x in share)
+    return f"{value:.0f} % [{low:.0f}–{high:.0f}]"
+
+
+def _faster(row: Row) -> str:
+    if not row.equal:
+        return ""
+    if row.faster is None or row.ours_divergence is None:
         return "none of ours diverges less"
-    example = torch.randn(1, *data.input_shape)
-    prepare = find_runtime(args.runtime).prepare
-    with threads(1):
-        try:
-            theirs = prepare(peer, example)
-        except OneByOneError:
-            return f"{args.runtime} cannot run the peer's"
-        ratio = interleave(
-            {"peer": theirs, "ours": prepare(best[1], example)}, rounds=ROUNDS
-        ).ratio("peer", "ours")
-    return f"{ratio} at divergence {best[2]:.3g}"
+    value, low, high = row.faster
+    return f"{value:.2f}× [{low:.2f}–{high:.2f}] at {row.ours_divergence:.3g}"
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    for first in rows[:1]:
+        unit = " %" if first.metric == "accuracy" else ""
+        before = 100 * first.before if first.metric == "accuracy" else first.before
+        yield (
+            f"{first.metric} of {first.n:,} test examples, {before:.1f}{unit} before; changes "
+            f"paired, 95 % interval ({', '.join(sorted({row.test for row in rows}))}). Agreement "
+            f"with the original and divergence from it: of {first.held_out:,} training examples "
+            "that were used for nothing else."
+        )
+        seen = sorted({row.calibration for row in rows if row.calibration})
+        data = ", ".join(f"{count:,}" for count in seen)
+        labelled = " (AIMET with, ours without their labels)" if len(rows) > 1 else ""
+        yield (
+            f"Inputs to choose by: {data or 'none'}{labelled}; the other tools look at none. "
+            f"Time: of the original's in {first.runtime}, batch 1, interleaved."
+        )
+    for row in [row for row in rows if row.epochs][:1]:
+        yield (
+            f"Distilled without labels on {format_count(row.examples)} training images an epoch, "
+            "the rate the best of three tried for each; the same data, batch and seed for all."
+        )
+    for machine in dict.fromkeys(row.machine for row in rows):
+        mine = [row for row in rows if row.machine == machine]
+        yield f"{machine}, {_all(mine, 'threads')} thread(s), seed {_all(mine, 'seed')}."
+
+
+def _failure(failure: Failure) -> str:
+    return f"{label(failure.by, failure.version)} gave no network: {failure.why}"
+
+
+def _all(rows: Sequence[Row], name: str) -> str:
+    return ", ".join(f"{value:,}" for value in sorted({getattr(row, name) for row in rows}))
+
+
+def heading() -> str:
+    """Return what stands above the tables: what this is, and the commands."""
+    title, *rest = __doc__.splitlines()
+    return "\n".join([f"# {title.rstrip('.')}", *rest])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    names = [name for name in SUBJECTS if name != "dncnn"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("subject", choices=[name for name in SUBJECTS if name != "dncnn"])
+    parser.add_argument("network", nargs="?", choices=names)
+    tools = [*PEERS, OURS]
+    parser.add_argument("--by", nargs="+", choices=tools, default=tools, metavar="TOOL")
     parser.add_argument("--macs", nargs="+", type=float, default=[60, 50], help="in percent")
     parser.add_argument("--runtime", default="onnxruntime")
-    parser.add_argument("--examples", type=int, help="calibration inputs of ours")
+    parser.add_argument("--calibration", type=int, metavar="N", help="inputs to choose by")
     parser.add_argument("--epochs", type=int, default=0, help="of distilling all alike")
+    parser.add_argument("--held-out", type=int, default=10_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--equal-divergence", action="store_true")
     parser.add_argument(
         "--shares", nargs="+", type=float, default=[80, 70, 60, 52, 46, 40], help="of the time"
     )
+    parser.add_argument("--folder", type=Path, default=Path("runs/peers"))
+    parser.add_argument("--only-table", action="store_true", help="of the results there are")
+    parser.add_argument("--table", type=Path, help="also write the tables to this Markdown file")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    rows, notes = compared(args)
-    equal = (">faster at equal divergence",) if args.equal_divergence else ()
-    trained = f"after {args.epochs} epochs of distilling" if args.epochs else "without training"
-    print_table(
-        Table(
-            columns=(
-                ">MACs asked", "by", ">MACs", ">accuracy", ">change", ">agreement",
-                ">divergence", f">time in {args.runtime}", *equal,
-            ),
-            rows=rows,
-            title=f"{args.subject} by its peers and by us, {trained}",
-            notes=[*notes, f"1 thread, batch 1. {describe_machine('cpu')}."],
-        )
-    )  # fmt: skip
+    if not args.only_table:
+        if args.network is None:
+            parser.error(f"NETWORK must be one of {', '.join(names)}")
+        torch.set_num_threads(1)
+        Bench(args).run()
+    found = list(tables(*load(args.folder)))
+    for table in found:
+        print_table(table)
+    if args.table:
+        write_text(args.table, "\n".join([heading(), *(table.to_markdown() for table in found)]))
 
 
 if __name__ == "__main__":
