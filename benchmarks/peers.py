@@ -1,7 +1,7 @@
 """The same network by its peers and by us: accuracy, divergence and time at equal MACs.
 
     python -m venv peers
-    peers/bin/pip install '.[onnx]' fasterai tensorly-torch torch-pruning aimet-torch
+    peers/bin/pip install '.[onnx]' fasterai tensorly tensorly-torch torch-pruning aimet-torch
     peers/bin/python benchmarks/peers.py resnet20 --macs 50 --epochs 2
     peers/bin/python benchmarks/peers.py resnet20 --macs 60 50 --equal-divergence
     peers/bin/python benchmarks/peers.py --only-table --table docs/peers.md
@@ -106,7 +106,23 @@ class Failure:
     by: str
     version: str
     share: float
+    epochs: int
+    seed: int
     why: str
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells one line from another."""
+        return self.network, self.by, self.share, self.epochs, self.seed
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network after a stage, as it is kept."""
+
+    model: nn.Module
+    rate: float  # of the distillation
+    seconds: float
 
 
 class Bench:
@@ -132,6 +148,7 @@ class Bench:
             self.folder / f"{count}-{args.seed}",
         )
         self.rows = {row.key: row for row in load(args.folder)[0]}
+        self.ours: dict[str, nn.Module] = {}  # by budget
 
     @cached_property
     def calibration(self) -> CalibrationData:
@@ -149,81 +166,81 @@ class Bench:
 
     def run(self) -> None:
         """Run what is asked for and not done yet."""
-        for share in self.args.macs:
-            for name in self.args.by:
-                try:
-                    small = self._stage(share, name, None, epochs=0)
-                except Exception as error:  # whatever a tool fails by is said
-                    if name == OURS:
-                        raise
-                    self._failed(share, name, error)
-                    continue
-                if self.args.epochs:
-                    self._stage(share, name, small, epochs=self.args.epochs)
-
-    def _stage(self, share: float, by: str, small: nn.Module | None, *, epochs: int) -> nn.Module:
-        """Return the network after a stage, made now or before."""
         args = self.args
-        equal = args.equal_divergence and not epochs and by != OURS
-        name = f"{by}-{share:g}-{len(self.inputs)}-{epochs}-{args.seed}"
+        for share in args.macs:
+            for by in args.by:
+                small = None
+                for epochs in (0, args.epochs) if args.epochs else (0,):
+                    try:
+                        made = self.made(share, by, small, epochs=epochs)
+                    except Exception as error:  # whatever a tool fails by is said
+                        if by == OURS:
+                            raise
+                        self._failed(share, by, epochs, error)
+                        break
+                    self._score(made, share, by, epochs=epochs)
+                    small = made.model
+
+    def made(self, share: float, by: str, small: nn.Module | None, *, epochs: int) -> Made:
+        """Return the network after a stage, made now or before."""
+        name = f"{by}-{share:g}-{len(self.inputs)}-{epochs}-{self.args.seed}"
         path = self.folder / f"{name}.pt"
-        key = (args.network, by, share, epochs, args.seed, args.runtime, equal)
+        if path.exists():
+            found: Made = torch.load(path, weights_only=False)  # written below
+            return found
         rate = 0.0
         started = time.perf_counter()
-        if path.exists():
-            made: nn.Module = torch.load(path, weights_only=False)  # written below
-            if key in self.rows:
-                return made
-        elif small is None:
-            made = self._ours(share) if by == OURS else at_share(
-                PEERS[by].make, self.task, share / 100
-            )  # fmt: skip
-        else:
+        if small is not None:
             with progress(f"{by}, distilling") as update:
-                made, log = distill(
-                    small, self.data, teacher=self.original, epochs=epochs, seed=args.seed,
+                model, log = distill(
+                    small, self.data, teacher=self.original, epochs=epochs, seed=self.args.seed,
                     checkpoint=self.folder / f"{name}.checkpoint", progress=update,
                 )  # fmt: skip
             rate = log.learning_rate
-        seconds = time.perf_counter() - started
-        torch.save(made, path)
-        row = self._scored(made, share, by, epochs=epochs, rate=rate, seconds=seconds, equal=equal)
-        self.rows[row.key] = row
-        keep(args.folder / "results.jsonl", row)
-        print(f"{args.network} {share:g} % {by}, {epochs} epochs: {row.after:.4f}", flush=True)
+        elif by == OURS:
+            model = self._ours(f"macs={share:g}%")
+        else:
+            model = at_share(PEERS[by].make, self.task, share / 100)
+        made = Made(model, rate, time.perf_counter() - started)
+        whole = path.with_suffix(".part")
+        torch.save(made, whole)
+        whole.rename(path)  # an interrupted write leaves no network that looks made
         return made
 
-    def _ours(self, share: float) -> nn.Module:
-        plan = self.planner.plan([f"macs={share:g}%"])
-        return apply(self.original, plan, self.calibration)
+    def _ours(self, budget: str) -> nn.Module:
+        if budget not in self.ours:
+            plan = self.planner.plan([budget])
+            self.ours[budget] = apply(self.original, plan, self.calibration)
+        return self.ours[budget]
 
-    def _failed(self, share: float, by: str, error: Exception) -> None:
+    def _failed(self, share: float, by: str, epochs: int, error: Exception) -> None:
         try:
             version = PEERS[by].version
         except importlib.metadata.PackageNotFoundError:
             version = ""
         why = f"{type(error).__name__}: {error}"
-        print(f"{self.args.network} {share:g} % {by} failed: {why}", flush=True)
-        found = Failure(self.args.network, by, version, share, why)
+        print(f"{self.args.network} {share:g} % {by}, {epochs} epochs failed: {why}", flush=True)
+        found = Failure(self.args.network, by, version, share, epochs, self.args.seed, why)
         keep(self.args.folder / "failures.jsonl", found)
 
-    def _scored(
-        self, made: nn.Module, share: float, by: str, *, epochs: int, rate: float, seconds: float,
-        equal: bool,
-    ) -> Row:  # fmt: skip
-        pair = [self.original, made]
+    def _score(self, made: Made, share: float, by: str, *, epochs: int) -> None:
+        """Add the network's line to the results, if it is not there."""
+        args = self.args
+        equal = args.equal_divergence and not epochs and by != OURS
+        if (args.network, by, share, epochs, args.seed, args.runtime, equal) in self.rows:
+            return
+        pair = [self.original, made.model]
         test = score(pair, self.data.test, metric=self.subject.metric)
         unused = score(pair, self.held_out, metric=self.subject.metric)
         change = paired_difference(*test.each)
         same, unused_same = agreement(*test.each), agreement(*unused.each)
         whole, less = (count_macs(network, self.task.example) for network in pair)
         params = [sum(p.numel() for p in network.parameters()) for network in pair]
-        sees_data = by == OURS or PEERS[by].sees_data
-        faster, apart = (
-            self._at_equal_divergence(made, test.divergences[1]) if equal else (None, None)
-        )
-        return Row(
-            network=self.args.network,
+        faster, apart = (None, None)
+        if equal:
+            faster, apart = self._at_equal_divergence(made.model, test.divergences[1])
+        row = Row(
+            network=args.network,
             by=by,
             version=onebyone.__version__ if by == OURS else PEERS[by].version,
             share=share,
@@ -241,19 +258,22 @@ class Bench:
             held_out=len(self.held_out),
             held_out_agreement=None if unused_same is None else unused_same.value,
             held_out_divergence=unused.divergences[1],
-            calibration=len(self.inputs) if sees_data else 0,
+            calibration=len(self.inputs) if by == OURS or PEERS[by].sees_data else 0,
             examples=len(self.data.train) if epochs else 0,
-            rate=rate,
-            seed=self.args.seed,
-            seconds=seconds,
-            runtime=self.args.runtime,
-            time=self._time(made, self.original),
+            rate=made.rate,
+            seed=args.seed,
+            seconds=made.seconds,
+            runtime=args.runtime,
+            time=self._time(made.model, self.original),
             equal=equal,
             faster=faster,
             ours_divergence=apart,
             machine=str(describe_machine("cpu")),
             threads=torch.get_num_threads(),
         )
+        self.rows[row.key] = row
+        keep(args.folder / "results.jsonl", row)
+        print(f"{args.network} {share:g} % {by}, {epochs} epochs: {row.after:.4f}", flush=True)
 
     def _time(self, one: nn.Module, other: nn.Module) -> Interval | None:
         """Return a network's time over another's, in interleaved rounds, where both can run."""
@@ -275,10 +295,9 @@ class Bench:
         best: tuple[nn.Module, float] | None = None
         for share in self.args.shares:
             try:
-                plan = self.planner.plan([f"latency={share:g}%"])
+                small = self._ours(f"latency={share:g}%")
             except OneByOneError:  # so little time cannot be reached
                 break
-            small = apply(self.original, plan, self.calibration)
             pair = [self.original, small]
             apart = score(pair, self.data.test, metric=self.subject.metric).divergences[1]
             if apart > least:
@@ -300,12 +319,9 @@ def keep(path: Path, record: Row | Failure) -> None:
 def load(folder: Path) -> tuple[list[Row], list[Failure]]:
     """Return the last row of each kind, and the failures that no row has made up for."""
     rows = {row.key: row for row in (Row(**_tuples(r)) for r in _lines(folder / "results.jsonl"))}
-    done = {(row.network, row.by, row.share) for row in rows.values()}
-    failures = {
-        (failure.network, failure.by, failure.share): failure
-        for failure in (Failure(**record) for record in _lines(folder / "failures.jsonl"))
-    }
-    return list(rows.values()), [f for place, f in failures.items() if place not in done]
+    done = {(row.network, row.by, row.share, row.epochs, row.seed) for row in rows.values()}
+    failures = {f.key: f for f in (Failure(**r) for r in _lines(folder / "failures.jsonl"))}
+    return list(rows.values()), [f for key, f in failures.items() if key not in done]
 
 
 def _lines(path: Path) -> list[dict[str, object]]:
@@ -407,7 +423,8 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _failure(failure: Failure) -> str:
-    return f"{label(failure.by, failure.version)} gave no network: {failure.why}"
+    stage = f"after {failure.epochs} epochs" if failure.epochs else "one-shot"
+    return f"{label(failure.by, failure.version)} gave no network, {stage}: {failure.why}"
 
 
 def _all(rows: Sequence[Row], name: str) -> str:
