@@ -95,7 +95,10 @@ class Row:
     @property
     def key(self) -> tuple[object, ...]:
         """What tells one line from another."""
-        return self.network, self.by, self.share, self.epochs, self.seed, self.runtime, self.equal
+        return (
+            self.network, self.by, self.share, self.epochs, self.examples, self.seed,
+            self.runtime, self.equal,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,14 @@ class Failure:
     version: str
     share: float
     epochs: int
+    examples: int
     seed: int
     why: str
 
     @property
     def key(self) -> tuple[object, ...]:
         """What tells one line from another."""
-        return self.network, self.by, self.share, self.epochs, self.seed
+        return self.network, self.by, self.share, self.epochs, self.examples, self.seed
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ class Bench:
         self.data = replace(data, train=data.train.part(rest))
         count = args.calibration or self.subject.examples
         self.inputs = self.data.train.take(count, args.seed)
+        if args.train:
+            self.data = replace(self.data, train=self.data.train.take(args.train, args.seed))
         self.folder: Path = args.folder / args.network
         self.folder.mkdir(parents=True, exist_ok=True)
         self.task = Task(
@@ -183,7 +189,8 @@ class Bench:
 
     def made(self, share: float, by: str, small: nn.Module | None, *, epochs: int) -> Made:
         """Return the network after a stage, made now or before."""
-        name = f"{by}-{share:g}-{len(self.inputs)}-{epochs}-{self.args.seed}"
+        seen = len(self.data.train) if epochs else 0
+        name = f"{by}-{share:g}-{len(self.inputs)}-{epochs}-{seen}-{self.args.seed}"
         path = self.folder / f"{name}.pt"
         if path.exists():
             found: Made = torch.load(path, weights_only=False)  # written below
@@ -220,14 +227,17 @@ class Bench:
             version = ""
         why = f"{type(error).__name__}: {error}"
         print(f"{self.args.network} {share:g} % {by}, {epochs} epochs failed: {why}", flush=True)
-        found = Failure(self.args.network, by, version, share, epochs, self.args.seed, why)
+        seen = len(self.data.train) if epochs else 0
+        found = Failure(self.args.network, by, version, share, epochs, seen, self.args.seed, why)
         keep(self.args.folder / "failures.jsonl", found)
 
     def _score(self, made: Made, share: float, by: str, *, epochs: int) -> None:
         """Add the network's line to the results, if it is not there."""
         args = self.args
         equal = args.equal_divergence and not epochs and by != OURS
-        if (args.network, by, share, epochs, args.seed, args.runtime, equal) in self.rows:
+        seen = len(self.data.train) if epochs else 0
+        key = (args.network, by, share, epochs, seen, args.seed, args.runtime, equal)
+        if key in self.rows:
             return
         pair = [self.original, made.model]
         test = score(pair, self.data.test, metric=self.subject.metric)
@@ -259,7 +269,7 @@ class Bench:
             held_out_agreement=None if unused_same is None else unused_same.value,
             held_out_divergence=unused.divergences[1],
             calibration=len(self.inputs) if by == OURS or PEERS[by].sees_data else 0,
-            examples=len(self.data.train) if epochs else 0,
+            examples=seen,
             rate=made.rate,
             seed=args.seed,
             seconds=made.seconds,
@@ -319,7 +329,7 @@ def keep(path: Path, record: Row | Failure) -> None:
 def load(folder: Path) -> tuple[list[Row], list[Failure]]:
     """Return the last row of each kind, and the failures that no row has made up for."""
     rows = {row.key: row for row in (Row(**_tuples(r)) for r in _lines(folder / "results.jsonl"))}
-    done = {(row.network, row.by, row.share, row.epochs, row.seed) for row in rows.values()}
+    done = {key[:6] for key in rows}
     failures = {f.key: f for f in (Failure(**r) for r in _lines(folder / "failures.jsonl"))}
     return list(rows.values()), [f for key, f in failures.items() if key not in done]
 
@@ -342,7 +352,7 @@ def tables(rows: Sequence[Row], failures: Sequence[Failure]) -> Iterator[Table]:
     places = dict.fromkeys((record.network, record.share) for record in (*rows, *failures))
     for network, share in sorted(places, key=lambda place: (place[0], -place[1])):
         mine = [row for row in rows if (row.network, row.share) == (network, share)]
-        mine.sort(key=lambda row: (row.epochs, row.held_out_divergence))
+        mine.sort(key=lambda row: (row.epochs, row.examples, row.held_out_divergence))
         lost = [f for f in failures if (f.network, f.share) == (network, share)]
         equal = any(row.equal for row in mine)
         yield Table(
@@ -362,7 +372,7 @@ def _cells(row: Row, *, equal: bool) -> list[str]:
     same = row.held_out_agreement
     cells = [
         label(row.by, row.version),
-        f"{row.epochs} epochs, rate {row.rate:.2g}" if row.epochs else "one-shot",
+        _stage(row),
         f"{100 * row.macs:.1f} %",
         f"{100 * row.params:.1f} %",
         f"{unit * row.after:.{digits}f}" + (" %" if row.metric == "accuracy" else ""),
@@ -374,6 +384,12 @@ def _cells(row: Row, *, equal: bool) -> list[str]:
     if equal:
         cells.append(_faster(row))
     return cells
+
+
+def _stage(row: Row) -> str:
+    if not row.epochs:
+        return "one-shot"
+    return f"{row.epochs} epochs of {format_count(row.examples)} images, rate {row.rate:.2g}"
 
 
 def label(by: str, version: str) -> str:
@@ -412,10 +428,10 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
             f"Inputs to choose by: {data or 'none'}{labelled}; the other tools look at none. "
             f"Time: of the original's in {first.runtime}, batch 1, interleaved."
         )
-    for row in [row for row in rows if row.epochs][:1]:
+    if any(row.epochs for row in rows):
         yield (
-            f"Distilled without labels on {format_count(row.examples)} training images an epoch, "
-            "the rate the best of three tried for each; the same data, batch and seed for all."
+            "Distilled without labels, the rate the best of three tried for each; the same "
+            "training images, batch and seed for all."
         )
     for machine in dict.fromkeys(row.machine for row in rows):
         mine = [row for row in rows if row.machine == machine]
@@ -447,6 +463,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--calibration", type=int, metavar="N", help="inputs to choose by")
     parser.add_argument("--epochs", type=int, default=0, help="of distilling all alike")
+    parser.add_argument("--train", type=int, metavar="N", help="images an epoch; all if not given")
     parser.add_argument("--held-out", type=int, default=10_000, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--equal-divergence", action="store_true")

@@ -128,8 +128,8 @@ def row(peers, **changes):
 def test_lines_are_told_apart_by_what_makes_other_networks_and_by_nothing_measured(peers):
     one = row(peers)
     others = {
-        "network": "other", "by": "tltorch", "share": 40.0, "epochs": 2, "seed": 1,
-        "runtime": "openvino", "equal": True,
+        "network": "other", "by": "tltorch", "share": 40.0, "epochs": 2, "examples": 10,
+        "seed": 1, "runtime": "openvino", "equal": True,
     }  # fmt: skip
     for name, value in others.items():
         assert row(peers, **{name: value}).key != one.key
@@ -148,7 +148,7 @@ def test_the_last_line_of_a_kind_counts_and_reads_back_as_it_was(peers, tmp_path
 
 def test_a_failure_is_shown_until_the_tool_gives_that_network(peers, tmp_path):
     for epochs in (0, 2):
-        failure = peers.Failure("net", "fasterai", "1.0", 50.0, epochs, 0, "OSError: no")
+        failure = peers.Failure("net", "fasterai", "1.0", 50.0, epochs, 0, 0, "OSError: no")
         peers.keep(tmp_path / "failures.jsonl", failure)
     peers.keep(tmp_path / "results.jsonl", row(peers))
     rows, failures = peers.load(tmp_path)
@@ -159,7 +159,7 @@ def test_a_failure_is_shown_until_the_tool_gives_that_network(peers, tmp_path):
 
 def test_the_table_has_the_best_first_and_the_distilled_after_the_one_shot(peers):
     rows = [
-        row(peers, by="onebyone", epochs=2, rate=1e-3, held_out_divergence=0.1),
+        row(peers, by="onebyone", epochs=2, examples=512, rate=1e-3, held_out_divergence=0.1),
         row(peers, held_out_divergence=2.0),
         row(peers, by="tltorch", held_out_divergence=1.0),
     ]
@@ -167,7 +167,7 @@ def test_the_table_has_the_best_first_and_the_distilled_after_the_one_shot(peers
     assert [line[:2] for line in table.rows] == [
         ["tltorch 1.0, Tucker", "one-shot"],
         ["fasterai 1.0, Tucker", "one-shot"],
-        ["**onebyone**", "2 epochs, rate 0.001"],
+        ["**onebyone**", "2 epochs of 512 images, rate 0.001"],
     ]
     assert table.rows[0][2:] == [
         "49.0 %", "60.0 %", "50.0 %", "-40.0 [-50.0 … -30.0]", "60.0 %", "1", "80 % [70–90]"
@@ -197,7 +197,7 @@ def bench(peers, tools, tmp_path, monkeypatch):
     def new(**changes):
         options = {
             "network": "small", "by": ["made"], "macs": [50.0], "runtime": "eager",
-            "calibration": None, "epochs": 0, "held_out": 24, "seed": 0,
+            "calibration": None, "epochs": 0, "train": None, "held_out": 24, "seed": 0,
             "equal_divergence": False, "shares": [60.0], "folder": tmp_path,
         }  # fmt: skip
         return peers.Bench(SimpleNamespace(**(options | changes)))
