@@ -47,6 +47,15 @@ class Task:
     folder: Path
 
 
+@dataclass(frozen=True)
+class Made:
+    """A network after a stage, as it is kept: pickled, so that it lives in no script."""
+
+    model: nn.Module
+    rate: float  # of the distillation
+    seconds: float
+
+
 # A network with a knob from 0, nothing removed, to 1.
 Make = Callable[[Task, float], nn.Module]
 

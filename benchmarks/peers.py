@@ -49,7 +49,7 @@ from onebyone.tables import Table
 from onebyone.units import format_count
 
 sys.path.insert(0, str(Path(__file__).parent))
-from peer_tools import PEERS, Task, at_share, count_macs
+from peer_tools import PEERS, Made, Task, at_share, count_macs
 from subjects import SUBJECTS
 
 OURS = "onebyone"
@@ -118,15 +118,6 @@ class Failure:
     def key(self) -> tuple[object, ...]:
         """What tells one line from another."""
         return self.network, self.by, self.share, self.epochs, self.examples, self.seed
-
-
-@dataclass(frozen=True)
-class Made:
-    """A network after a stage, as it is kept."""
-
-    model: nn.Module
-    rate: float  # of the distillation
-    seconds: float
 
 
 class Bench:
