@@ -441,7 +441,7 @@ def _all(rows: Sequence[Row], name: str) -> str:
 def heading() -> str:
     """Return what stands above the tables: what this is, and the commands."""
     title, *rest = __doc__.splitlines()
-    return "\n".join([f"# {title.rstrip('.')}", *rest])
+    return "\n".join([f"# {title.rstrip('.')}", *rest, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
