@@ -27,6 +27,9 @@ from onebyone.sites import evaluation_copy, hooks_removed
 
 # Float32 sums of this many rows are exact enough to be added up in float64.
 ROWS_A_BLOCK = 65_536
+# Products of rows with themselves are a symmetric square: so many of its rows are computed at once,
+# from the diagonal on, which halves the multiplications of wide layers.
+COLUMNS = 256
 # Values of unfolded patches held at once: 64 M float32 are 256 MB.
 PATCH_VALUES = 64_000_000
 # A kernel may see this many values at once: their covariance is a square of that side in float64,
@@ -82,20 +85,27 @@ class MomentSum:
         self.rows = 0
         self._sums: dict[str, Tensor] = {}
         self._origins: dict[str, Tensor] = {}
+        # Of the last rows, in their own precision: a square in float64 for every few rows would
+        # cost more than their products.
+        self._recent: dict[str, Tensor] = {}
+        self._recent_rows = 0
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Add rows of inputs ``(rows, d)`` and, if given, of outputs ``(rows, o)``."""
         for start in range(0, len(x), ROWS_A_BLOCK):
             block = self._shifted("x", x[start : start + ROWS_A_BLOCK])
-            self._accumulate("x", block.sum(0))
+            if self._recent_rows + len(block) > ROWS_A_BLOCK:
+                self._settle()
+            self._recent_rows += len(block)
+            self._sum("x", block)
             if not self.outputs_only:
-                self._accumulate("xx", block.T @ block)
+                self._products("xx", block, block)
             if y is not None:
                 other = self._shifted("y", y[start : start + ROWS_A_BLOCK])
-                self._accumulate("y", other.sum(0))
-                self._accumulate("yy", other.T @ other)
+                self._sum("y", other)
+                self._products("yy", other, other)
                 if not self.outputs_only:
-                    self._accumulate("yx", other.T @ block)
+                    self._products("yx", other, block)
         self.rows += len(x)
 
     def _shifted(self, name: str, rows: Tensor) -> Tensor:
@@ -110,12 +120,33 @@ class MomentSum:
         shifted = self._sums[name] / self.rows
         return shifted + self._origins[name].to(shifted), shifted
 
-    def _accumulate(self, name: str, value: Tensor) -> None:
-        value = value.to(device="cpu", dtype=torch.float64)
-        if name in self._sums:
-            self._sums[name] += value
-        else:
-            self._sums[name] = value
+    def _sum(self, name: str, rows: Tensor) -> None:
+        if name not in self._recent:
+            self._recent[name] = rows.new_zeros(rows.shape[1])
+        self._recent[name] += rows.sum(0)
+
+    def _products(self, name: str, first: Tensor, second: Tensor) -> None:
+        """Add ``first.T @ second``; of a square the part on and above the diagonal."""
+        wide, high = first.shape[1], second.shape[1]
+        if name not in self._recent:
+            self._recent[name] = first.new_zeros(wide, high)
+        total = self._recent[name]
+        if first is not second:
+            total.addmm_(first.T, second)
+            return
+        for start in range(0, wide, COLUMNS):
+            end = min(start + COLUMNS, wide)
+            total[start:end, start:].addmm_(first[:, start:end].T, second[:, start:])
+
+    def _settle(self) -> None:
+        """Add the last rows' sums to those of all, in float64 on the CPU."""
+        for name in list(self._recent):
+            recent = self._recent.pop(name).to(device="cpu", dtype=torch.float64)
+            if name in self._sums:
+                self._sums[name] += recent
+            else:
+                self._sums[name] = recent
+        self._recent_rows = 0
 
     def moments(self, *, weight: Tensor | None = None, bias: Tensor | None = None) -> Moments:
         """Return the centered moments; the sums become them, and are then no more.
@@ -130,6 +161,7 @@ class MomentSum:
         """
         if not self.rows:
             raise DataError("Moments need at least one row, got none: the layer never ran.")
+        self._settle()
         n = self.rows
         mean_x, near_x = self._mean("x")
         xx = None if self.outputs_only else self._centered("xx", near_x, near_x)
@@ -148,7 +180,17 @@ class MomentSum:
 
     def _centered(self, name: str, first: Tensor, second: Tensor) -> Tensor:
         # In place: of the widest layers each such square takes half a gigabyte.
-        return self._sums.pop(name).div_(self.rows).addr_(first, second, alpha=-1)
+        found = self._sums.pop(name)
+        if name[0] == name[1]:
+            _mirror(found)
+        return found.div_(self.rows).addr_(first, second, alpha=-1)
+
+
+def _mirror(square: Tensor) -> None:
+    """Copy what is above the diagonal below it, in place."""
+    for start in range(0, len(square), COLUMNS):
+        end = start + COLUMNS
+        square[end:, start:end] = square[start:end, end:].T
 
 
 # ---------------------------------------------------------------- one layer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from onebyone.calibration import CalibrationData, collect, curvature_of
 from onebyone.errors import ModelError, OptionError
-from onebyone.evaluation import divergence, one_tensor
+from onebyone.evaluation import divergence
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning.applies import HEAD, reasons
+from onebyone.planning.resuming import ResumedPasses
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option
 from onebyone.rewrites import head
 from onebyone.rewrites.apply import head_data
 from onebyone.rewrites.layerwise import LAYER_REWRITES, cost_before, cost_of, layer_rewrite
 from onebyone.rewrites.regression import Problem, problems_of
-from onebyone.sites import evaluation_copy, module_at, replace_module, run
+from onebyone.sites import evaluation_copy, module_at, run
 
 Progress = Callable[[int, int, str], None]
 HeadChoice = Literal["auto", "keep", "exact", "gap"]
@@ -214,8 +215,8 @@ class _Surveyor:
         self.progress = progress
         self.steps = 0
         self.done = 0
-        self._probe: CalibrationData | None = None
-        self._reference: list[Tensor] = []
+        self._batches: list[Tensor] = []
+        self._passes: ResumedPasses | None = None
 
     @property
     def data(self) -> CalibrationData:
@@ -235,7 +236,7 @@ class _Surveyor:
         batches, examples = self.data.batches, len(self.data)
         moments = collect(self.network, names, batches, examples=examples)
         metrics = curvature_of(self.network, names, self.data, self._macs())
-        self._prepare_probes(len(names))
+        self._prepare_probes(names)
         options: list[Option] = []
         for name in names:
             module = module_at(self.network, name)
@@ -327,37 +328,33 @@ class _Surveyor:
     def _macs(self) -> int:
         return sum(layer.macs for layer in self.layers.values())
 
-    def _prepare_probes(self, sites: int) -> None:
+    def _prepare_probes(self, names: Sequence[str]) -> None:
         """Keep the original's outputs on the examples that harm is measured on."""
-        probes = self._macs() * PROBES * max(sites, 1)
-        affordable = self.data.within(PROBE_MACS, probes, fewest=FEWEST_PROBE_EXAMPLES)
-        self._probe = affordable.first(PROBE_EXAMPLES)
-        if self.data.example().ndim == 4:
+        each = PROBES * sum(self._macs_from(name) for name in names)
+        affordable = self.data.within(PROBE_MACS, each, fewest=FEWEST_PROBE_EXAMPLES)
+        self._batches = list(affordable.first(PROBE_EXAMPLES).batches())
+        if self._batches[0].ndim == 4:
             # As the inputs are laid out; weights of another layout are turned at each call.
             self.network.to(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            self._reference = [
-                one_tensor(self.network(inputs), self.network) for inputs in self._probe.batches()
-            ]
+        self._passes = ResumedPasses(self.network, self._batches, names)
+
+    def _macs_from(self, name: str) -> int:
+        """Return what a layer and all that run after it cost, for one input."""
+        order = list(self.layers)
+        return sum(self.layers[later].macs for later in order[order.index(name) :])
 
     def _harm_with(self, site: str, new: nn.Module) -> float:
-        """Return the divergence of the outputs with one module replaced, then put it back."""
-        old = module_at(self.network, site)
-        network = replace_module(self.network, site, new)
-        try:
-            return self._harm_of(network)
-        finally:
-            if site:
-                replace_module(self.network, site, old)
+        """Return the divergence of the outputs with one module replaced."""
+        assert self._passes is not None
+        return self._divergence(self._passes.outputs(site, new))
 
     def _harm_of(self, network: nn.Module) -> float:
-        assert self._probe is not None
-        total, count = 0.0, 0
-        with torch.inference_mode():
-            for inputs, reference in zip(self._probe.batches(), self._reference, strict=True):
-                total += float(divergence(reference, run(network, inputs)).sum())
-                count += len(inputs)
-        return total / count
+        return self._divergence(run(network, inputs) for inputs in self._batches)
+
+    def _divergence(self, outputs: Iterable[Tensor]) -> float:
+        assert self._passes is not None
+        pairs = zip(self._passes.reference, outputs, strict=True)
+        return float(torch.cat([divergence(*pair) for pair in pairs]).double().mean())
 
     def gap_options(
         self, site: head.HeadSite, base: nn.Module, example: Tensor, inside: tuple[str, ...]

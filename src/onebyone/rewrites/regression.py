@@ -76,6 +76,18 @@ class Problem:
             return float(torch.linalg.vector_norm(self.weight)) ** 2
         return float((self.root @ self.yy @ self.root).trace())
 
+    # Every form and every rank of a layer starts from these two.
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Basis of the input channels for all outputs, as :func:`channel_basis` gives it."""
+        return _channel_basis(self, None)
+
+    @cached_property
+    def fitted(self) -> Fit:
+        """The regression, as :func:`regression` gives it."""
+        return _regression(self)
+
 
 def problems_of(
     module: nn.Module, moments: Sequence[Moments] | None = None, *, metric: Tensor | None = None
@@ -151,6 +163,10 @@ def channel_basis(problem: Problem, *, directions: Tensor | None = None) -> Tens
     Returns:
         Shape ``(in, in)``.
     """
+    return problem.basis if directions is None else _channel_basis(problem, directions)
+
+
+def _channel_basis(problem: Problem, directions: Tensor | None) -> Tensor:
     _, channels, taps = problem.weight.shape
     weighted = problem.weight.transpose(0, 1)
     if directions is not None or not problem.plain:
@@ -260,6 +276,10 @@ class Fit:
 
 def regression(problem: Problem) -> Fit:
     """Return the regression and its principal directions."""
+    return problem.fitted
+
+
+def _regression(problem: Problem) -> Fit:
     weight = regress(problem)
     if problem.xx is None or problem.yx is None:
         # Its own outputs, or those through a summary of white inputs.

@@ -1,0 +1,314 @@
+"""How long a plan takes, and where the time goes.
+
+    python benchmarks/plan_seconds.py                          # ResNet-20 and ResNet-50
+    python benchmarks/plan_seconds.py --cases resnet50:512 --threads 1 --again
+    python benchmarks/plan_seconds.py --cases resnet20:1024 --runtimes none onnxruntime
+
+A case is a network and a number of calibration images. ``resnet20`` is the pretrained one with
+CIFAR-10; any other name is of torchvision, with random weights and images of noise, 224×224.
+Every plan is made in a process of its own, for half of the MACs, its front included. Stages are
+timed from outside, by wrapping the functions that they consist of; what a stage takes is without
+the stages inside it. CPU seconds are of all threads, and tell more than wall seconds where the
+machine does other work too. Results are appended to a file of JSON lines; what is there already is
+not measured again, unless ``--again`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onebyone import planning
+from onebyone.calibration import CalibrationData
+from onebyone.data.splits import TensorSplit
+from onebyone.planning import deployed, options, planner
+from onebyone.records import Plan, write_text
+from onebyone.report.console import print_table
+from onebyone.rewrites.layerwise import LAYER_REWRITES
+from onebyone.runtimes import describe_machine
+from onebyone.tables import Table
+
+NONE = "none"
+REST = "rest"
+
+
+@dataclass
+class Spent:
+    """Seconds of a stage, without those of the stages inside it."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+    calls: int = 0
+
+
+class Stages:
+    """Seconds of each stage of what runs inside; a function that is a stage is wrapped meanwhile.
+
+    Example:
+        >>> stages = Stages()
+        >>> with stages.watching([(options, "collect", "moments")]):
+        ...     options.survey(model, data)
+        >>> stages.spent["moments"].cpu
+    """
+
+    def __init__(self) -> None:
+        self.spent: dict[str, Spent] = defaultdict(Spent)
+        self._inside: list[str] = []
+        self._since = (0.0, 0.0)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what runs inside as this stage, up to the stages that it holds."""
+        self._settle()
+        self._inside.append(name)
+        self.spent[name].calls += 1
+        try:
+            yield
+        finally:
+            self._settle()
+            self._inside.pop()
+
+    def _settle(self) -> None:
+        now = (time.perf_counter(), time.process_time())
+        if self._inside:
+            spent = self.spent[self._inside[-1]]
+            spent.wall += now[0] - self._since[0]
+            spent.cpu += now[1] - self._since[1]
+        self._since = now
+
+    @contextlib.contextmanager
+    def watching(self, functions: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
+        """Wrap functions, each given by its owner, its name there and its stage."""
+        kept = [(owner, name, getattr(owner, name)) for owner, name, _ in functions]
+        try:
+            for owner, name, stage in functions:
+                setattr(owner, name, self._wrapped(getattr(owner, name), stage))
+            with self.stage(REST):
+                yield
+        finally:
+            for owner, name, function in kept:
+                setattr(owner, name, function)
+
+    def _wrapped(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(stage):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+def stages_of_a_plan() -> list[tuple[Any, str, str]]:
+    """Return the functions that a plan consists of, each with its stage."""
+    surveyor = options._Surveyor  # noqa: SLF001 - timed from outside, so that the library stays clean
+    found: list[tuple[Any, str, str]] = [
+        (options, "trace_layers", "reading"),
+        (options, "reasons", "reading"),
+        (options, "collect", "moments"),
+        (options, "curvature_of", "curvature"),
+        (options, "problems_of", "regressions"),
+        (surveyor, "_with_harm", "fits"),
+        (surveyor, "_prepare_probes", "probes"),
+        (surveyor, "_harm_of", "probes"),
+        (surveyor, "gap_options", "head"),
+        (planner.Deployed, "survey", "timing"),
+        (deployed.Deployed, "measure", "timing"),
+        (planner, "choose", "solving"),
+    ]
+    found += [(how, "errors", f"{name} errors") for name, how in LAYER_REWRITES.items()]
+    return found
+
+
+# ---------------------------------------------------------------- one plan
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a plan took; a line of the results."""
+
+    network: str
+    images: int
+    runtime: str
+    threads: int
+    wall: float = 0.0
+    cpu: float = 0.0
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    options: int = 0
+    rewritten: int = 0
+    macs: float = 0.0
+    harm: float = 0.0
+    peak_mb: int = 0
+    machine: str = ""
+    torch: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        """What was asked for."""
+        return self.network, self.images, self.runtime, self.threads
+
+
+def subject(name: str, images: int) -> tuple[nn.Module, CalibrationData]:
+    """Return a network and what it is calibrated on."""
+    if name == "resnet20":
+        sys.path.insert(0, str(Path(__file__).parent))
+        from datasets import cifar10_imagenet_statistics
+        from networks import resnet20
+
+        data = cifar10_imagenet_statistics()
+        return resnet20().eval(), CalibrationData(data.train.take(images, 0), data.name)
+    import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None).eval()
+    noise = TensorSplit(torch.randn(images, 3, 224, 224), torch.zeros(images, dtype=torch.long))
+    return network, CalibrationData(noise, "noise")
+
+
+def measured(asked: Row) -> Row:
+    """Make the plan and return what it took."""
+    torch.set_num_threads(asked.threads)
+    network, data = subject(asked.network, asked.images)
+    stages = Stages()
+    wall, cpu = time.perf_counter(), time.process_time()
+    with stages.watching(stages_of_a_plan()):
+        made: Plan = planning.plan(
+            network,
+            data,
+            budget="macs=50%",
+            runtime=None if asked.runtime == NONE else asked.runtime,
+            num_threads=asked.threads,
+            cache=False,
+        )
+    return Row(
+        **{
+            **asdict(asked),
+            "wall": time.perf_counter() - wall,
+            "cpu": time.process_time() - cpu,
+            "stages": {name: asdict(spent) for name, spent in stages.spent.items()},
+            "rewritten": len(made.choices),
+            "macs": made.after.macs / made.before.macs,
+            "harm": made.harm or 0.0,
+            "peak_mb": _peak_mb(),
+            "machine": str(describe_machine("cpu")),
+            "torch": str(torch.__version__),
+        }
+    )
+
+
+def _peak_mb() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _in_a_process(asked: Row) -> Row:
+    """Make the plan in a fresh process: neither its memory nor its caches are another plan's."""
+    command = [sys.executable, __file__, "--one", json.dumps(asdict(asked))]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return Row(**json.loads(done.stdout.splitlines()[-1]))
+
+
+# ---------------------------------------------------------------- showing
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Return a plan a line, with the share of its CPU seconds that each stage took."""
+    names = list(dict.fromkeys(name for row in rows for name in row.stages if name != REST))
+    lines = [
+        [
+            row.network,
+            f"{row.images:,}",
+            row.runtime,
+            str(row.threads),
+            f"{row.wall:.1f}",
+            f"{row.cpu:.1f}",
+            *(_share(row, name) for name in (*names, REST)),
+            f"{row.peak_mb / 1024:.1f} GB",
+        ]
+        for row in rows
+    ]
+    machines = sorted({f"{row.machine}, torch {row.torch}" for row in rows})
+    return Table(
+        columns=(
+            "network", ">images", "runtime", ">thr.", ">wall s", ">CPU s",
+            *(f">{name}" for name in (*names, REST)), ">peak",
+        ),
+        rows=lines,
+        title="Seconds to a plan for half of the MACs",
+        notes=[
+            "Shares are of the CPU seconds, of all threads; a stage is without those inside it.",
+            *(f"{machine}." for machine in machines),
+        ],
+    )  # fmt: skip
+
+
+def _share(row: Row, name: str) -> str:
+    spent = row.stages.get(name)
+    return "–" if spent is None else f"{100 * spent['cpu'] / max(row.cpu, 1e-9):.0f} %"
+
+
+def load(path: Path) -> dict[tuple[str, int, str, int], Row]:
+    """Return the results of a file, the last of each plan."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
+    rows = [Row(**json.loads(line)) for line in lines]
+    return {row.key: row for row in rows}
+
+
+def asked_for(args: argparse.Namespace) -> list[Row]:
+    """Return what to plan, in order."""
+    found = []
+    for case, runtime, threads in itertools.product(args.cases, args.runtimes, args.threads):
+        name, _, images = case.partition(":")
+        found.append(Row(name, int(images or 512), runtime, threads))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=["resnet20:1024", "resnet20:2048", "resnet50:512"],
+        metavar="NETWORK:IMAGES",
+    )
+    parser.add_argument("--runtimes", nargs="+", default=[NONE])
+    parser.add_argument("--threads", nargs="+", type=int, default=[2])
+    parser.add_argument("--again", action="store_true", help="measure also what is known")
+    parser.add_argument("--results", type=Path, default=Path("runs/plan_seconds.jsonl"))
+    parser.add_argument("--table", type=Path, help="also write the table to this Markdown file")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
+    args = parser.parse_args(argv)
+    if args.one:
+        print(json.dumps(asdict(measured(Row(**json.loads(args.one))))))
+        return
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    done = {} if args.again else load(args.results)
+    for asked in asked_for(args):
+        if asked.key in done:
+            continue
+        row = done[asked.key] = _in_a_process(asked)
+        with args.results.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(row)) + "\n")
+        print(asked.key, f"{row.wall:.1f} s, {row.cpu:.1f} CPU s", file=sys.stderr, flush=True)
+    found = table([done[asked.key] for asked in asked_for(args)])
+    print_table(found)
+    if args.table:
+        write_text(args.table, found.to_markdown())
+
+
+if __name__ == "__main__":
+    main()
