@@ -123,6 +123,7 @@ def stages_of_a_plan() -> list[tuple[Any, str, str]]:
         (options, "problems_of", "regressions"),
         (surveyor, "_with_harm", "fits"),
         (surveyor, "_prepare_probes", "probes"),
+        (surveyor, "_harm_with", "probes"),
         (surveyor, "_harm_of", "probes"),
         (surveyor, "gap_options", "head"),
         (planner.Deployed, "survey", "timing"),

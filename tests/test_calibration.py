@@ -103,6 +103,28 @@ def test_a_large_mean_does_not_swallow_a_small_variance():
     assert_close(moments.xx, torch.cov(x.double().T, correction=0), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [1, 3, 4, 100])
+def test_a_square_by_halves_is_the_whole_square(monkeypatch, columns):
+    monkeypatch.setattr(calibration, "COLUMNS", columns)
+    x, y = torch.randn(20, 7, dtype=torch.float64), torch.randn(20, 5, dtype=torch.float64)
+    total = MomentSum()
+    for part in range(0, 20, 6):
+        total.add(x[part : part + 6], y[part : part + 6])
+    found = total.moments()
+    assert_close(found.xx, torch.cov(x.T, correction=0))
+    assert_close(found.yy, torch.cov(y.T, correction=0))
+    assert_close(found.yx, torch.cov(torch.cat([y, x], 1).T, correction=0)[:5, 5:])
+
+
+def test_few_float32_rows_at_a_time_are_as_exact_as_many():
+    torch.manual_seed(0)
+    x = torch.randn(3000, 4) * torch.tensor([1e-3, 1.0, 10.0, 1e3])
+    total = MomentSum()
+    for row in x.split(3):
+        total.add(row)
+    assert_close(total.moments().xx, torch.cov(x.double().T, correction=0), rtol=1e-4, atol=0.05)
+
+
 def test_no_rows_have_no_moments():
     with pytest.raises(DataError, match="at least one row, got none: the layer never ran"):
         MomentSum().moments()

@@ -43,9 +43,10 @@ FEWEST_ROWS_A_VALUE = 8
 MOMENT_MACS = 400_000_000_000
 # Values of inputs in a batch: the activations of all layers, which follow their number, must fit.
 BATCH_VALUES = 1_250_000
-# The curvature needs a pass forth and back, three times the MACs of one forth. It is a metric, a
-# few hundred examples tell enough of it, and for so many MACs these are had.
-CURVATURE_MACS = 6e12
+# The curvature needs a pass forth and back, with gradients of activations alone: twice the MACs of
+# one forth. It is a metric, a few hundred examples tell enough of it, and for so many MACs these
+# are had.
+CURVATURE_MACS = 1.5e12
 FEWEST_CURVATURE_EXAMPLES = 64
 
 
@@ -501,7 +502,7 @@ def curvature_of(
         data: The calibration data.
         macs: Of the network, for one input.
     """
-    enough = data.within(CURVATURE_MACS, 3 * macs, fewest=FEWEST_CURVATURE_EXAMPLES)
+    enough = data.within(CURVATURE_MACS, 2 * macs, fewest=FEWEST_CURVATURE_EXAMPLES)
     return output_curvature(model, names, enough.batches)
 
 

@@ -311,7 +311,7 @@ class _Surveyor:
             option = options[spot]
             how = layer_rewrite(option.rewrite)
             chain = how.build(module, option.settings)
-            how.fit(chain, problems, option.settings, module)
+            how.fit(chain, problems, option.settings, module, rough=True)
             measured[spot] = self._harm_with(option.site, chain)
         known = np.array(sorted(measured))
         errors = np.log([max(options[i].error or 0.0, 1e-12) for i in known])

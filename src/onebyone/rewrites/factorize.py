@@ -361,24 +361,30 @@ def _whole_fit(problem: Problem, asked: Sequence[tuple[str, list[int]]]) -> Fit 
     return None
 
 
-def solve(problem: Problem, form: str, ranks: Sequence[int]) -> Factors:
+def solve(problem: Problem, form: str, ranks: Sequence[int], *, rough: bool = False) -> Factors:
     """Return the factors whose outputs are nearest to what one group should give.
 
     Args:
         problem: As the form's equations see it.
         form: One of :data:`FORMS`.
         ranks: Of the group.
+        rough: Whether a wide layer's factors may be a little off the best.
     """
     form = SPATIAL.get(form, form)
     if form == "reduce":
         return inward(problem, ranks[0])
     if form == "tucker2":
-        return between(problem, ranks[0], ranks[1])
+        return between(problem, ranks[0], ranks[1], rough=rough)
     return outward(problem, ranks[0])
 
 
 def fit(
-    chain: nn.Sequential, problems: Sequence[Problem], settings: Settings, module: nn.Module
+    chain: nn.Sequential,
+    problems: Sequence[Problem],
+    settings: Settings,
+    module: nn.Module,
+    *,
+    rough: bool = False,
 ) -> float:
     """Write the best factors into a factorized layer, in place; return its relative error.
 
@@ -387,10 +393,14 @@ def fit(
         problems: Of each group.
         settings: That it was built with.
         module: The layer that it replaces.
+        rough: Whether a wide layer's factors may be those that :func:`errors` judges, which are a
+            little off the best.
     """
     form, ranks = form_and_ranks(settings)
     shape = shape_of(module)
-    groups = [solve(_seen_by(problem, module, form), form, ranks) for problem in problems]
+    groups = [
+        solve(_seen_by(problem, module, form), form, ranks, rough=rough) for problem in problems
+    ]
     first, core = _stacked([g.reduce for g in groups]), _stacked([g.spatial for g in groups])
     kernels = {
         "reduce": first,

@@ -48,6 +48,8 @@ class LayerRewrite(Protocol):
         problems: Sequence[Problem],
         settings: Settings,
         module: nn.Module,
+        *,
+        rough: bool = False,
     ) -> float:
         """Write the best weights into a rewritten layer, in place; return its relative error."""
 

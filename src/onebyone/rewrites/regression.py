@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ DAMPING = 1e-4
 # The metric's floor, relative to its mean diagonal: no output may be lost for nothing.
 METRIC_FLOOR = 1e-2
 HOOI_SWEEPS = 2
+# A kernel that sees more values than this at once is wide: each decomposition takes seconds.
+WIDE = 2048
 # Up to so many channels the bases of a kernel alone are found in float64.
 SMALL = 64
 
@@ -70,13 +73,39 @@ class Problem:
         return flat @ flat.T
 
     @cached_property
+    def metric(self) -> Tensor:
+        """The metric itself: the square of its root."""
+        return self.root @ self.root
+
+    @cached_property
     def scale(self) -> float:
         """Mean square of the outputs in the metric: what errors are relative to."""
         if self.plain and self.given_yy is None:
             return float(torch.linalg.vector_norm(self.weight)) ** 2
-        return float((self.root @ self.yy @ self.root).trace())
+        return self.measured(self.yy)
 
-    # Every form and every rank of a layer starts from these two.
+    def measured(self, squares: Tensor) -> float:
+        """Return the trace of a covariance of outputs in the metric."""
+        return float(squares.trace() if self.plain else (self.metric * squares).sum())
+
+    def seen(self, **changes: Any) -> Problem:
+        """Return the same problem with other inputs; what its outputs alone tell is kept."""
+        found = replace(self, **changes)
+        if not self.plain:
+            vars(found).update(metric=self.metric, yy=self.yy, scale=self.scale)
+        return found
+
+    # Every form and every rank of a layer starts from these.
+
+    @cached_property
+    def views(self) -> dict[int, Problem]:
+        """The problem as :func:`by_columns` gives it, for each width of the kernel asked for."""
+        return {}
+
+    @cached_property
+    def nested(self) -> list[Nested]:
+        """The regressions through the first channels, once they have been asked for."""
+        return []
 
     @cached_property
     def basis(self) -> Tensor:
@@ -204,7 +233,10 @@ def by_columns(problem: Problem, columns: int) -> Problem:
         problem: Of a kernel whose places are in rows of as many columns.
         columns: The kernel's width.
     """
-    return replace(problem, weight=problem.weight.reshape(len(problem.weight), -1, columns))
+    if columns not in problem.views:
+        weight = problem.weight.reshape(len(problem.weight), -1, columns)
+        problem.views[columns] = problem.seen(weight=weight)
+    return problem.views[columns]
 
 
 def projected(problem: Problem, basis: Tensor) -> Problem:
@@ -214,12 +246,11 @@ def projected(problem: Problem, basis: Tensor) -> Problem:
     weight = torch.einsum("ocp,cr->orp", problem.weight, basis)
     mean_x = torch.einsum("cr,cp->rp", basis, problem.mean_x.reshape(channels, taps)).flatten()
     if problem.xx is None or problem.yx is None:
-        return replace(problem, weight=weight, mean_x=mean_x, given_yy=problem.yy, whole=False)
+        return problem.seen(weight=weight, mean_x=mean_x, given_yy=problem.yy, whole=False)
     half = (basis.T @ problem.xx.reshape(channels, -1)).reshape(rank * taps, channels, taps)
     full = torch.einsum("ds,adq->asq", basis, half)
     yx = torch.einsum("ocp,cr->orp", problem.yx.reshape(out, channels, taps), basis)
-    return replace(
-        problem,
+    return problem.seen(
         weight=weight,
         mean_x=mean_x,
         xx=full.reshape(rank * taps, rank * taps),
@@ -259,15 +290,39 @@ class Fit:
 
     Attributes:
         weight: Shape ``(out, in × places)``.
-        vectors: Orthonormal, shape ``(out, out)``, the largest first.
-        values: Mean squares along them.
+        given: Covariance of what it gives, shape ``(out, out)``.
         lost: Squared error that no rank can mend, in the metric.
+        root: Of the metric; ``None`` where all outputs count alike.
     """
 
     weight: Tensor
-    vectors: Tensor
-    values: Tensor
+    given: Tensor
     lost: float
+    root: Tensor | None = None
+
+    @property
+    def vectors(self) -> Tensor:
+        """Orthonormal directions, shape ``(out, out)``, the largest first."""
+        return self._principal[1]
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Mean squares along them."""
+        if "_principal" in vars(self):
+            return self._principal[0]
+        # Without the directions, which most fits are not asked for, in a third of the time.
+        values: Tensor = torch.linalg.eigvalsh(self._in_metric)
+        return values.flip(0).clamp_min(0)
+
+    @cached_property
+    def _principal(self) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(self._in_metric)
+        return values.flip(0).clamp_min(0), vectors.flip(1)
+
+    @cached_property
+    def _in_metric(self) -> Tensor:
+        mine = self.given if self.root is None else self.root @ self.given @ self.root
+        return (mine + mine.T) / 2
 
     def tail(self, rank: int) -> float:
         """Return the squared error of that rank, in the metric."""
@@ -284,18 +339,14 @@ def _regression(problem: Problem) -> Fit:
     if problem.xx is None or problem.yx is None:
         # Its own outputs, or those through a summary of white inputs.
         given = problem.yy if problem.whole else weight @ weight.T
-        return _decomposed(problem, weight, given, given)
+        return _fit(problem, weight, given, given)
     given = weight @ problem.xx @ weight.T
-    return _decomposed(problem, weight, given, weight @ problem.yx.T)
+    return _fit(problem, weight, given, weight @ problem.yx.T)
 
 
-def _decomposed(problem: Problem, weight: Tensor, given: Tensor, cross: Tensor) -> Fit:
-    mine, error = given, problem.yy - cross - cross.T
-    if not problem.plain:
-        mine, error = (problem.root @ m @ problem.root for m in (mine, error))
-    values, vectors = torch.linalg.eigh((mine + mine.T) / 2)
-    lost = float(error.trace()) + float(mine.trace())
-    return Fit(weight, vectors.flip(1), values.flip(0).clamp_min(0), max(lost, 0.0))
+def _fit(problem: Problem, weight: Tensor, given: Tensor, cross: Tensor) -> Fit:
+    lost = problem.scale + problem.measured(given) - 2 * problem.measured(cross)
+    return Fit(weight, given, max(lost, 0.0), None if problem.plain else problem.root)
 
 
 # ---------------------------------------------------------------- every rank at once
@@ -314,6 +365,7 @@ class Nested:
     """
 
     def __init__(self, problem: Problem, most: int) -> None:
+        self.most = most
         self.problem = projected(problem, channel_basis(problem)[:, :most])
         self._lower: Tensor | None = None
         self._half: Tensor | None = None
@@ -329,19 +381,45 @@ class Nested:
         if self._lower is None or self._half is None:
             leading = self.problem.weight[:, :rank].flatten(1)
             given = leading @ leading.T
-            return _decomposed(self.problem, leading, given, given)
+            return _fit(self.problem, leading, given, given)
         size = rank * taps
         half = self._half[:size]
         weight = torch.linalg.solve_triangular(self._lower[:size, :size].T, half, upper=True).T
         given = half.T @ half - self.problem.ridge * (weight @ weight.T)
         assert self.problem.yx is not None
-        return _decomposed(self.problem, weight, given, weight @ self.problem.yx[:, :size].T)
+        return _fit(self.problem, weight, given, weight @ self.problem.yx[:, :size].T)
+
+    def first(self, rank: int) -> Problem:
+        """Return the problem as seen through the first ``rank`` channels."""
+        whole = self.problem
+        size = rank * whole.weight.shape[2]
+        return whole.seen(
+            weight=whole.weight[:, :rank],
+            mean_x=whole.mean_x[:size],
+            xx=None if whole.xx is None else whole.xx[:size, :size],
+            yx=None if whole.yx is None else whole.yx[:, :size],
+        )
 
 
 def through_channels(problem: Problem, ranks: Sequence[int]) -> dict[int, Fit]:
     """Return the regression through the best r input channels for each r in ``ranks``."""
     nested = Nested(problem, max(ranks))
+    problem.nested[:] = [nested]
     return {rank: nested.fit(rank) for rank in sorted(set(ranks))}
+
+
+def is_wide(problem: Problem) -> bool:
+    """Whether a problem's decompositions take seconds."""
+    return problem.xx is not None and len(problem.xx) > WIDE
+
+
+def _through(problem: Problem, rank: int) -> tuple[Problem, Fit]:
+    """Return the problem through its best input channels with its regression."""
+    for nested in problem.nested:
+        if rank <= nested.most:
+            return nested.first(rank), nested.fit(rank)
+    small = projected(problem, channel_basis(problem)[:, :rank])
+    return small, regression(small)
 
 
 # ---------------------------------------------------------------- factors
@@ -403,26 +481,30 @@ def inward(problem: Problem, rank: int) -> Factors:
     """Return the best layer through ``rank`` input channels: a 1×1, then the kernel."""
     out, _, taps = problem.weight.shape
     basis = channel_basis(problem)[:, :rank]
-    small = projected(problem, basis)
-    found = regression(small)
+    small, found = _through(problem, rank)
     bias = problem.mean_y - found.weight @ small.mean_x
     core = found.weight.reshape(out, rank, taps)
     return Factors(basis.T, core, None, bias, found.lost, problem.scale)
 
 
-def between(problem: Problem, inner: int, outer: int) -> Factors:
+def between(problem: Problem, inner: int, outer: int, *, rough: bool = False) -> Factors:
     """Return the best layer from ``inner`` input channels to ``outer`` output channels: Tucker-2.
 
     Starts from the best input channels for all outputs, then turns to those that the kept outputs
     need, for as long as that helps.
+
+    Args:
+        problem: The regression.
+        inner: Input channels.
+        outer: Output channels.
+        rough: Whether of a wide layer the start is enough.
     """
     if problem.plain:
         return _between_of_kernel(problem, inner, outer)
     _, _, taps = problem.weight.shape
     basis = channel_basis(problem)[:, :inner]
-    small = projected(problem, basis)
-    found = regression(small)
-    for _ in range(HOOI_SWEEPS):
+    small, found = _through(problem, inner)
+    for _ in range(0 if rough and is_wide(problem) else HOOI_SWEEPS):
         again = channel_basis(problem, directions=found.vectors[:, :outer])[:, :inner]
         other = projected(problem, again)
         second = regression(other)

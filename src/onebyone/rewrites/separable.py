@@ -31,7 +31,7 @@ from onebyone.kernels import (
     why_unknown,
 )
 from onebyone.records import Cost, Settings
-from onebyone.rewrites.regression import DAMPING, Problem, regress, relative
+from onebyone.rewrites.regression import DAMPING, Problem, is_wide, regress, relative
 
 # Form -> what it makes of a layer from C to O channels, with T terms. Of a grouped layer the 1×1
 # has the same groups.
@@ -43,8 +43,6 @@ FORMS = {
 # Rounds over all channels for each number of terms, and the share of the error that a round must
 # take away for another to follow.
 SWEEPS = 2
-# A kernel that sees more values than this at once is wide.
-WIDE = 2048
 LEAST_GAIN = 0.02
 # Steps of conjugate gradients for the 1×1 of a pointwise-depthwise chain.
 STEPS = 6
@@ -218,7 +216,12 @@ def errors(
 
 
 def fit(
-    chain: nn.Sequential, problems: Sequence[Problem], settings: Settings, module: nn.Module
+    chain: nn.Sequential,
+    problems: Sequence[Problem],
+    settings: Settings,
+    module: nn.Module,
+    *,
+    rough: bool = False,  # noqa: ARG001 - they are the same
 ) -> float:
     """Write the best terms into a separated layer, in place; return its relative error.
 
@@ -227,6 +230,7 @@ def fit(
         problems: Of each group.
         settings: That it was built with.
         module: The layer that it replaces. Not modified.
+        rough: Whether a wide layer's terms may be those that :func:`errors` judges.
 
     Raises:
         PlanError: If the settings do not fit the layer.
@@ -286,7 +290,7 @@ def _solutions(problem: Problem, form: str, wanted: Sequence[int]) -> dict[int, 
     if problem.xx is None or problem.yx is None:
         weighted = problem.root @ slices if first else slices
         return {t: _white(problem, form, _truncated(slices, weighted, t)) for t in wanted}
-    data = _Data(problem.xx, problem.yx, problem.root @ problem.root, problem)
+    data = _Data(problem.xx, problem.yx, problem.metric, problem)
     path = [terms for terms in _path(min(slices.shape[1:])) if terms <= max(wanted)]
     found: dict[int, _Terms] = {}
     before: _Terms | None = None
@@ -362,7 +366,7 @@ class _Data:
 
 def _rounds(data: _Data) -> int:
     """Return how many rounds are worth their time: on a wide layer each takes seconds."""
-    return SWEEPS if len(data.xx) <= WIDE else min(SWEEPS, 1)
+    return min(SWEEPS, 1) if is_wide(data.problem) else SWEEPS
 
 
 def _refine_depthwise(data: _Data, starts: Sequence[_Terms]) -> _Terms:
