@@ -19,7 +19,7 @@ from onebyone.errors import PlanError
 from onebyone.kernels import output_rows
 from onebyone.layers import Pointwise
 from onebyone.profiling.trace import trace_layers
-from onebyone.rewrites import factorize
+from onebyone.rewrites import factorize, regression
 from onebyone.rewrites.regression import problems_of
 from onebyone.sites import replace_module
 
@@ -274,6 +274,32 @@ def test_the_predicted_error_is_the_error_measured_on_the_calibration_data(layer
         assert error <= quick * (1 + 1e-6)
         if len(ranks) == 1:
             assert error == pytest.approx(quick, rel=1e-9)
+
+
+@pytest.mark.parametrize(("layer", "form"), CASES, ids=[form for _, form in CASES])
+def test_a_wide_layer_roughly_fitted_has_the_error_that_was_predicted(monkeypatch, layer, form):
+    monkeypatch.setattr(regression, "WIDE", 1)
+    moments = seen_by(layer, correlated(8, 6))
+    problems = problems_of(layer, moments)
+    options = [{"form": form, "ranks": ranks} for ranks in some_ranks(form)]
+    for settings_, quick in zip(options, factorize.errors(problems, layer, options), strict=True):
+        chain = factorize.build(layer, settings_)
+        error = factorize.fit(chain, problems, settings_, layer, rough=True)
+        assert error == pytest.approx(quick, rel=1e-6)
+
+
+@pytest.mark.parametrize(("layer", "form"), CASES, ids=[form for _, form in CASES])
+def test_a_fit_does_not_depend_on_what_was_asked_for_before(layer, form):
+    moments = seen_by(layer, correlated(8, 6))
+    problems = problems_of(layer, moments)
+    options = [{"form": form, "ranks": ranks} for ranks in some_ranks(form)]
+    factorize.errors(problems, layer, options)
+    for settings_ in options:
+        later, fresh = (factorize.build(layer, settings_) for _ in range(2))
+        factorize.fit(later, problems, settings_, layer)
+        factorize.fit(fresh, problems_of(layer, moments), settings_, layer)
+        x = correlated(2, 6, seed=1)
+        assert_close(later(x), fresh(x), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(("layer", "form"), CASES, ids=[form for _, form in CASES])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from onebyone.errors import ModelError, OptionError
 from onebyone.evaluation import divergence
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning.applies import HEAD, reasons
+from onebyone.planning.pooling import SiteHarms, pooled_harms
 from onebyone.planning.resuming import ResumedPasses
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option
@@ -36,13 +36,17 @@ LEAST_GAIN = 0.15
 FRONT = 60
 # Of each form, at least, where forms are not weighed against each other yet.
 FEWEST_OF_A_FORM = 16
-# Options of a site whose harm is measured; that of the others is interpolated between them.
+# Options of a site whose harm is measured, at most and at least; that of the others is interpolated
+# between them.
 PROBES = 5
+FEWEST_PROBES = 3
 PROBE_EXAMPLES = 512
 # All probes together may cost this many MACs: a minute or two on two cores. A rule in MACs, not in
-# seconds, so that a plan does not depend on how busy the machine was.
+# seconds, so that a plan does not depend on how busy the machine was. There are fewer probes before
+# there are fewer examples than enough.
 PROBE_MACS = 5e12
-FEWEST_PROBE_EXAMPLES = 32
+ENOUGH_PROBE_EXAMPLES = 32
+FEWEST_PROBE_EXAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,14 @@ def _head_site(
 # ---------------------------------------------------------------- options and their harm
 
 
+@dataclass(frozen=True)
+class _Probed:
+    """A site's options in order of their error, and what is known of their harm."""
+
+    options: Sequence[Option]
+    harms: SiteHarms
+
+
 class _Surveyor:
     """Carries what all sites are measured with."""
 
@@ -216,6 +228,7 @@ class _Surveyor:
         self.steps = 0
         self.done = 0
         self._batches: list[Tensor] = []
+        self._probes = PROBES
         self._passes: ResumedPasses | None = None
 
     @property
@@ -237,21 +250,21 @@ class _Surveyor:
         moments = collect(self.network, names, batches, examples=examples)
         metrics = curvature_of(self.network, names, self.data, self._macs())
         self._prepare_probes(names)
-        options: list[Option] = []
+        probed: list[_Probed] = []
         for name in names:
-            module = module_at(self.network, name)
-            problems = problems_of(module, moments.pop(name), metric=metrics.get(name))
+            module, metric = module_at(self.network, name), metrics.get(name)
+            problems = problems_of(module, moments.pop(name), metric=metric)
             try:
-                found = self._with_harm(module, problems, self._site_options(name, problems))
+                found = self._probed(module, problems, self._site_options(name, problems))
             except ModelError as error:
-                found = []
                 reasons[name] = f"the network does not run with it rewritten: {error}"
             else:
-                if not found:
+                if found is None:
                     reasons[name] = f"no option saves {LEAST_GAIN:.0%} of its parameters and MACs"
-            options += found
+                else:
+                    probed.append(found)
             self._advance(f"options of {name}")
-        return options
+        return self._with_harm(probed)
 
     def _kernel_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
         """Return options without data: their harm is the relative error of the layer's kernel."""
@@ -298,14 +311,15 @@ class _Surveyor:
         most = max(FRONT // max(len(forms), 1), FEWEST_OF_A_FORM)
         return [option for mine in forms.values() for option in _front(mine, most=most)]
 
-    def _with_harm(
+    def _probed(
         self, module: nn.Module, problems: Sequence[Problem], options: list[Option]
-    ) -> list[Option]:
-        """Measure the harm of a few options and interpolate that of the rest by their errors."""
+    ) -> _Probed | None:
+        """Measure the harm of a few options, from the one of least error to that of most."""
         if not options:
-            return []
+            return None
         options = sorted(options, key=lambda option: option.error or 0.0)
-        spots = np.linspace(0, len(options) - 1, min(PROBES, len(options))).round().astype(int)
+        count = min(self._probes, len(options))
+        spots = np.linspace(0, len(options) - 1, count).round().astype(int)
         measured: dict[int, float] = {}
         for spot in sorted({int(s) for s in spots}):
             option = options[spot]
@@ -313,25 +327,30 @@ class _Surveyor:
             chain = how.build(module, option.settings)
             how.fit(chain, problems, option.settings, module, rough=True)
             measured[spot] = self._harm_with(option.site, chain)
-        known = np.array(sorted(measured))
-        errors = np.log([max(options[i].error or 0.0, 1e-12) for i in known])
-        harms = np.log([max(measured[int(i)], 1e-12) for i in known])
-        # More error is never less harm: noise of the measurement is evened out.
-        harms = np.maximum.accumulate(harms)
-        result = []
-        for index, option in enumerate(options):
-            place = math.log(max(option.error or 0.0, 1e-12))
-            harm = float(np.exp(np.interp(place, errors, harms)))
-            result.append(replace(option, harm=harm, measured=index in measured))
-        return result
+        felt = sum(problem.felt for problem in problems) / 2
+        predicted = [felt * (option.error or 0.0) for option in options]
+        return _Probed(options, SiteHarms(predicted, measured))
+
+    def _with_harm(self, probed: Sequence[_Probed]) -> list[Option]:
+        """Return the options of all sites, each with its harm."""
+        examples = sum(len(inputs) for inputs in self._batches)
+        harms = pooled_harms([site.harms for site in probed], examples)
+        return [
+            replace(option, harm=harm, measured=place in site.harms.measured)
+            for site, found in zip(probed, harms, strict=True)
+            for place, (option, harm) in enumerate(zip(site.options, found, strict=True))
+        ]
 
     def _macs(self) -> int:
         return sum(layer.macs for layer in self.layers.values())
 
     def _prepare_probes(self, names: Sequence[str]) -> None:
         """Keep the original's outputs on the examples that harm is measured on."""
-        each = PROBES * sum(self._macs_from(name) for name in names)
-        affordable = self.data.within(PROBE_MACS, each, fewest=FEWEST_PROBE_EXAMPLES)
+        each = sum(self._macs_from(name) for name in names)
+        enough = min(ENOUGH_PROBE_EXAMPLES, len(self.data))
+        affordable_probes = int(PROBE_MACS / max(enough * each, 1))
+        self._probes = min(PROBES, max(FEWEST_PROBES, affordable_probes))
+        affordable = self.data.within(PROBE_MACS, self._probes * each, fewest=FEWEST_PROBE_EXAMPLES)
         self._batches = list(affordable.first(PROBE_EXAMPLES).batches())
         if self._batches[0].ndim == 4:
             # As the inputs are laid out; weights of another layout are turned at each call.

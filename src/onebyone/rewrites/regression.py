@@ -47,6 +47,7 @@ class Problem:
             own for white inputs.
         root: Symmetric square root of the metric on output errors, shape ``(out, out)``.
         ridge: Added to the diagonal of ``xx``.
+        unit: The mean diagonal of the metric, which its root is scaled by.
         whole: Whether all input channels are seen, not a summary of them.
         plain: Whether it is the kernel alone: white inputs, and all outputs count alike.
         precision: Of the layer's own weight: a kernel alone need not be factorized more exactly.
@@ -60,6 +61,7 @@ class Problem:
     given_yy: Tensor | None
     root: Tensor
     ridge: float = 0.0
+    unit: float = 1.0
     whole: bool = True
     plain: bool = False
     precision: torch.dtype = torch.float64
@@ -83,6 +85,11 @@ class Problem:
         if self.plain and self.given_yy is None:
             return float(torch.linalg.vector_norm(self.weight)) ** 2
         return self.measured(self.yy)
+
+    @property
+    def felt(self) -> float:
+        """Mean square of the outputs in the metric as it was given, before it was scaled."""
+        return self.unit * self.scale
 
     def measured(self, squares: Tensor) -> float:
         """Return the trace of a covariance of outputs in the metric."""
@@ -137,13 +144,15 @@ def problems_of(
     problems = []
     for group in range(shape.groups):
         mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
-        root = torch.eye(shape.group_out, dtype=torch.float64)
+        root, unit = torch.eye(shape.group_out, dtype=torch.float64), 1.0
         if metric is not None:
             root = metric_root(metric[mine, mine])
+            mean = float(metric[mine, mine].diagonal().mean())
+            unit = max(mean, 0.0) if math.isfinite(mean) else 0.0
         data = None if moments is None else moments[group]
         found = _problem(kernel[group], offsets[mine], data, root)
         plain = data is None and metric is None
-        problems.append(replace(found, plain=plain, precision=precision))
+        problems.append(replace(found, plain=plain, precision=precision, unit=unit))
     return problems
 
 

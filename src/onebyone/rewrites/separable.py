@@ -295,7 +295,9 @@ def _solutions(problem: Problem, form: str, wanted: Sequence[int]) -> dict[int, 
     found: dict[int, _Terms] = {}
     before: _Terms | None = None
     for terms in sorted({*path, *wanted}):
-        starts = [_truncated(slices, slices, terms)]
+        starts = []
+        if before is None or not is_wide(problem):
+            starts.append(_truncated(slices, slices, terms))
         if before is not None:
             starts.append(_widened(before, slices, terms))
         found[terms] = _refine_depthwise(data, starts) if first else _refine_pointwise(data, starts)

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onebyone.planning.pooling import PRIOR_EXAMPLES, SiteHarms, pooled_harms
+
+PREDICTED = [1e-4, 1e-3, 1e-2, 1e-1]
+
+
+def site(*factors, predicted=PREDICTED):
+    places = np.linspace(0, len(predicted) - 1, len(factors)).round().astype(int)
+    measured = {int(p): f * predicted[p] for p, f in zip(places, factors, strict=True)}
+    return SiteHarms(predicted, measured)
+
+
+def test_many_examples_of_a_site_are_believed():
+    sites = [site(1, 2, 3, 4), site(5, 6, 7, 8)]
+    for one, harms in zip(sites, pooled_harms(sites, 10**9), strict=True):
+        assert harms == pytest.approx([one.measured[place] for place in range(4)])
+
+
+def test_without_examples_all_sites_err_by_the_same_factors():
+    sites = [site(1, 2, 3, 4), site(4, 8, 12, 16)]
+    for harms in pooled_harms(sites, 0):
+        assert harms == pytest.approx([p * 2 * f for p, f in zip(PREDICTED, (1, 2, 3, 4))])
+
+
+def test_as_many_examples_as_the_prior_weighs_meet_it_halfway():
+    sites = [site(1, 1), site(16, 16)]
+    low, high = pooled_harms(sites, PRIOR_EXAMPLES)
+    assert low == pytest.approx([2 * p for p in PREDICTED])
+    assert high == pytest.approx([8 * p for p in PREDICTED])
+
+
+def test_one_site_alone_is_as_measured():
+    assert pooled_harms([site(3, 5)], 1)[0][::3] == pytest.approx([3e-4, 5e-1])
+
+
+def test_a_site_of_few_options_is_compared_with_the_best_and_the_worst_of_others():
+    few = site(1, 1, predicted=[1e-3, 1e-2])
+    sites = [site(4, 4, 4, 4), few]
+    assert pooled_harms(sites, 0)[1] == pytest.approx([4e-3, 4e-2])
+
+
+@given(st.lists(st.floats(0, 10), min_size=2, max_size=5), st.integers(0, 600))
+def test_more_error_is_never_less_harm(measured, examples):
+    predicted = sorted(np.geomspace(1e-6, 1, 2 * len(measured)))
+    one = SiteHarms(predicted, {2 * place: harm for place, harm in enumerate(measured)})
+    for harms in pooled_harms([one, site(1, 2)], examples):
+        assert all(np.diff(harms) >= -1e-12)
+
+
+def test_nothing_gives_nothing():
+    assert pooled_harms([], 5) == []
