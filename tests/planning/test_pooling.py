@@ -23,7 +23,9 @@ def test_many_examples_of_a_site_are_believed():
 def test_without_examples_all_sites_err_by_the_same_factors():
     sites = [site(1, 2, 3, 4), site(4, 8, 12, 16)]
     for harms in pooled_harms(sites, 0):
-        assert harms == pytest.approx([p * 2 * f for p, f in zip(PREDICTED, (1, 2, 3, 4))])
+        assert harms == pytest.approx(
+            [p * 2 * f for p, f in zip(PREDICTED, (1, 2, 3, 4), strict=True)]
+        )
 
 
 def test_as_many_examples_as_the_prior_weighs_meet_it_halfway():
