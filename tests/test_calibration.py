@@ -120,8 +120,8 @@ def test_few_float32_rows_at_a_time_are_as_exact_as_many():
     torch.manual_seed(0)
     x = torch.randn(3000, 4) * torch.tensor([1e-3, 1.0, 10.0, 1e3])
     total = MomentSum()
-    for row in x.split(3):
-        total.add(row)
+    for rows in x.split(3):
+        total.add(rows, rows)
     assert_close(total.moments().xx, torch.cov(x.double().T, correction=0), rtol=1e-4, atol=0.05)
 
 
