@@ -3,9 +3,11 @@
     python benchmarks/fashion_mnist.py --seeds 3 --out runs/fashion
     python benchmarks/fashion_mnist.py --seeds 5 --shares 2 5 10 --heads exact
 
-Trains the classic network for each seed, then shrinks it to shares of its parameters in two ways:
-the head as 1×1 convolutions + global average pooling (``gap``), and the head as the same
-convolutions (``exact``) factorized. Prints a table with the differences from the classic network of
+Trains the classic network for each seed, then shrinks it to shares of its parameters: the head as
+1×1 convolutions + global average pooling (``gap``), the head as the same convolutions (``exact``)
+factorized, or, of the widths in ``CONTEXT`` and whatever the share, ``gap`` with depthwise 3×3
+convolutions between the 1×1 (``context``), which a plan by harm before training does not choose.
+Prints a table with the differences from the classic network of
 the same seed, and writes ``fashion.json``. Finished runs are not run again; unfinished ones go on
 where they stopped.
 """
@@ -20,7 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onebyone.data import load_data
+from torch import nn
+
+from onebyone.data import Data, load_data
 from onebyone.pipeline import (
     ShrinkSettings,
     TrainSettings,
@@ -29,10 +33,43 @@ from onebyone.pipeline import (
     train_loaded,
 )
 from onebyone.profiling.latency import threads
-from onebyone.records import RunRecord, write_text
+from onebyone.profiling.trace import trace_layers
+from onebyone.records import Cost, Option, Plan, RunRecord, write_text
 from onebyone.report.console import print_table, progress
+from onebyone.rewrites import head
 from onebyone.runs import is_run, load_source
 from onebyone.tables import Table
+
+HEADS = ("gap", "exact", "context")
+# Hidden channels of the averaging head with context, by share of the parameters.
+CONTEXT = {2: 24, 6: 64}
+
+
+def with_context(network: nn.Module, data: Data, share: float) -> Plan:
+    """Return a plan for an averaging head that sees farther, and nothing else."""
+    example = next(iter(data.train.batches(1)))[0]
+    site = head.find_head(network, example)
+    assert isinstance(site, head.HeadSite)
+    hidden, context = [CONTEXT[int(share)]], 2
+    option = Option(
+        site=site.name,
+        rewrite="head",
+        settings={"form": "gap", "hidden": hidden, "context": context},
+        before=site.cost,
+        after=head.cost(site, "gap", hidden, context),
+        occupies=site.occupies,
+    )
+    costs = trace_layers(network, example)
+    before = Cost(params=costs.params, macs=costs.macs)
+    return Plan(
+        network="classic",
+        input_shape=tuple(example.shape),
+        budgets=(),
+        before=before,
+        after=before - option.saved,
+        choices=(option,),
+        left_alone=(),
+    )
 
 
 def run_once(folder: Path, go: Callable[..., Any]) -> RunRecord:
@@ -56,17 +93,20 @@ def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dic
 
     records = {"classic": run_once(out / f"classic-{seed}", train)}
     trained = load_source(out / f"classic-{seed}")
-    for head, share in itertools.product(args.heads, args.shares):
+    for form, share in itertools.product(args.heads, args.shares):
 
-        def shrink(head: Any = head, share: float = share, **where: Any) -> None:
+        def shrink(form: Any = form, share: float = share, **where: Any) -> None:
+            how: dict[str, Any] = {"budget": f"params={share:g}%", "head": form}
+            if form == "context":
+                how = {"plan": with_context(trained.model, data, share)}
             settings = ShrinkSettings(
-                budget=f"params={share:g}%", head=head, epochs=args.distil,
-                calibration_examples=2048, label_weight=args.label_weight, **common, **where,
+                **how, epochs=args.distil, calibration_examples=2048,
+                label_weight=args.label_weight, **common, **where,
             )  # fmt: skip
             shrink_loaded(trained.model, trained.source, data, settings)
 
-        name = f"{head} {share:g} %"
-        records[name] = run_once(out / f"{head}-{share:g}-{seed}", shrink)
+        name = f"{form} {share:g} %"
+        records[name] = run_once(out / f"{form}-{share:g}-{seed}", shrink)
     return records
 
 
@@ -83,7 +123,7 @@ def main() -> None:
     parser.add_argument(
         "--shares", nargs="+", type=float, default=[2], help="of the parameters, %%"
     )
-    parser.add_argument("--heads", nargs="+", default=["gap", "exact"], choices=["gap", "exact"])
+    parser.add_argument("--heads", nargs="+", default=["gap", "exact"], choices=HEADS)
     parser.add_argument("--label-weight", type=float, default=0.0, help="share of the loss (0)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/fashion"))
