@@ -278,14 +278,12 @@ class Deployed:
 
     def _least_budget(self, quantity: Quantity) -> tuple[Budget, ...]:
         found = self.survey()
-        exact = found.exact if found.exact_asked else None
-        start = found.before - exact.saved if exact else found.before
         if quantity != "latency":
-            least = least_cost(found.options, quantity, start, forced=found.forced)
+            least = least_cost(found.options, quantity, found.start, forced=found.forced)
             limit = least.amount(quantity)
         else:
-            alone = [*self.options]
-            left = least_cost(alone, quantity, start, forced=found.forced).amount(quantity)
+            alone = least_cost(self.options, quantity, found.start, forced=found.forced)
+            left = alone.amount(quantity)
             # Of milliseconds the sum may differ in its last digit.
             limit = self._before_ms - self.worth.saved((1 - 1e-9) * (self._before_ms - left))
         return (Budget(quantity=quantity, limit=limit, asked=f"{quantity}={limit}"),)

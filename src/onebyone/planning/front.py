@@ -36,10 +36,8 @@ def front_of(
     """
     if quantity == "memory":
         return ()
-    exact = found.exact if found.exact_asked else None
-    start = found.before - exact.saved if exact else found.before
-    least = least_cost(found.options, quantity, start, forced=found.forced).amount(quantity)
-    whole = max(found.before.amount(quantity), start.amount(quantity))
+    least = least_cost(found.options, quantity, found.start, forced=found.forced).amount(quantity)
+    whole = max(found.before.amount(quantity), found.start.amount(quantity))
     if not 0 < least < whole:
         return ()
 

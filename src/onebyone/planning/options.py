@@ -77,6 +77,13 @@ class Survey:
     layers: tuple[LayerCost, ...]
     head: head.HeadSite | None = None
 
+    @property
+    def start(self) -> Cost:
+        """What the network costs before any option, with the exact head where that is asked for."""
+        if self.exact is None or not self.exact_asked:
+            return self.before
+        return self.before - self.exact.saved
+
 
 def survey(
     model: nn.Module,
@@ -388,16 +395,7 @@ class _Surveyor:
         """
         options = []
         for settings in head.gap_settings(site.channels):
-            option = Option(
-                site=site.name,
-                rewrite="head",
-                settings=settings,
-                before=site.cost,
-                after=site.cost,
-                occupies=tuple(dict.fromkeys((*site.occupies, *inside))),
-                measured=True,
-            )
-            _, hidden, context = head.settings_of(option)
+            _, hidden, context = head.form_and_widths(settings, site=site.name)
             network = head.rewrite(
                 base, example, name=site.name, form="gap", hidden=hidden, context=context
             )
@@ -405,8 +403,17 @@ class _Surveyor:
             new = network.get_submodule(site.name)
             assert isinstance(new, GlobalAverageHead)
             head.fit_gap(new, features, targets, linear=site.linears[0])
-            cost = head.cost(site, "gap", hidden, context)
-            options.append(replace(option, after=cost, harm=self._harm_of(network)))
+            option = Option(
+                site=site.name,
+                rewrite="head",
+                settings=settings,
+                before=site.cost,
+                after=head.cost(site, "gap", hidden, context),
+                occupies=tuple(dict.fromkeys((*site.occupies, *inside))),
+                harm=self._harm_of(network),
+                measured=True,
+            )
+            options.append(option)
         self._advance("options of the head")
         return options
 

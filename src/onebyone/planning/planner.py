@@ -348,11 +348,10 @@ def _plan_within(
     fastest: float | None = None,
 ) -> Plan:
     exact = found.exact if found.exact_asked else None
-    start = found.before - exact.saved if exact else found.before
     chosen = choose(
         found.options,
         budgets,
-        start,
+        found.start,
         forced=found.forced,
         obstacles=_obstacles(found),
         fastest=fastest,

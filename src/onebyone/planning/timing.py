@@ -21,7 +21,7 @@ from onebyone.planning.timings import Site, Timed, Timings
 from onebyone.profiling import example_input
 from onebyone.profiling.latency import Samples, interleave, threads
 from onebyone.records import Deployment, LayerCost, Option
-from onebyone.rewrites.head import HeadSite, settings_of
+from onebyone.rewrites.head import HeadSite, form_and_widths
 from onebyone.rewrites.layerwise import layer_rewrite
 from onebyone.runtimes import Prepared, find_runtime
 from onebyone.sites import floating_type, module_at
@@ -210,7 +210,7 @@ class LayerTimer:
             pool = [nn.AdaptiveAvgPool2d(size)] if head.averaged or pooled else []
             inner = [*pool, nn.Flatten(1), *(copy.deepcopy(step) for step in head.steps)]
         else:
-            _, hidden, context = settings_of(option)
+            _, hidden, context = form_and_widths(option.settings, site=option.site)
             classes = head.linears[-1].out_features
             inner = [GlobalAverageHead(head.channels, classes, hidden, context=context)]
         lead = nn.Conv2d(LEAD_CHANNELS, head.channels, 1)

@@ -173,7 +173,7 @@ def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Mod
         chain = layer_rewrite(option.rewrite).build(old, option.settings, site=option.site)
         return replace_module(network, option.site, chain)
     if option.rewrite == "head":
-        form, hidden, context = head.settings_of(option)
+        form, hidden, context = head.form_and_widths(option.settings, site=option.site)
         return head.rewrite(
             network, example, name=option.site, form=form, hidden=hidden, context=context
         )

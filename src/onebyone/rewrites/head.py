@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from onebyone.errors import ModelError, PlanError
 from onebyone.evaluation import divergence, is_classifier_output
 from onebyone.layers import GlobalAverageHead, Pointwise
-from onebyone.records import Cost, Option, Settings
+from onebyone.records import Cost, Settings
 from onebyone.rewrites.bypass import Action, carry_out, edits_of
 from onebyone.rewrites.chain import Call, Chain, NotFound, find_chain, is_norm, is_understood_linear
 from onebyone.rewrites.score_map import PlaceNorm, ScoreMapHead
@@ -32,6 +32,7 @@ __all__ = [
     "cost",
     "find_head",
     "fit_gap",
+    "form_and_widths",
     "gap_settings",
     "is_understood_linear",
     "rewrite",
@@ -263,22 +264,18 @@ def gap_settings(channels: int) -> list[Settings]:
     ]
 
 
-def settings_of(option: Option) -> tuple[str, list[int], int]:
+def form_and_widths(settings: Settings, *, site: str) -> tuple[str, list[int], int]:
     """Return the form, hidden widths and context in a head's settings.
 
     Raises:
         PlanError: If they are not of their types.
     """
-    hidden, context = option.settings.get("hidden", []), option.settings.get("context", 0)
+    hidden, context = settings.get("hidden", []), settings.get("context", 0)
     if not isinstance(hidden, list):
-        raise PlanError(
-            f"The `hidden` widths of the head {option.site!r} must be a list, got {hidden!r}."
-        )
+        raise PlanError(f"The `hidden` widths of the head {site!r} must be a list, got {hidden!r}.")
     if not isinstance(context, int) or isinstance(context, bool) or context < 0:
-        raise PlanError(
-            f"The `context` of the head {option.site!r} must be 0 or more, got {context!r}."
-        )
-    return str(option.settings.get("form")), hidden, context
+        raise PlanError(f"The `context` of the head {site!r} must be 0 or more, got {context!r}.")
+    return str(settings.get("form")), hidden, context
 
 
 def cost(site: HeadSite, form: str, hidden: list[int], context: int = 0) -> Cost:
