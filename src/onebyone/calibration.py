@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from onebyone.kernels import (
     shape_of,
 )
 from onebyone.records import CalibrationInfo
+from onebyone.resuming import Advancing, Reached
 from onebyone.sites import evaluation_copy, hooks_removed
 
 # Float32 sums of this many rows are exact enough to be added up in float64.
@@ -400,11 +402,7 @@ def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     return value
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: the pass need not go on
-    """The layers of interest have all run."""
-
-
-def collect_across(  # noqa: C901 - two hooks and a pass
+def collect_across(
     original: nn.Module,
     rewritten: nn.Module,
     names: Sequence[str],
@@ -427,47 +425,115 @@ def collect_across(  # noqa: C901 - two hooks and a pass
     Raises:
         DataError: If a layer does not run on these inputs.
     """
-    generator = torch.Generator().manual_seed(0)
-    sums = {name: LayerSum(original.get_submodule(name), examples, generator) for name in names}
-    seen_x: dict[str, Tensor] = {}
-    seen_y: dict[str, Tensor] = {}
+    return Across(original, batches, examples=examples).moments(rewritten, names)
 
-    def keep_input(name: str) -> Callable[..., None]:
+
+class Across:
+    """Moments across a network and another that becomes it, layer after layer.
+
+    Where networks allow it, both are run on from the layers of the last time, not from the start.
+
+    Args:
+        original: Not modified; must be in evaluation mode.
+        batches: The inputs, always the same.
+        examples: How many there are; large maps are then sampled, else every place is taken.
+        start: The other network, in evaluation mode, before any of its layers is rewritten; without
+            it every pass is a whole one.
+        sites: The layers that will be asked for.
+
+    Attributes:
+        resumed: The layers before which a pass leaves what the next one can go on from.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        batches: Batches,
+        *,
+        examples: int | None = None,
+        start: nn.Module | None = None,
+        sites: Sequence[str] = (),
+    ) -> None:
+        self._original = original
+        self._batches = batches
+        self._examples = examples
+        self._passes: tuple[Advancing, ...] = ()
+        self.resumed: frozenset[str] = frozenset()
+        if start is not None and examples is not None:
+            first = next(iter(batches()))
+            both = [Advancing(network, first, sites, examples) for network in (start, original)]
+            self._passes = tuple(both)
+            self.resumed = frozenset(both[0].resumed) & frozenset(both[1].resumed)
+
+    def moments(self, rewritten: nn.Module, names: Sequence[str]) -> dict[str, tuple[Moments, ...]]:
+        """Return the moments of layers' inputs in one network with their outputs in the original.
+
+        Args:
+            rewritten: The network so far, in evaluation mode; the named layers still the
+                original's.
+            names: Layers, all fitted from this one pass.
+
+        Raises:
+            DataError: If a layer does not run on these inputs.
+        """
+        generator = torch.Generator().manual_seed(0)
+        sums = {
+            name: LayerSum(self._original.get_submodule(name), self._examples, generator)
+            for name in names
+        }
+        inputs = _Watched(rewritten, names, before=True)
+        outputs = _Watched(self._original, names, before=False)
+        with hooks_removed([*inputs.handles, *outputs.handles]), torch.no_grad():
+            for place, batch in enumerate(self._batches()):
+                for turn, watched in enumerate((inputs, outputs)):
+                    watched.seen.clear()
+                    with self._going_to(turn, watched.network, place, names):
+                        _run_until_reached(watched.network, batch)
+                    _check_ran(names, watched.seen)
+                for name in names:
+                    sums[name].add(inputs.seen[name], outputs.seen[name], own=False)
+        return {name: total.moments() for name, total in sums.items()}
+
+    def _going_to(
+        self, turn: int, network: nn.Module, batch: int, names: Sequence[str]
+    ) -> AbstractContextManager[None]:
+        if not self._passes:
+            return nullcontext()
+        return self._passes[turn].going_to(network, batch, names)
+
+
+class _Watched:
+    """Keeps what layers are given, or what they give, and ends a pass when all have run."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str], *, before: bool) -> None:
+        self.network = network
+        self.seen: dict[str, Tensor] = {}
+        self.handles: list[Any] = []
+        for name in names:
+            layer = network.get_submodule(name)
+            if before:
+                hook = self._input_of(name, len(names))
+                self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                self.handles.append(layer.register_forward_hook(self._output_of(name, len(names))))
+
+    def _input_of(self, name: str, count: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            # A copy: what follows may write into it.
-            seen_x[name] = _input(args, kwargs).detach().clone()
-            if len(seen_x) == len(names):
-                raise _Reached
+            self._keep(name, _input(args, kwargs), count)
 
         return hook
 
-    def keep_output(name: str) -> Callable[..., None]:
+    def _output_of(self, name: str, count: int) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-            seen_y[name] = output.detach().clone()
-            if len(seen_y) == len(names):
-                raise _Reached
+            self._keep(name, output, count)
 
         return hook
 
-    handles = []
-    for name in names:
-        handles.append(
-            rewritten.get_submodule(name).register_forward_pre_hook(
-                keep_input(name), with_kwargs=True
-            )
-        )
-        handles.append(original.get_submodule(name).register_forward_hook(keep_output(name)))
-    with hooks_removed(handles), torch.no_grad():
-        for inputs in batches():
-            seen_x.clear()
-            seen_y.clear()
-            for network in (rewritten, original):
-                _run_until_reached(network, inputs)
-            _check_ran(names, seen_y)
-            _check_ran(names, seen_x)
-            for name in names:
-                sums[name].add(seen_x[name], seen_y[name], own=False)
-    return {name: total.moments() for name, total in sums.items()}
+    def _keep(self, name: str, value: Tensor, count: int) -> None:
+        # A copy: what follows may write into it.
+        self.seen[name] = value.detach().clone()
+        if len(self.seen) == count:
+            raise Reached
 
 
 def _check_ran(names: Sequence[str], seen: dict[str, Tensor]) -> None:
@@ -482,7 +548,7 @@ def _check_ran(names: Sequence[str], seen: dict[str, Tensor]) -> None:
 def _run_until_reached(network: nn.Module, inputs: Tensor) -> None:
     try:
         network(inputs)
-    except _Reached:
+    except Reached:
         return
 
 

@@ -3,6 +3,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from onebyone import resuming
+from onebyone.calibration import Across, collect
 from onebyone.layers import GlobalAverageHead
 from onebyone.records import Cost, Option, Plan
 from onebyone.rewrites import REWRITES, apply, factorize, restructure
@@ -96,12 +98,7 @@ def test_layers_mend_the_errors_before_them(monkeypatch):
 
     mending = error(apply(network(), LESS, X))
     # The same without: each layer fitted as though those before it were still the original's.
-    seen = apply_module()
-    monkeypatch.setattr(
-        seen,
-        "collect_across",
-        lambda original, _, names, batches, **options: seen_alone(original, names, batches),
-    )
+    monkeypatch.setattr(Across, "moments", seen_alone)
     assert mending < error(apply(network(), LESS, X)) < error(apply(network(), LESS, None))
 
 
@@ -111,15 +108,49 @@ def apply_module():
     return sys.modules[apply_function.__module__]
 
 
-def seen_alone(original, names, batches):
-    from onebyone.calibration import collect
-
-    return collect(original, names, batches)
+def seen_alone(across, _, names):
+    return collect(across._original, names, across._batches)
 
 
 def test_many_layers_are_fitted_in_groups_and_still_right(monkeypatch):
+    monkeypatch.setattr(resuming, "KEPT_BYTES", 0)
     monkeypatch.setattr(apply_module(), "MOST_PASSES", 2)
     assert_close(outputs(apply(network(), FULL, X)), outputs(network()), rtol=1e-3, atol=1e-4)
+
+
+ONE_BY_ONE = (
+    option("0", form="expand", ranks=[3]),
+    option("3", form="tucker2", ranks=[4, 5]),
+    option("5", form="pair", ranks=[5]),
+    option("8", form="pair", ranks=[2]),
+)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0)])
+def test_passes_resumed_fit_what_whole_passes_fit(monkeypatch, order):
+    plan = planned(*(ONE_BY_ONE[place] for place in order))
+    resumed = apply(network().double(), plan, X.double())
+    monkeypatch.setattr(resuming, "KEPT_BYTES", 0)
+    whole = apply(network().double(), plan, X.double())
+    assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=1e-12)
+
+
+def test_what_is_fitted_already_is_not_run_again(monkeypatch):
+    ran = []
+    forward = nn.Conv2d.forward
+
+    def counted(layer, x):
+        if len(x) == len(X):  # not where it is tried what can be resumed
+            ran.append((layer.in_channels, layer.out_channels))
+        return forward(layer, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", counted)
+    monkeypatch.setattr(apply_module(), "curvature_of", lambda *_: {})
+    apply(network(), planned(*ONE_BY_ONE), X)
+    # What the first two layers became runs in the pass for the next layer, and then no more.
+    assert ran.count((3, 3)) == 1
+    assert ran.count((8, 4)) == 1
+    assert ran.count((8, 10)) == 2  # of the original: for itself, and on the way to the next
 
 
 @pytest.mark.parametrize("form", ["exact", "gap"])

@@ -17,9 +17,9 @@ from onebyone.evaluation import divergence
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning.applies import HEAD, reasons
 from onebyone.planning.pooling import SiteHarms, pooled_harms
-from onebyone.planning.resuming import ResumedPasses
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option
+from onebyone.resuming import ResumedPasses
 from onebyone.rewrites import head
 from onebyone.rewrites.apply import head_data
 from onebyone.rewrites.layerwise import LAYER_REWRITES, cost_before, cost_of, layer_rewrite

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.calibration import (
+    Across,
     CalibrationData,
     Moments,
     as_calibration,
-    collect_across,
     curvature_of,
 )
 from onebyone.errors import PlanError, UnknownNameError
@@ -34,8 +34,8 @@ from onebyone.sites import (
 
 Progress = Callable[[int, int, str], None]
 
-# Layers are fitted one after the other, each to what it really sees; a network of more layers is
-# cut into this many groups, for each costs two passes over the calibration data.
+# Layers are fitted one after the other, each to what it really sees. Where passes are not resumed
+# each costs two over the calibration data, and so many layers are cut into this many groups.
 MOST_PASSES = 24
 # All these passes together may cost this many MACs: some minutes on two cores.
 PASS_MACS = 6e13
@@ -213,15 +213,17 @@ def _refitted(
     names = [option.site for option in options]
     for option in options:
         _layer_at(network, option)
-    metrics = {} if data is None else curvature_of(reference, names, data, macs)
-    size = 1 if data is None else -(-len(options) // _passes(macs, len(data)))
-    for start in range(0, len(options), size):
-        part = options[start : start + size]
-        sites = [option.site for option in part]
+    metrics: dict[str, Tensor] = {}
+    across: Across | None = None
+    if data is not None:
+        metrics = curvature_of(reference, names, data, macs)
+        start = in_evaluation_mode(network, device=data.device)
+        across = Across(reference, data.batches, examples=len(data), start=start, sites=names)
+    for part in _groups(options, across, macs=macs, examples=0 if data is None else len(data)):
         moments: dict[str, tuple[Moments, ...]] = {}
-        if data is not None:
+        if data is not None and across is not None:
             seen = in_evaluation_mode(network, device=data.device)
-            moments = collect_across(reference, seen, sites, data.batches, examples=len(data))
+            moments = across.moments(seen, [option.site for option in part])
         for option in part:
             layer, how = _layer_at(network, option), layer_rewrite(option.rewrite)
             chain = how.build(layer, option.settings, site=option.site)
@@ -234,8 +236,25 @@ def _refitted(
     return network
 
 
+def _groups(
+    options: Sequence[Option], across: Across | None, *, macs: int, examples: int
+) -> Iterator[Sequence[Option]]:
+    """Yield the choices that are fitted from one pass each, in order."""
+    resumed = frozenset() if across is None else across.resumed
+    whole = sum(option.site not in resumed for option in options)
+    size = -(-whole // _passes(macs, examples))
+    part: list[Option] = []
+    for option in options:
+        if part and (option.site in resumed or len(part) >= size):
+            yield part
+            part = []
+        part.append(option)
+    if part:
+        yield part
+
+
 def _passes(macs: int, examples: int) -> int:
-    """Return how often both networks may run on all examples."""
+    """Return how often both networks may run on all examples from the start."""
     affordable = int(PASS_MACS / max(2 * macs * examples, 1))
     return min(MOST_PASSES, max(FEWEST_PASSES, affordable))
 

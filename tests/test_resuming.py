@@ -3,8 +3,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from onebyone import resuming
 from onebyone.errors import ModelError
-from onebyone.planning.resuming import ResumedPasses
+from onebyone.resuming import Advancing, ResumedPasses
 from onebyone.sites import replace_module
 
 
@@ -73,8 +74,8 @@ def whole(net: nn.Module, site: str, batches: list[Tensor]) -> list[Tensor]:
 
 def test_a_resumed_pass_gives_what_a_whole_one_gives(net, batches):
     passes = ResumedPasses(net, batches, SITES)
-    # Before these every module writes into what it is given, or is written into.
-    assert passes.resumed == SITES[4:]
+    # What the first layer gives is written into by no module, so that it can not be left out.
+    assert passes.resumed == SITES[2:]
     for site in SITES:
         for _ in range(2):  # what the first pass was given is as it was
             found = list(passes.outputs(site, changed(net, site)))
@@ -121,6 +122,76 @@ def test_what_is_not_read_takes_no_memory(batches):
     list(passes.outputs("5", changed(chain, "5")))
     sizes = [one.untyped_storage().nbytes() for each in passes._stored for one in each.values()]
     assert sum(size > 8 for size in sizes) == len(batches)  # the input of the last
+
+
+def seen_by(net: nn.Module, site: str, inputs: Tensor) -> Tensor:
+    """Return what a layer is given."""
+    seen = []
+    handle = net.get_submodule(site).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].clone())
+    )
+    with torch.no_grad():
+        net(inputs)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("order", [SITES, SITES[::-1], (SITES[5], *SITES[2:5], *SITES[6:])])
+def test_passes_that_advance_give_sites_what_whole_ones_give(net, batches, order):
+    advancing = Advancing(net, batches[0], SITES, examples=5)
+    assert advancing.resumed == SITES[2:]
+    for site in order:
+        for place, inputs in enumerate(batches):
+            with advancing.going_to(net, place, [site]):
+                found = seen_by(net, site, inputs)
+            assert_close(found, seen_by(net, site, inputs), rtol=0, atol=0)
+        replace_module(net, site, changed(net, site))
+
+
+def test_passes_that_advance_run_from_the_last_site_on(net, batches):
+    advancing = Advancing(net, batches[0], SITES, examples=5)
+    with advancing.going_to(net, 0, ["shrink", "blocks.1.conv2"]):
+        seen_by(net, "shrink", batches[0])
+    ran = []
+    for name, module in net.named_modules():
+        module.register_forward_pre_hook(lambda _, __, name=name: ran.append(name))
+    with advancing.going_to(net, 0, ["last"]):
+        seen_by(net, "last", batches[0])
+    # The convolution before gives what it gave; its activation writes into that and runs.
+    assert "blocks.1.conv2" in ran
+    assert "blocks.0.conv1" not in ran
+
+
+def test_what_does_not_fit_into_memory_is_not_kept(net, batches, monkeypatch):
+    held = 2 * 4 * 16 * 8  # two maps of 4 channels and 4×4 places, in float64
+    monkeypatch.setattr(resuming, "KEPT_BYTES", 5 * held)
+    assert Advancing(net, batches[0], SITES, examples=5).resumed == SITES[2:]
+    one_map = ("blocks.0.conv2", "blocks.0.side", "blocks.1.conv1", "shrink")
+    assert Advancing(net, batches[0], SITES, examples=10).resumed == one_map
+    assert Advancing(net, batches[0], SITES, examples=50).resumed == ()
+
+
+class ReadsBefore(nn.Module):
+    """Reads what a layer gave, before an activation writes into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        mean = y.mean((2, 3), keepdim=True)
+        return self.second(self.relu(y)) + mean
+
+
+def test_what_is_read_before_an_activation_in_place_is_not_what_it_leaves(batches):
+    torch.manual_seed(0)
+    net = ReadsBefore().double().eval()
+    passes = ResumedPasses(net, batches, ["first", "second"])
+    assert passes.resumed == ()  # with the activation it would read too much, without is nothing
+    found = list(passes.outputs("second", changed(net, "second")))
+    assert_close(found, whole(net, "second", batches), rtol=0, atol=0)
 
 
 class Remembers(nn.Module):

@@ -1,9 +1,10 @@
-"""A network run again and again with one module changed, each time only from that module on.
+"""A network run again and again, with modules changed meanwhile, each time only from there on.
 
 Modules that have finished before the changed one starts give what they gave before; everything
 else, also what a forward computes between its modules, runs as it is. This needs no graph of the
-network. What writes into its input, or is written into afterwards, runs too; and whether a resumed
-pass gives what a whole one gives is tried at every site: where it does not, passes are whole.
+network. What writes into its input, or is written into afterwards, runs too, but for activations
+in place, which are left out with what they write into. Whether a resumed pass gives what a whole
+one gives is tried at every site: where it does not, passes are whole.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from onebyone.sites import hooks_removed, module_at, replace_module, run, tensor
 
 # The same operations on the same values: what two runs may differ by, of the largest output.
 SAME = 1e-5
+
+# What is kept of all batches together may take so many bytes; sites before which more would have to
+# be kept are reached from an earlier one, or from the start.
+KEPT_BYTES = 1_500_000_000
 
 Stored = Mapping[str, Tensor]
 
@@ -47,7 +52,8 @@ class ResumedPasses:
         self._network = network
         self._batches = batches
         self.reference = [one_tensor(run(network, inputs), network) for inputs in batches]
-        self._kept = _what_to_keep(network, batches[0], sites)
+        examples = sum(len(inputs) for inputs in batches)
+        self._kept = _what_to_keep(network, batches[0], sites, examples).at
         self.resumed = tuple(self._kept)
         self._place = -1
         self._stored: list[Stored] = [{} for _ in batches]
@@ -83,6 +89,55 @@ class ResumedPasses:
         return self._stored
 
 
+class Advancing:
+    """Passes of a network over the same batches, each up to a later module than the last time.
+
+    Each is resumed where the last one of the batch began to be of interest; modules from there on
+    may have been changed since.
+
+    Args:
+        network: In evaluation mode; as it is before any change.
+        batch: The first batch.
+        sites: Names of the modules that passes are to go to.
+        examples: Of all batches together.
+
+    Attributes:
+        resumed: The sites before which a pass leaves what the next one is resumed from, in order
+            of execution.
+    """
+
+    def __init__(
+        self, network: nn.Module, batch: Tensor, sites: Sequence[str], examples: int
+    ) -> None:
+        found = _what_to_keep(network, batch, sites, examples)
+        self._kept, self._places = found.at, found.places
+        self.resumed = tuple(self._kept)
+        self._left: dict[int, tuple[int, Stored]] = {}
+
+    @contextmanager
+    def going_to(self, network: nn.Module, batch: int, sites: Sequence[str]) -> Iterator[None]:
+        """Let the pass that is made inside begin where the last one of that batch left off.
+
+        Args:
+            network: The network as it is now.
+            batch: Which of the batches the pass is for, from 0.
+            sites: What it goes to; it must get as far as the first of them in order of execution.
+        """
+        first = min(sites, key=lambda name: self._places.get(name, 0))
+        place = self._places.get(first, 0)
+        left, known = self._left.get(batch, (0, {}))
+        if left > place:  # modules after this one may have been changed
+            known = {}
+        kept = self._kept.get(first, {})
+        found: dict[str, Tensor] = {}
+        with _keeping(network, kept, found), _giving(network, known):
+            yield
+        if kept:
+            self._left[batch] = place, found
+        elif left > place:
+            del self._left[batch]
+
+
 @contextmanager
 def _replaced(network: nn.Module, site: str, new: nn.Module) -> Iterator[nn.Module]:
     old = module_at(network, site)
@@ -116,8 +171,8 @@ def _giver(output: Tensor) -> Callable[..., Tensor]:
     return lambda *_, **__: output
 
 
-class _Reached(Exception):  # noqa: N818 - not an error: the pass need not go on
-    """The site is about to run."""
+class Reached(Exception):  # noqa: N818 - not an error: the pass need not go on
+    """What a pass was made for has run, or is about to."""
 
 
 def _up_to(
@@ -134,21 +189,34 @@ def _up_to(
     """
     found: dict[str, Tensor] = {}
 
+    def stop(_: nn.Module, __: object) -> None:
+        raise Reached
+
+    handles = [module_at(network, site).register_forward_pre_hook(stop)]
+    keeping = _keeping(network, kept, found)
+    with hooks_removed(handles), keeping, _giving(network, known), suppress(Reached):
+        run(network, inputs)
+    return found
+
+
+@contextmanager
+def _keeping(
+    network: nn.Module, kept: Mapping[str, bool], found: dict[str, Tensor]
+) -> Iterator[None]:
+    """Put into ``found`` what modules give inside."""
+
     def keep(name: str, *, read: bool) -> Callable[..., None]:
         def hook(_: nn.Module, __: object, output: Tensor) -> None:
             found[name] = output if read else _of_shape(output)
 
         return hook
 
-    def stop(_: nn.Module, __: object) -> None:
-        raise _Reached
-
-    handles = [module_at(network, site).register_forward_pre_hook(stop)]
-    for name, read in kept.items():
-        handles.append(network.get_submodule(name).register_forward_hook(keep(name, read=read)))
-    with hooks_removed(handles), _giving(network, known), suppress(_Reached):
-        run(network, inputs)
-    return found
+    handles = [
+        network.get_submodule(name).register_forward_hook(keep(name, read=read))
+        for name, read in kept.items()
+    ]
+    with hooks_removed(handles):
+        yield
 
 
 def _of_shape(output: Tensor) -> Tensor:
@@ -159,56 +227,87 @@ def _of_shape(output: Tensor) -> Tensor:
 # ---------------------------------------------------------------- what to keep
 
 
-def _what_to_keep(
-    network: nn.Module, batch: Tensor, sites: Sequence[str]
-) -> dict[str, dict[str, bool]]:
-    """Return for each site what need not run before it; ``True`` where its values are read.
+@dataclass(frozen=True)
+class _Kept:
+    """What need not run before sites.
+
+    Attributes:
+        at: Site -> the modules; ``True`` where their values are read. In order of execution.
+        places: Where every site that runs stands in that order.
+    """
+
+    at: Mapping[str, Mapping[str, bool]]
+    places: Mapping[str, int]
+
+
+def _what_to_keep(network: nn.Module, batch: Tensor, sites: Sequence[str], count: int) -> _Kept:
+    """Return for each site what need not run before it, if all that fits into the memory.
 
     Sites at which a resumed pass does not give what a whole one gives are not among them. That is
     tried on two examples in turns, so that what a module remembers of its last run is noticed.
     """
-    examples = [batch[:1], batch[-1:]]
-    wholes = [run(network, example) for example in examples]
-    runs = _watched(network, examples[0])
+    trials = [(example, run(network, example)) for example in (batch[:1], batch[-1:])]
+    runs = _watched(network, batch[:1])
+    ordered = sorted((site for site in sites if site in runs), key=lambda site: runs[site].start)
     kept: dict[str, dict[str, bool]] = {}
     before: list[Stored] = [{}, {}]
-    for site in sites:
-        names = _skippable(runs, site)
-        try:
-            stored, reads = _tried(network, site, names, examples, before)
-            outputs = []
-            for example, known in zip(examples, stored, strict=True):
-                with _giving(network, known):
-                    outputs.append(run(network, example))
-        except ModelError:
-            continue  # it does not bear it
-        if names and all(_is_same(a, b) for a, b in zip(wholes, outputs, strict=True)):
-            before, kept[site] = stored, reads
-    return kept
+    for site in ordered:
+        for names in _skippable(runs, site):
+            stored, reads = _tried(network, site, names, trials, before)
+            if stored:
+                before = stored
+                if count * _bytes_of(stored[0]) <= KEPT_BYTES:
+                    kept[site] = reads
+                break
+    return _Kept(kept, {site: place for place, site in enumerate(ordered)})
+
+
+def _bytes_of(stored: Stored) -> int:
+    """Return what is held for one example; what nothing reads takes no memory."""
+    storages = [tensor.untyped_storage() for tensor in stored.values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _tried(
     network: nn.Module,
     site: str,
     names: Sequence[str],
-    examples: Sequence[Tensor],
+    trials: Sequence[tuple[Tensor, Any]],
     before: Sequence[Stored],
 ) -> tuple[list[Stored], dict[str, bool]]:
-    """Return what a resumed pass is given for each example, and which of it is read."""
+    """Return what a resumed pass is given for each example, and which of it is read.
+
+    Nothing, if the pass does not give what a whole one gives.
+
+    Args:
+        network: Not modified.
+        site: That passes are to be resumed at.
+        names: Modules to be left out.
+        trials: Examples, each with the network's output.
+        before: What a pass is given that is resumed at an earlier site, for each example.
+    """
     every = dict.fromkeys(names, True)
-    stored: list[Stored] = [
-        _up_to(network, site, every, example, known)
-        for example, known in zip(examples, before, strict=True)
-    ]
-    reads = _Reads()
-    with _giving(network, stored[0]), reads:
-        run(network, examples[0])
-    read = {name: reads.has(stored[0][name]) for name in names}
-    shrunk: list[Stored] = [
-        {name: output if read[name] else _of_shape(output) for name, output in each.items()}
-        for each in stored
-    ]
-    return shrunk, read
+    outputs = []
+    try:
+        stored: list[Stored] = [
+            _up_to(network, site, every, example, known)
+            for (example, _), known in zip(trials, before, strict=True)
+        ]
+        reads = _Reads()
+        with _giving(network, stored[0]), reads:
+            run(network, trials[0][0])
+        read = {name: reads.has(stored[0][name]) for name in names}
+        shrunk: list[Stored] = [
+            {name: output if read[name] else _of_shape(output) for name, output in each.items()}
+            for each in stored
+        ]
+        for (example, _), known in zip(trials, shrunk, strict=True):
+            with _giving(network, known):
+                outputs.append(run(network, example))
+    except ModelError:
+        return [], {}  # it does not bear it
+    same = all(_is_same(whole, out) for (_, whole), out in zip(trials, outputs, strict=True))
+    return (shrunk, read) if same else ([], {})
 
 
 def _is_same(whole: Any, resumed: Any) -> bool:
@@ -243,9 +342,12 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 # ---------------------------------------------------------------- what modules do in a pass
 
 
-@dataclass
+@dataclass(eq=False)
 class _Seen:
-    """What was seen of a module in a pass; ``start`` and ``end`` count starts and ends of all."""
+    """What was seen of a module in a pass.
+
+    ``start``, of the first call, and ``end``, of the last, count the starts and ends of all.
+    """
 
     calls: int = 0
     start: int = 0
@@ -257,11 +359,19 @@ class _Seen:
     version: int = 0
 
     @property
-    def stays(self) -> bool:
-        """Whether it can be left out of a pass, its output being known."""
-        if self.calls != 1 or self.hooked or self.writes or not isinstance(self.output, Tensor):
-            return False
-        return self.output._version == self.version  # noqa: SLF001 - else something wrote into it
+    def answers(self) -> bool:
+        """Whether it gives one tensor, once, and nothing else looks on."""
+        return self.calls == 1 and not self.hooked and isinstance(self.output, Tensor)
+
+    @property
+    def last(self) -> int:
+        """The version of its output when the pass has ended."""
+        return int(self.output._version)  # noqa: SLF001 - raised by whatever writes into it
+
+    @property
+    def place(self) -> int:
+        """Of its output in memory."""
+        return int(self.output.untyped_storage().data_ptr())
 
 
 def _watched(network: nn.Module, example: Tensor) -> dict[str, _Seen]:
@@ -278,7 +388,9 @@ def _watched(network: nn.Module, example: Tensor) -> dict[str, _Seen]:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             nonlocal now
             now += 1
-            mine.calls, mine.start, mine.given = mine.calls + 1, now, _versions([args, kwargs])
+            if not mine.calls:
+                mine.start = now
+            mine.calls, mine.given = mine.calls + 1, _versions([args, kwargs])
 
         return hook
 
@@ -310,13 +422,46 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
 
 
-def _skippable(seen: Mapping[str, _Seen], site: str) -> list[str]:
-    """Return the outermost modules that have finished before a site starts and may be left out."""
-    if site not in seen:
-        return []
+def _skippable(seen: Mapping[str, _Seen], site: str) -> Iterator[list[str]]:
+    """Yield the outermost modules that have finished before a site starts and may be left out.
+
+    First with those that write into what they are given and give that, as activations in place do:
+    left out together with what they write into. Then without, for what they write into may be read
+    elsewhere too.
+    """
+    if seen[site].calls != 1:
+        return
     start = seen[site].start
-    done = {name: one for name, one in seen.items() if 0 < one.end < start and one.stays}
-    return [name for name in done if not any(above in done for above in _above(name))]
+    done = {name: one for name, one in seen.items() if 0 < one.end < start and one.answers}
+    earlier: list[str] = []
+    for in_place in (True, False):
+        writers = {}
+        if in_place:
+            writers = {
+                (one.place, one.given[0]): one
+                for one in done.values()
+                if one.writes and len(one.given) == 1 and one.version > one.given[0]
+            }
+        left_out = {
+            name: one
+            for name, one in done.items()
+            if (not one.writes or one in writers.values()) and _settles(one, writers)
+        }
+        names = [n for n in left_out if not any(above in left_out for above in _above(n))]
+        if names and names != earlier:
+            yield names
+        earlier = names
+
+
+def _settles(one: _Seen, writers: Mapping[tuple[int, int], _Seen]) -> bool:
+    """Whether nothing but these wrote into a module's output since, one after the other."""
+    version = one.version
+    while version != one.last:
+        writer = writers.get((one.place, version))
+        if writer is None:
+            return False
+        version = writer.version
+    return True
 
 
 def _above(name: str) -> Iterator[str]:
