@@ -49,10 +49,12 @@ def test_of_large_maps_so_many_places_are_drawn_as_the_values_need(monkeypatch):
     assert_close(some.yx, weight @ some.xx)
 
 
-def test_where_products_are_dear_fewer_places_are_drawn(monkeypatch):
-    monkeypatch.setattr(calibration, "MOMENT_MACS", 0)
+def test_where_products_are_dear_fewer_places_are_drawn():
     layer, x = nn.Conv2d(2, 4, 3), torch.randn(20, 2, 24, 25)
-    assert moments_of(layer, x, examples=20)[0].rows == 20 * 8  # 8 times 18 values, rounded up
+    found = moments_of(layer, x, examples=20, enough=calibration.Enough(macs=0, fewest=8))
+    assert found[0].rows == 20 * 8  # 8 times 18 values, rounded up
+    few = moments_of(layer, x, examples=20, enough=calibration.Enough(macs=18**2 * 60, fewest=1))
+    assert few[0].rows == 60
 
 
 def test_the_groups_of_a_layer_have_moments_of_their_own():
@@ -235,6 +237,18 @@ def test_the_curvature_of_outputs_that_are_no_class_scores():
     matrix = output_curvature(network()[:3], ["0", "2"], batches)["2"]
     assert matrix.shape == (5, 5)
     assert float(matrix.trace()) > 0
+
+
+def test_of_outputs_that_are_maps_few_examples_tell_enough():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    data = as_calibration(torch.randn(90, 3, 34, 35))
+    seen = []
+    net[0].register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    few = calibration.curvature_of(net, ["0"], data, macs=1)["0"]
+    assert sum(seen) == 1 + 65_536 // (32 * 33)
+    every = output_curvature(net, ["0"], data.batches)["0"]
+    assert_close(few, every, rtol=0.1, atol=0.02 * float(every.abs().max()))
 
 
 def test_a_network_without_one_output_is_refused():

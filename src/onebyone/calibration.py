@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from onebyone.kernels import (
 )
 from onebyone.records import CalibrationInfo
 from onebyone.resuming import Advancing, Reached
-from onebyone.sites import evaluation_copy, hooks_removed
+from onebyone.sites import evaluation_copy, hooks_removed, in_evaluation_mode, run
 
 # Float32 sums of this many rows are exact enough to be added up in float64.
 ROWS_A_BLOCK = 65_536
@@ -38,11 +38,9 @@ PATCH_VALUES = 64_000_000
 # 0.5 GB, and the regression needs several. Of a wider layer the outputs alone are kept.
 MOST_VALUES = 8192
 # Neighbouring places say nearly the same: where a map is large, so many rows are drawn for each
-# value that the kernel sees; fewer, but not fewer than these, where their products would cost more
-# than this many MACs.
+# value that the kernel sees; fewer where their products would cost more than so many MACs, but not
+# fewer than so many a value.
 ROWS_A_VALUE = 512
-FEWEST_ROWS_A_VALUE = 8
-MOMENT_MACS = 400_000_000_000
 # Values of inputs in a batch: the activations of all layers, which follow their number, must fit.
 BATCH_VALUES = 1_250_000
 # The curvature needs a pass forth and back, with gradients of activations alone: twice the MACs of
@@ -50,6 +48,26 @@ BATCH_VALUES = 1_250_000
 # are had.
 CURVATURE_MACS = 1.5e12
 FEWEST_CURVATURE_EXAMPLES = 64
+# Of outputs that are maps a direction is drawn at each place, so that few examples have many.
+DIRECTIONS = 65_536
+FEWEST_WITH_MAPS = 8
+
+
+class Enough(NamedTuple):
+    """How many rows of a wide layer are enough.
+
+    Attributes:
+        macs: Of their products.
+        fewest: For each value that the kernel sees, whatever that costs.
+    """
+
+    macs: float
+    fewest: int
+
+
+TO_FIT = Enough(macs=4e11, fewest=8)
+# Which options are worth what shows with fewer than the weights need.
+TO_COMPARE = Enough(macs=5e10, fewest=4)
 
 
 @dataclass(frozen=True)
@@ -206,10 +224,19 @@ class LayerSum:
         module: The layer; only read.
         examples: How many will be seen, if known: then a large map's places are sampled.
         generator: That draws them.
+        enough: Of a wide layer.
     """
 
-    def __init__(self, module: nn.Module, examples: int | None, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        examples: int | None,
+        generator: torch.Generator,
+        *,
+        enough: Enough = TO_FIT,
+    ) -> None:
         self.module = module
+        self._enough = enough
         self.shape = shape_of(module)
         self._examples = examples
         self._generator = generator
@@ -244,7 +271,7 @@ class LayerSum:
     def _wanted(self, y: Tensor) -> int:
         """Return the places to look at: of each example, or of a linear layer's whole batch."""
         values = self.shape.out if self._outputs_only else self.shape.values
-        affordable = max(FEWEST_ROWS_A_VALUE * values, MOMENT_MACS // values**2)
+        affordable = max(self._enough.fewest * values, int(self._enough.macs) // values**2)
         rows = min(ROWS_A_VALUE * values, affordable)
         share = len(y) if is_linear(self.module) else 1
         return -(-rows * share // max(self._examples or 1, 1))
@@ -365,7 +392,12 @@ def as_calibration(
 
 
 def collect(
-    model: nn.Module, names: Sequence[str], batches: Batches, *, examples: int | None = None
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    *,
+    examples: int | None = None,
+    enough: Enough = TO_FIT,
 ) -> dict[str, tuple[Moments, ...]]:
     """Return the moments of layers' inputs and outputs, of each group, in one pass over the data.
 
@@ -374,10 +406,14 @@ def collect(
         names: Convolutions and linear layers.
         batches: The inputs.
         examples: How many there are; large maps are then sampled, else every place is taken.
+        enough: Rows of a wide layer.
     """
     network = evaluation_copy(model)
     generator = torch.Generator().manual_seed(0)
-    sums = {name: LayerSum(network.get_submodule(name), examples, generator) for name in names}
+    sums = {
+        name: LayerSum(network.get_submodule(name), examples, generator, enough=enough)
+        for name in names
+    }
 
     def recorder(total: LayerSum) -> Callable[..., None]:
         def record(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -569,7 +605,15 @@ def curvature_of(
         macs: Of the network, for one input.
     """
     enough = data.within(CURVATURE_MACS, 2 * macs, fewest=FEWEST_CURVATURE_EXAMPLES)
+    places = _places(run(in_evaluation_mode(model, device=data.device), data.example()))
+    if places > 1:
+        enough = enough.first(max(FEWEST_WITH_MAPS, DIRECTIONS // places))
     return output_curvature(model, names, enough.batches)
+
+
+def _places(outputs: Any) -> int:
+    """Return at how many places a network says something of an input."""
+    return math.prod(outputs.shape[2:]) if isinstance(outputs, Tensor) else 1
 
 
 def output_curvature(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onebyone.calibration import CalibrationData, collect, curvature_of
+from onebyone.calibration import TO_COMPARE, CalibrationData, collect, curvature_of
 from onebyone.errors import ModelError, OptionError
 from onebyone.evaluation import divergence
 from onebyone.layers import GlobalAverageHead
@@ -254,7 +254,7 @@ class _Surveyor:
         if self._data is None:
             return self._kernel_options(names, reasons)
         batches, examples = self.data.batches, len(self.data)
-        moments = collect(self.network, names, batches, examples=examples)
+        moments = collect(self.network, names, batches, examples=examples, enough=TO_COMPARE)
         metrics = curvature_of(self.network, names, self.data, self._macs())
         self._prepare_probes(names)
         probed: list[_Probed] = []
