@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -29,10 +29,10 @@ from torch import nn
 
 import onebyone as obo
 from onebyone.calibration import CalibrationData
-from onebyone.data.splits import TensorSplit, held_out
 from onebyone.evaluation import agreement, paired_difference, score
 from onebyone.planning import plan_from
 from onebyone.planning.options import Survey, survey
+from onebyone.reconstruction import inputs_for
 from onebyone.records import write_text
 from onebyone.report.console import print_table, progress
 from onebyone.runtimes import describe_machine
@@ -40,7 +40,7 @@ from onebyone.tables import Table
 from onebyone.units import format_count
 
 sys.path.insert(0, str(Path(__file__).parent))
-from subjects import SUBJECTS
+from subjects import SUBJECTS, divided
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,9 @@ class Bench:
         self.name, self.args = name, args
         self.subject = SUBJECTS[name]
         self.original = self.subject.network().eval()
-        data = self.subject.data()
-        assert isinstance(data.train, TensorSplit)
-        rest, kept = held_out(len(data.train), args.held_out, seed=args.seed)
-        self.held_out = data.train.part(kept)
-        self.data = replace(data, train=data.train.part(rest))
+        self.data, self.held_out = divided(self.subject.data(), args.held_out, args.seed)
         self.calibration = CalibrationData(
-            self.data.train.take(args.calibration, args.seed), data.name, args.seed
+            self.data.train.take(args.calibration, args.seed), self.data.name, args.seed
         )
         self.folder: Path = args.folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,8 +163,8 @@ class Bench:
         elif not epochs:
             with progress(f"{share:g} %, reconstruction") as update:
                 made, log = obo.reconstruct(
-                    small, teacher=self.original, calibration=self.calibration, steps=steps,
-                    seed=args.seed, progress=update,
+                    small, teacher=self.original, steps=steps, seed=args.seed,
+                    calibration=inputs_for(self.data.train, steps, args.seed), progress=update,
                 )  # fmt: skip
             rate = log.learning_rate
         else:

@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the patches that are drawn (0)")
     parser.add_argument(
         "--reconstruct", type=int, default=0, metavar="STEPS",
-        help="steps towards the original's outputs on the same patches (0)",
+        help="steps towards the original's outputs on all patches (0)",
     )  # fmt: skip
     args = parser.parse_args()
     found = one_shot(
@@ -169,8 +169,8 @@ def main() -> None:
             notes=[
                 "Mean PSNR of 12 pictures, noise of seed 0; difference paired, 95 % interval.",
                 (f"Fitted on {args.calibration} unlabelled {PATCH}×{PATCH} patches of BSD34 "
-                f"(seed {args.seed}), then {args.reconstruct} steps of reconstruction on the same. "
-                "Seconds: options, plan and weights."),
+                f"(seed {args.seed}), then {args.reconstruct} steps of reconstruction on "
+                f"{TRAIN:,}. Seconds: options, plan and weights."),
             ],
         )
     )  # fmt: skip

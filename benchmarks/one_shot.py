@@ -14,7 +14,7 @@ from onebyone.data import Data
 from onebyone.evaluation import MetricFunction, Scores, agreement, paired_difference, score
 from onebyone.planning import plan_from
 from onebyone.planning.options import Survey, survey
-from onebyone.reconstruction import Reconstruction
+from onebyone.reconstruction import Reconstruction, inputs_for
 from onebyone.records import Difference, Metric, Plan
 from onebyone.report.console import progress
 
@@ -66,7 +66,7 @@ def one_shot(
         seed: That they are drawn with.
         metric: As for :func:`onebyone.evaluate`.
         sites: For some budgets, the only layers that may be rewritten.
-        steps: Of reconstruction on the same calibration inputs, for each budget; 0 for none.
+        steps: Of reconstruction on training inputs without labels, for each budget; 0 for none.
     """
     calibration = CalibrationData(data.train.take(examples, seed), data.name, seed)
     started = time.perf_counter()
@@ -85,7 +85,7 @@ def one_shot(
                 small, log = obo.reconstruct(
                     small,
                     teacher=network,
-                    calibration=calibration,
+                    calibration=inputs_for(data.train, steps, seed),
                     steps=steps,
                     seed=seed,
                     progress=update,

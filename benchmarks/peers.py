@@ -37,7 +37,6 @@ from torch import nn
 import onebyone
 from onebyone import apply, distill
 from onebyone.calibration import CalibrationData
-from onebyone.data.splits import TensorSplit, held_out
 from onebyone.errors import OneByOneError
 from onebyone.evaluation import agreement, paired_difference, score
 from onebyone.planning import Planner
@@ -50,7 +49,7 @@ from onebyone.units import format_count
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peer_tools import PEERS, Made, Task, at_share, count_macs
-from subjects import SUBJECTS
+from subjects import SUBJECTS, divided
 
 OURS = "onebyone"
 ROUNDS = 20
@@ -127,11 +126,7 @@ class Bench:
         self.args = args
         self.subject = SUBJECTS[args.network]
         self.original = self.subject.network().eval()
-        data = self.subject.data()
-        assert isinstance(data.train, TensorSplit)
-        rest, kept = held_out(len(data.train), args.held_out, seed=args.seed)
-        self.held_out = data.train.part(kept)
-        self.data = replace(data, train=data.train.part(rest))
+        self.data, self.held_out = divided(self.subject.data(), args.held_out, args.seed)
         count = args.calibration or self.subject.examples
         self.inputs = self.data.train.take(count, args.seed)
         if args.train:
@@ -140,7 +135,7 @@ class Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.task = Task(
             self.original,
-            torch.zeros(1, *data.input_shape),
+            torch.zeros(1, *self.data.input_shape),
             self.inputs,
             self.folder / f"{count}-{args.seed}",
         )

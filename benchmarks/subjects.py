@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
 from onebyone.data import Data
+from onebyone.data.splits import TensorSplit, held_out
 from onebyone.evaluation import MetricFunction
 
 sys.path.insert(0, str(Path(__file__).parent))
 from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
 from dncnn import denoising, psnr
 from networks import cifar10_nin, dncnn_sigma25, resnet18_low_rank, resnet20, resnet32
+
+
+def divided(data: Data, kept: int, seed: int) -> tuple[Data, TensorSplit]:
+    """Return data without so many training examples, and these: nothing else may see them."""
+    assert isinstance(data.train, TensorSplit)
+    rest, unused = held_out(len(data.train), kept, seed=seed)
+    return replace(data, train=data.train.part(rest)), data.train.part(unused)
 
 
 class Subject(NamedTuple):

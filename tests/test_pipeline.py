@@ -155,6 +155,18 @@ def test_an_interrupted_shrink_says_where_and_resumes_to_the_same_network(
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0)
 
 
+def test_reconstruction_takes_more_inputs_than_the_weights_are_fitted_on(trained, digits):
+    _, record = obo.shrink(
+        trained, digits, budget="params=5%", epochs=0, calibration_examples=100, reconstruct=20,
+        head="exact",
+    )  # fmt: skip
+    log = record.reconstruction
+    assert record.plan.calibration.examples == 100
+    assert log.examples + log.held_out == len(digits.train)
+    assert log.after < log.before
+    assert log.augmentation == "none"
+
+
 def test_a_failing_stage_leaves_a_record_that_says_so(digits, tmp_path):
     with pytest.raises(BudgetError, match="least that these rewrites reach"):
         obo.shrink(

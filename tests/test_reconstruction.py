@@ -12,7 +12,7 @@ from onebyone.data import TensorSplit
 from onebyone.data.augment import Augmentation
 from onebyone.errors import DataError, ModelError, OptionError
 from onebyone.evaluation import divergence
-from onebyone.reconstruction import Reconstruction, _Basis, _Turned, reconstruct
+from onebyone.reconstruction import Reconstruction, _Basis, _Turned, inputs_for, reconstruct
 from onebyone.rewrites import restructure
 
 
@@ -161,8 +161,9 @@ def test_a_teacher_is_asked_once_where_inputs_stay_as_they_are(
     def again():
         _Counted.seen = 0
         return reconstruct(
-            student, teacher=teacher, calibration=calibration, steps=steps, batch_size=8
-        )
+            student, teacher=teacher, calibration=calibration, steps=steps, batch_size=8,
+            augment=True,
+        )  # fmt: skip
 
     once = again()
     # The last batch of a pass is smaller.
@@ -240,6 +241,30 @@ def test_seconds_end_it():
     )
     assert found.log.stopped == "seconds"
     assert 0 < found.log.steps < 10**6
+
+
+def test_of_many_inputs_steps_take_more_and_a_thousand_are_held_out():
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    log = reconstruct(teacher, teacher=teacher, calibration=_images(9000, size=2), steps=2).log
+    assert (log.examples, log.held_out, log.batch_size) == (9000 - 1024, 1024, 64)
+
+
+def test_of_outputs_that_are_maps_a_step_takes_few():
+    teacher = _Denoiser().eval()
+    inputs = _images(400, channels=1, size=3)
+    assert reconstruct(teacher, teacher=teacher, calibration=inputs, steps=1).log.batch_size == 8
+
+
+@pytest.mark.parametrize(("inputs", "found"), [(500, 500), (5000, 2 * 64 + 1024)])
+def test_steps_are_given_as_many_inputs_as_they_can_use(inputs, found):
+    split = TensorSplit(torch.arange(float(inputs))[:, None])
+    part = inputs_for(split, steps=2, seed=3)
+    assert len(part) == found
+    drawn, again = (
+        torch.cat([x for x, _ in each.batches(100)]) for each in (part, inputs_for(split, 2, 3))
+    )
+    assert torch.equal(drawn, again)
+    assert len(drawn.unique()) == found
 
 
 def test_a_rewritten_network_is_reconstructed(tmp_path):

@@ -46,7 +46,7 @@ BATCH_VALUES = 1_250_000
 # The curvature needs a pass forth and back, with gradients of activations alone: twice the MACs of
 # one forth. It is a metric, a few hundred examples tell enough of it, and for so many MACs these
 # are had.
-CURVATURE_MACS = 1.5e12
+CURVATURE_MACS = 1e12
 FEWEST_CURVATURE_EXAMPLES = 64
 # Of outputs that are maps a direction is drawn at each place, so that few examples have many.
 DIRECTIONS = 65_536
@@ -605,13 +605,13 @@ def curvature_of(
         macs: Of the network, for one input.
     """
     enough = data.within(CURVATURE_MACS, 2 * macs, fewest=FEWEST_CURVATURE_EXAMPLES)
-    places = _places(run(in_evaluation_mode(model, device=data.device), data.example()))
+    places = places_of(run(in_evaluation_mode(model, device=data.device), data.example()))
     if places > 1:
         enough = enough.first(max(FEWEST_WITH_MAPS, DIRECTIONS // places))
     return output_curvature(model, names, enough.batches)
 
 
-def _places(outputs: Any) -> int:
+def places_of(outputs: Any) -> int:
     """Return at how many places a network says something of an input."""
     return math.prod(outputs.shape[2:]) if isinstance(outputs, Tensor) else 1
 

@@ -30,7 +30,7 @@ from onebyone.models import load_weights
 from onebyone.planning import HeadChoice, Planner
 from onebyone.planning.budget import check_budgets
 from onebyone.profiling import profile
-from onebyone.reconstruction import reconstruct
+from onebyone.reconstruction import inputs_for, reconstruct
 from onebyone.records import Disagreement, ModelSource, Plan, Profile, RunRecord, Status
 from onebyone.rewrites import apply, restructure
 from onebyone.runs import CHECKPOINT, ONE_SHOT, RunFolder, load_source
@@ -188,8 +188,8 @@ class ShrinkSettings(RunSettings):
         plan: A plan to carry out instead of making one; then ``budget`` is not read.
         head: ``auto``, ``keep``, ``exact`` or ``gap``; see :func:`onebyone.plan`.
         leave: Names of modules to leave alone.
-        reconstruct: Steps that bring all weights nearer to the original's outputs on the
-            calibration data, before any fine-tuning; see :func:`onebyone.reconstruct`.
+        reconstruct: Steps that bring all weights nearer to the original's outputs on training
+            inputs, without labels, before any fine-tuning; see :func:`onebyone.reconstruct`.
         epochs: Of distilling from the original; 0 stops before fine-tuning.
         learning_rate: Of the distilling, if not its default.
         label_weight: Share of the distilling's loss that the labels get, from 0 to 1.
@@ -319,7 +319,7 @@ def shrink_loaded(
         chosen = _planned(line, original, calibration, settings, examples)
         line.keep(plan=chosen)
     with line.stage("apply"):
-        small = _applied(line, original, chosen, calibration)
+        small = _applied(line, original, chosen, calibration, examples)
     with line.stage("one-shot"):
         _measure_one_shot(line, original, small, examples)
     if settings.epochs:
@@ -525,7 +525,7 @@ def _fresh_plan(
 
 
 def _applied(
-    line: _Line, original: nn.Module, chosen: Plan, calibration: CalibrationData
+    line: _Line, original: nn.Module, chosen: Plan, calibration: CalibrationData, data: Data
 ) -> nn.Module:
     kept = None if line.folder is None else line.folder.file(ONE_SHOT)
     if line.earlier is not None and kept is not None and kept.exists():
@@ -539,7 +539,7 @@ def _applied(
         nearer = reconstruct(
             small,
             teacher=original,
-            calibration=calibration,
+            calibration=inputs_for(data.train, steps, line.settings.seed),
             steps=steps,
             seed=line.settings.seed,
             device=line.device,

@@ -1,7 +1,7 @@
 """Reconstruction: a rewritten network's weights, all at once, brought near the original's outputs.
 
-A few hundred steps on the unlabelled calibration inputs, between the closed forms of
-:func:`onebyone.apply` and training proper.
+A few hundred steps on unlabelled inputs, between the closed forms of :func:`onebyone.apply` and
+training proper.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from onebyone.calibration import (
     as_calibration,
     collect,
     output_curvature,
+    places_of,
 )
 from onebyone.data import DatasetSplit, Split, TensorSplit
 from onebyone.data.splits import held_out
@@ -37,13 +38,15 @@ from onebyone.sites import (
     hooks_removed,
     in_type_of,
     module_at,
+    run,
 )
 
 Progress = Callable[[int, int, str], None]
 Stopped = Literal["steps", "seconds"]
 
-# Share of the calibration inputs that the weights are judged on, not fitted to.
+# Share of the inputs that the weights are judged on, not fitted to; but not more than so many.
 HELD_OUT = 0.125
+MOST_HELD_OUT = 1024
 JUDGED = 8  # times, evenly over the steps
 STEPS = 200
 RATE = 5e-4
@@ -80,7 +83,7 @@ def reconstruct(
     features: Sequence[str] = (),
     batch_size: int | None = None,
     learning_rate: float = RATE,
-    augment: bool = True,
+    augment: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -98,15 +101,18 @@ def reconstruct(
         model: With float32 weights. Not modified. Parameters that need no gradient stay as they
             are.
         teacher: The network to be like, run in evaluation mode. Not modified.
-        calibration: Unlabelled inputs, as for :func:`onebyone.apply`; two at the least. One in
-            eight is held out.
+        calibration: Unlabelled inputs, as for :func:`onebyone.apply`; two at the least, and the
+            more the better: of few the network learns what is theirs alone. One in eight is held
+            out, 1,024 at most.
         steps: To take.
         seconds: To take at most, wall time; a result then depends on the machine's speed.
         features: Names of modules in both networks whose outputs are to be alike as well, each by
             its squared error relative to its variance.
-        batch_size: Examples a step; from 8 to 64 by the number of inputs where not given.
+        batch_size: Examples a step; where not given from 8 to 64 by the number of inputs, and 8
+            for outputs that are maps.
         learning_rate: The highest one.
-        augment: Whether to augment the inputs as their split does; the teacher sees the same.
+        augment: Whether to augment the inputs as their split does; the teacher sees the same. In a
+            few hundred steps more inputs help, and augmented ones have not.
         seed: Of the draws. The global random state is not changed.
         device: Where to run; the network's own where not given.
         progress: Told of the steps done.
@@ -134,8 +140,7 @@ def reconstruct(
         # Convolutions on the CPU run up to twice as fast so.
         student.to(memory_format=torch.channels_last)
         guide.to(memory_format=torch.channels_last)
-    batch = batch_size or min(max(len(fitted) // STEPS_A_PASS, LEAST_BATCH), MOST_BATCH)
-    batch = min(batch, len(fitted))
+    batch = min(batch_size or _batch_size(guide, judge, len(fitted)), len(fitted))
     changing = augment and fitted.augmentation != "none"
     answers = None
     if not changing and not features and len(fitted) <= steps * batch:
@@ -170,10 +175,32 @@ def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
             f"Calibration data must be a tensor, a torch data set or a loader, of which a part can "
             f"be held out, got {type(split).__name__}."
         )
-    rest, kept = held_out(len(split), max(1, round(HELD_OUT * len(split))), seed=seed)
+    count = min(max(1, round(HELD_OUT * len(split))), MOST_HELD_OUT)
+    rest, kept = held_out(len(split), count, seed=seed)
     return split.part(rest), CalibrationData(
         split.part(kept), batch_size=data.batch_size, device=data.device, dtype=data.dtype
     )
+
+
+def _batch_size(guide: nn.Module, judge: CalibrationData, inputs: int) -> int:
+    """Return the examples of a step: few where each says something at many places."""
+    if places_of(run(guide, judge.example())) > 1:
+        return LEAST_BATCH
+    return min(max(inputs // STEPS_A_PASS, LEAST_BATCH), MOST_BATCH)
+
+
+def inputs_for(split: Split, steps: int, seed: int) -> Split:
+    """Return as many of a split's inputs as so many steps can make use of, drawn at random.
+
+    Weights fitted to few inputs again and again come near the original on these alone.
+
+    Args:
+        split: With inputs to spare.
+        steps: To take.
+        seed: Of the draw.
+    """
+    wanted = steps * MOST_BATCH + MOST_HELD_OUT
+    return split.take(wanted, seed) if wanted < len(split) else split
 
 
 def _answered(fitted: Split, guide: nn.Module, judge: CalibrationData) -> TensorSplit | None:

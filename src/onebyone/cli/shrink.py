@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=not_negative,
         default=0,
         metavar="STEPS",
-        help="bring all weights nearer to the original's outputs on the calibration data, without "
-        "labels, before any fine-tuning; a few hundred take seconds to minutes (0)",
+        help="bring all weights nearer to the original's outputs on training inputs, without "
+        "labels, before any fine-tuning; a few hundred take a minute or a few (0)",
     )
     parser.add_argument(
         "--epochs",

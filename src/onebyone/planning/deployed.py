@@ -295,8 +295,7 @@ class Deployed:
         return self._quick
 
     def _found_builder(self) -> _Builder:
-        runtime = find_runtime(self.deployment.runtime)
-        own = _Builder(runtime.prepare, self._original)
+        runtime, own = find_runtime(self.deployment.runtime), self._own_builder()
         if runtime.prepare_layers is None:
             return own
         with threads(self.deployment.threads):
@@ -308,6 +307,10 @@ class Deployed:
         alike = abs(samples.ratio("before", "after").value - 1) <= ALIKE
         return _Builder(runtime.prepare_layers, quick) if alike else own
 
+    def _own_builder(self) -> _Builder:
+        """Return the runtime's own way, as the network is deployed."""
+        return _Builder(find_runtime(self.deployment.runtime).prepare, self._original)
+
     def _built(
         self, made: Plan, corrections: int, builder: _Builder | None = None
     ) -> PlannedLatency:
@@ -318,8 +321,7 @@ class Deployed:
                 MOST_BUILDS,
                 f"{self.deployment.runtime}: whole network",
             )
-        runtime = find_runtime(self.deployment.runtime)
-        builder = builder or _Builder(runtime.prepare, self._original)
+        builder = builder or self._own_builder()
         with threads(self.deployment.threads):
             after = builder.prepare(restructure(self.model, made), self.example)
             samples = self._interleaved(builder.original, after)
