@@ -49,7 +49,7 @@ HELD_OUT = 0.125
 MOST_HELD_OUT = 1024
 JUDGED = 8  # times, evenly over the steps
 STEPS = 200
-RATE = 5e-4
+RATE = 3e-4
 WARM_UP = 0.05  # share of the steps
 BETAS = (0.9, 0.99)
 # A gradient below this share of its layer's, or below this at all, is rounding.
