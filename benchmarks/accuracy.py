@@ -256,10 +256,10 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
                 f"({', '.join(sorted({row.test for row in mine}))})."),
                 (f"Agreement and divergence (KL for classifiers, else relative squared error): of "
                 f"{first.held_out:,} training examples that were used for nothing else."),
-                (f"Calibration inputs {_all(mine, 'calibration')}, unlabelled; steps of "
-                f"reconstruction {_all(mine, 'steps')}; seeds {_all(mine, 'seed')}. "
-                f"Seconds of the processor are of the stage alone; those of one-shot hold the "
-                f"survey of all options if it was not kept."),
+                (f"Calibration inputs {_all(mine, 'calibration')}, unlabelled; seeds "
+                f"{_all(mine, 'seed')}. Steps (one-shot +) are of 64 other training inputs each, "
+                f"unlabelled. Seconds of the processor are of the stage alone; those of one-shot "
+                f"hold the survey of all options if it was not kept."),
                 f"{first.machine}, {_all(mine, 'threads')} thread(s).",
             ],
         )  # fmt: skip
@@ -269,6 +269,8 @@ def _cells(row: Row) -> list[str]:
     stage = row.stage
     if row.epochs:
         stage += f", {row.epochs} epochs of {format_count(row.examples)}"
+    elif row.steps:
+        stage += f", {row.steps} steps"
     unit = 100 if row.metric == "accuracy" else 1
     digits = 1 if row.metric == "accuracy" else 3
     interval = f"[{unit * row.low:+.{digits}f} … {unit * row.high:+.{digits}f}]"

@@ -2,8 +2,8 @@
 
     python benchmarks/planning.py                                  # P6 and P7: ResNet-18
     python benchmarks/planning.py --networks resnet18 vgg16_gap resnet50 --batches 1 32 \
-        --threads 1 2 --runtimes onnxruntime openvino compile eager
-    python benchmarks/planning.py --networks zoo --share 70 --size 128 --runtimes onnxruntime
+        --threads 1 2 --runtimes onnxruntime openvino compile eager --held-out 0
+    python benchmarks/planning.py --networks zoo --shares 70 --size 128 --runtimes onnxruntime
 
 Random weights and kernels' errors for harm: this is about time alone. For each network, runtime,
 batch and number of threads a plan is made for a share of the latency, and its network measured in
@@ -46,8 +46,6 @@ ZOO = (
     "regnet_y_400mf", "timm:efficientnet_lite0", "timm:convnext_atto", "timm:ghostnet_100",
     "timm:repvgg_a0", "timm:resnet26d",
 )  # fmt: skip
-# Networks that are built and measured beside the plan and its front.
-HELD_OUT = 3
 
 
 def vgg16_gap() -> nn.Module:
@@ -111,8 +109,8 @@ class Row:
         return self.network, self.runtime, self.batch, self.threads, self.size, self.asked
 
 
-def measured(asked: Row, cache: Path | None) -> Row:
-    """Plan, and measure what came of it."""
+def measured(asked: Row, cache: Path | None, count: int) -> Row:
+    """Plan, and measure what came of it, its front and so many predictions between its points."""
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         planner = Planner(
@@ -134,9 +132,10 @@ def measured(asked: Row, cache: Path | None) -> Row:
     assert latency is not None
     plain = planner.worth
     wall = time.perf_counter()
-    front = [point for point in planner.front("latency", measured=True) if point.rewritten]
+    points = planner.front("latency", measured=True) if count else ()
+    front = [point for point in points if point.rewritten]
     front_seconds = time.perf_counter() - wall
-    held_out = list(_held_out(planner, front, plain))
+    held_out = list(_held_out(planner, front, plain, count))
     return Row(
         **{
             **asdict(asked),
@@ -164,11 +163,11 @@ def measured(asked: Row, cache: Path | None) -> Row:
 
 
 def _held_out(
-    planner: Planner, front: Sequence[FrontPoint], plain: Worth
+    planner: Planner, front: Sequence[FrontPoint], plain: Worth, count: int
 ) -> Iterator[tuple[float, float]]:
     """Yield errors of predictions between points of the front, and what they were without it."""
     gaps = list(itertools.pairwise(front))
-    spots = np.linspace(0, len(gaps) - 1, min(HELD_OUT, len(gaps))).round().astype(int)
+    spots = np.linspace(0, len(gaps) - 1, min(count, len(gaps))).round().astype(int)
     for spot in sorted({int(s) for s in spots}):
         near, far = (point.after.ms or 0.0 for point in gaps[spot])
         limit = (near * far) ** 0.5
@@ -198,7 +197,9 @@ def table(rows: Sequence[Row]) -> Table:
         _spread("Predicted against measured, of the plans", errors),
         _spread("Held out between points of their fronts, which corrected them", held),
         _spread("Of the same networks, by what the plan alone had measured", plain),
-        f"Fronts: {points} rewritten networks, {known} measured, in at most {longest:.0f} s each.",
+        f"Fronts: {points} rewritten networks, {known} measured, in at most {longest:.0f} s each."
+        if points
+        else "",
         f"Accepted rewrites timed again, alone: {slower} of {accepted} shown to be slower (P7).",
         f"{describe_machine('cpu')}.",
     ]
@@ -272,6 +273,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the input")
     parser.add_argument("--results", type=Path, default=Path("runs/planning.jsonl"))
     parser.add_argument("--table", type=Path, help="also write the table to this Markdown file")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=3,
+        metavar="N",
+        help="networks between the front's points to predict and measure; 0: no front (3)",
+    )
     parser.add_argument("--cache", type=Path, help="keep layers' times there (by default, nowhere)")
     args = parser.parse_args(argv)
     args.results.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for place, asked in enumerate(wanted):
         if asked.key in done:
             continue
-        row = done[asked.key] = measured(asked, args.cache)
+        row = done[asked.key] = measured(asked, args.cache, args.held_out)
         with args.results.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(row)) + "\n")
         print(f"{place + 1}/{len(wanted)}", *_line(row), file=sys.stderr, flush=True)
