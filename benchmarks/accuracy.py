@@ -257,9 +257,9 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
                 (f"Agreement and divergence (KL for classifiers, else relative squared error): of "
                 f"{first.held_out:,} training examples that were used for nothing else."),
                 (f"Calibration inputs {_all(mine, 'calibration')}, unlabelled; seeds "
-                f"{_all(mine, 'seed')}. Steps (one-shot +) are of 64 other training inputs each, "
-                f"unlabelled. Seconds of the processor are of the stage alone; those of one-shot "
-                f"hold the survey of all options if it was not kept."),
+                f"{_all(mine, 'seed')}. Steps (one-shot +): of reconstruction, on training "
+                f"inputs, unlabelled too. Seconds of the processor are of the stage alone; those "
+                f"of one-shot hold the survey of all options if it was not kept."),
                 f"{first.machine}, {_all(mine, 'threads')} thread(s).",
             ],
         )  # fmt: skip

@@ -150,6 +150,7 @@ class _Counted(nn.Module):
     [
         (_images(40), 30, 5 + 35),
         (_images(40), 2, 5 + 2 * 8),  # fewer than a pass: not all
+        (_images(40), 8, 5 + 8 * 8),  # fewer than two: as they come
         (TensorSplit(_images(40), augmentation=Augmentation(flip=True)), 30, 5 + 30 * 8),
     ],
 )

@@ -58,6 +58,9 @@ LEAST_GRADIENT = 1e-12
 # Examples a step: a pass over the data is at least so many steps.
 STEPS_A_PASS = 16
 LEAST_BATCH, MOST_BATCH = 8, 64
+# Inputs that are seen twice or more are kept in memory with the teacher's answers, if these are not
+# more values: 1 GB.
+ANSWERED_VALUES = 250_000_000
 # The bases are those of so many inputs; wider layers than this are stepped without.
 BASIS_EXAMPLES = 32
 MOST_VALUES = 640
@@ -143,7 +146,9 @@ def reconstruct(
     batch = min(batch_size or _batch_size(guide, judge, len(fitted)), len(fitted))
     changing = augment and fitted.augmentation != "none"
     answers = None
-    if not changing and not features and len(fitted) <= steps * batch:
+    often = 2 * len(fitted) <= steps * batch
+    fits = len(fitted) * math.prod(fitted.input_shape) <= ANSWERED_VALUES
+    if not changing and not features and often and fits:
         answers = _answered(fitted, guide, judge)
     job = _Job(
         student, guide, fitted, judge, batch, augment, seed, tuple(features), answers=answers
