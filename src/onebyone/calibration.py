@@ -46,7 +46,7 @@ BATCH_VALUES = 1_250_000
 # The curvature needs a pass forth and back, with gradients of activations alone: twice the MACs of
 # one forth. It is a metric, a few hundred examples tell enough of it, and for so many MACs these
 # are had.
-CURVATURE_MACS = 1e12
+CURVATURE_MACS = 8e11
 FEWEST_CURVATURE_EXAMPLES = 64
 # Of outputs that are maps a direction is drawn at each place, so that few examples have many.
 DIRECTIONS = 65_536
