@@ -39,7 +39,7 @@ FEWEST_OF_A_FORM = 16
 # Options of a site whose harm is measured, at most and at least; that of the others is interpolated
 # between them.
 PROBES = 5
-FEWEST_PROBES = 2
+FEWEST_PROBES = 3
 PROBE_EXAMPLES = 512
 # All probes together may cost this many MACs: a minute or two on two cores. A rule in MACs, not in
 # seconds, so that a plan does not depend on how busy the machine was. There are fewer probes before
