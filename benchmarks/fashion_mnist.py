@@ -7,9 +7,8 @@ Trains the classic network for each seed, then shrinks it to shares of its param
 1×1 convolutions + global average pooling (``gap``), the head as the same convolutions (``exact``)
 factorized, or, of the widths in ``CONTEXT`` and whatever the share, ``gap`` with depthwise 3×3
 convolutions between the 1×1 (``context``), which a plan by harm before training does not choose.
-Prints a table with the differences from the classic network of
-the same seed, and writes ``fashion.json``. Finished runs are not run again; unfinished ones go on
-where they stopped.
+Prints a table with the differences from the classic network of the same seed, and writes
+``fashion.json``. Finished runs are not run again; unfinished ones go on where they stopped.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from onebyone.tables import Table
 
 HEADS = ("gap", "exact", "context")
 # Hidden channels of the averaging head with context, by share of the parameters.
-CONTEXT = {2: 24, 6: 64}
+CONTEXT: dict[float, int] = {2: 24, 6: 64}
 
 
 def with_context(network: nn.Module, data: Data, share: float) -> Plan:
@@ -50,7 +49,7 @@ def with_context(network: nn.Module, data: Data, share: float) -> Plan:
     example = next(iter(data.train.batches(1)))[0]
     site = head.find_head(network, example)
     assert isinstance(site, head.HeadSite)
-    hidden, context = [CONTEXT[int(share)]], 2
+    hidden, context = [CONTEXT[share]], 2
     option = Option(
         site=site.name,
         rewrite="head",
@@ -128,6 +127,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/fashion"))
     args = parser.parse_args()
+    if "context" in args.heads and (unknown := set(args.shares) - set(CONTEXT)):
+        parser.error(
+            f"of a head with context, shares must be of {', '.join(map(str, CONTEXT))} %, got "
+            f"{', '.join(f'{share:g}' for share in sorted(unknown))}"
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     with threads(args.threads), progress("fashion-mnist") as update:
         each = [one_seed(args.out, seed, args, update) for seed in range(args.seeds)]

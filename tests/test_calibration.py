@@ -10,10 +10,10 @@ from torch.testing import assert_close
 
 from onebyone import calibration
 from onebyone.calibration import (
+    Across,
     MomentSum,
     as_calibration,
     collect,
-    collect_across,
     output_curvature,
 )
 from onebyone.data import TensorSplit
@@ -172,7 +172,7 @@ def test_across_equal_networks_the_moments_are_the_layers_own():
     names = ["0", "2", "4"]
     own, across = (
         collect(net, names, batches),
-        collect_across(net, copy.deepcopy(net), names, batches),
+        Across(net, batches).moments(copy.deepcopy(net), names),
     )
     for name in names:
         assert_close(across[name][0].xx, own[name][0].xx, rtol=1e-4, atol=1e-5)
@@ -196,7 +196,7 @@ class WritesIntoItsInput(nn.Module):
 def test_inputs_are_those_that_the_layer_saw_though_written_into_later():
     torch.manual_seed(0)
     net = WritesIntoItsInput().eval()
-    across = collect_across(net, copy.deepcopy(net), ["first", "second"], batches)
+    across = Across(net, batches).moments(copy.deepcopy(net), ["first", "second"])
     assert_close(across["first"][0].mean_x, X.double().mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     wanted = net.first(X).detach().double().mean((0, 2, 3))
     assert_close(across["first"][0].mean_y, wanted, rtol=1e-4, atol=1e-5)

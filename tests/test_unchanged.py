@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import onebyone.runtimes
-from onebyone.calibration import as_calibration, collect, collect_across, output_curvature
+from onebyone.calibration import Across, as_calibration, collect, output_curvature
 from onebyone.data import TensorSplit
 from onebyone.errors import BudgetError, ModelError
 from onebyone.evaluation import evaluate, score
@@ -122,9 +122,13 @@ CALLS = {
     "evaluate": lambda net: evaluate(net, TensorSplit(X, Y)),
     "score": lambda net: score([net, net], TensorSplit(X, Y)),
     "collect": lambda net: collect(net, ["0", "3", "8"], as_calibration(X).batches),
-    "collect_across": lambda net: collect_across(
-        in_evaluation_mode(net), evaluation_copy(net), ["3"], as_calibration(X).batches
-    ),
+    "Across": lambda net: Across(
+        in_evaluation_mode(net),
+        as_calibration(X).batches,
+        examples=len(X),
+        start=in_evaluation_mode(net),
+        sites=["3"],
+    ).moments(evaluation_copy(net), ["3"]),
     "output_curvature": lambda net: output_curvature(net, ["0", "8"], as_calibration(X).batches),
     "find_head": lambda net: head.find_head(net, X[:1]),
     "head exact": rewrite_head("exact"),

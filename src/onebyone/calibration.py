@@ -438,36 +438,12 @@ def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     return value
 
 
-def collect_across(
-    original: nn.Module,
-    rewritten: nn.Module,
-    names: Sequence[str],
-    batches: Batches,
-    *,
-    examples: int | None = None,
-) -> dict[str, tuple[Moments, ...]]:
-    """Return moments of the rewritten network's inputs with the original's outputs.
+class Across:
+    """Moments across a network and one that it becomes, layer after layer.
 
     This is the asymmetric regression of Zhang et al. (2016, section 3.3): each layer is fitted to
-    give what the original gave, from what it will really see.
-
-    Args:
-        original: Not modified; must be in evaluation mode.
-        rewritten: The network so far, in evaluation mode; the named layers still the original's.
-        names: Layers, all fitted from this one pass.
-        batches: The inputs.
-        examples: How many there are; large maps are then sampled, else every place is taken.
-
-    Raises:
-        DataError: If a layer does not run on these inputs.
-    """
-    return Across(original, batches, examples=examples).moments(rewritten, names)
-
-
-class Across:
-    """Moments across a network and another that becomes it, layer after layer.
-
-    Where networks allow it, both are run on from the layers of the last time, not from the start.
+    give what the original gave, from what it will really see. Where networks allow it, both are run
+    on from the layers of the last time, not from the start.
 
     Args:
         original: Not modified; must be in evaluation mode.

@@ -9,7 +9,7 @@ one gives is tried at every site: where it does not, passes are whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -363,6 +363,11 @@ class _Seen:
         return self.calls == 1 and not self.hooked and isinstance(self.output, Tensor)
 
     @property
+    def in_place(self) -> bool:
+        """Whether it writes into the one tensor that it is given, and gives that."""
+        return self.writes and len(self.given) == 1 and self.version > self.given[0]
+
+    @property
     def last(self) -> int:
         """The version of its output when the pass has ended."""
         return int(self.output._version)  # noqa: SLF001 - raised by whatever writes into it
@@ -432,28 +437,25 @@ def _skippable(seen: Mapping[str, _Seen], site: str) -> Iterator[list[str]]:
         return
     start = seen[site].start
     done = {name: one for name, one in seen.items() if 0 < one.end < start and one.answers}
-    earlier: list[str] = []
-    for in_place in (True, False):
-        writers = {}
-        if in_place:
-            writers = {
-                (one.place, one.given[0]): one
-                for one in done.values()
-                if one.writes and len(one.given) == 1 and one.version > one.given[0]
-            }
-        left_out = {
-            name: one
-            for name, one in done.items()
-            if (not one.writes or one in writers.values()) and _settles(one, writers)
-        }
-        names = [n for n in left_out if not any(above in left_out for above in _above(n))]
-        if names and names != earlier:
-            yield names
-        earlier = names
+    writers = {(one.place, one.given[0]): one for one in done.values() if one.in_place}
+    with_writers = _outermost(name for name, one in done.items() if _settles(one, writers))
+    without = _outermost(name for name, one in done.items() if _settles(one, {}))
+    if with_writers != without:
+        yield with_writers
+    if without:
+        yield without
+
+
+def _outermost(names: Iterable[str]) -> list[str]:
+    """Return the modules that lie in none of the others."""
+    given = dict.fromkeys(names)
+    return [name for name in given if not any(above in given for above in _above(name))]
 
 
 def _settles(one: _Seen, writers: Mapping[tuple[int, int], _Seen]) -> bool:
-    """Whether nothing but these wrote into a module's output since, one after the other."""
+    """Whether a module writes nowhere but as these do, and they alone into its output since."""
+    if one.writes and not (one.in_place and writers):
+        return False
     version = one.version
     while version != one.last:
         writer = writers.get((one.place, version))

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone import calibration
-from onebyone.calibration import collect, collect_across
+from onebyone.calibration import Across, collect
 from onebyone.errors import PlanError
 from onebyone.kernels import output_rows
 from onebyone.layers import Pointwise
@@ -368,7 +368,7 @@ def test_the_asymmetric_fit_mends_what_came_before_it():
         broken.bias.copy_(damage @ first.bias + 1)
     damaged = nn.Sequential(broken, copy.deepcopy(second)).eval()
     symmetric = collect(original, ["1"], lambda: [x])["1"]
-    asymmetric = collect_across(original, damaged, ["1"], lambda: [x])["1"]
+    asymmetric = Across(original, lambda: [x]).moments(damaged, ["1"])["1"]
     wanted = original(x)
 
     def left(moments):
@@ -452,7 +452,7 @@ def test_poor_data_gives_finite_factors_and_the_full_rank_still_fits(form, case,
         x = torch.zeros_like(x)
     network = nn.Sequential(layer).eval()
     moments = (
-        collect_across(network, copy.deepcopy(network), ["0"], lambda: [x])["0"]
+        Across(network, lambda: [x]).moments(copy.deepcopy(network), ["0"])["0"]
         if across
         else seen_by(layer, x)
     )

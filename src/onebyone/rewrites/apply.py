@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -215,11 +215,13 @@ def _refitted(
         _layer_at(network, option)
     metrics: dict[str, Tensor] = {}
     across: Across | None = None
+    groups: Iterable[Sequence[Option]] = ([option] for option in options)
     if data is not None:
         metrics = curvature_of(reference, names, data, macs)
         start = in_evaluation_mode(network, device=data.device)
         across = Across(reference, data.batches, examples=len(data), start=start, sites=names)
-    for part in _groups(options, across, macs=macs, examples=0 if data is None else len(data)):
+        groups = _groups(options, across.resumed, _passes(macs, len(data)))
+    for part in groups:
         moments: dict[str, tuple[Moments, ...]] = {}
         if data is not None and across is not None:
             seen = in_evaluation_mode(network, device=data.device)
@@ -237,12 +239,16 @@ def _refitted(
 
 
 def _groups(
-    options: Sequence[Option], across: Across | None, *, macs: int, examples: int
+    options: Sequence[Option], resumed: Collection[str], passes: int
 ) -> Iterator[Sequence[Option]]:
-    """Yield the choices that are fitted from one pass each, in order."""
-    resumed = frozenset() if across is None else across.resumed
-    whole = sum(option.site not in resumed for option in options)
-    size = -(-whole // _passes(macs, examples))
+    """Yield the choices that are fitted from one pass each, in order.
+
+    Args:
+        options: All of them.
+        resumed: Sites that have a pass of their own.
+        passes: For the others.
+    """
+    size = -(-sum(option.site not in resumed for option in options) // passes)
     part: list[Option] = []
     for option in options:
         if part and (option.site in resumed or len(part) >= size):
