@@ -71,9 +71,20 @@ def test_a_drift_of_the_machine_does_not_move_the_ratio(monkeypatch):
 
 def test_short_calls_are_repeated_until_the_clock_can_tell(monkeypatch):
     clock = Clock(monkeypatch)
-    samples = interleave({"a": clock.contender("a", 0.1)}, rounds=3, warmup=1)
+    samples = interleave({"a": clock.contender("a", 0.1)}, rounds=3, warmup=2)
     assert samples.ms["a"] == pytest.approx([0.1] * 3)
-    assert len(clock.calls) == 1 + 3 * 2 + 3 * (1 + 20)
+    assert len(clock.calls) == 2 + 3 * 2 + 3 * (1 + 20)
+
+
+def test_a_long_call_is_warmed_up_and_then_timed_each_time(monkeypatch):
+    clock = Clock(monkeypatch)
+    # The first one took long only because it was the first.
+    short = clock.contender("short", [500.0, *[5.0] * 40])
+    samples = interleave({"long": clock.contender("long", 200.0), "short": short}, rounds=4)
+    assert clock.calls.count("long") == 1 + 1 + 4
+    assert clock.calls.count("short") == 3 + 3 * 2 + 4 * 2
+    assert samples.ms["long"] == pytest.approx([200.0] * 4)
+    assert samples.ms["short"] == pytest.approx([5.0] * 4)
 
 
 def test_equal_contenders_show_no_difference():

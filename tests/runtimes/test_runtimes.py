@@ -2,6 +2,7 @@ import copy
 import gc
 import importlib.util
 import os
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +107,20 @@ def test_the_number_of_threads_is_torchs(name):
         prepared = find_runtime(name).prepare(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 8, 8))
     values = [v for key, v in prepared.options.items() if "threads" in key.lower()]
     assert values == ["2"]
+
+
+def test_threads_of_an_onnx_session_do_not_spin_on_into_the_next_contenders_call():
+    pytest.importorskip("onnxruntime")
+    network, x = nn.Conv2d(64, 64, 3).eval(), torch.randn(1, 64, 56, 56)
+    with threads(2):
+        prepared = find_runtime("onnxruntime").prepare(network, x)
+    after = []
+    for _ in range(5):
+        prepared()
+        before = time.process_time()
+        time.sleep(0.1)
+        after.append(time.process_time() - before)
+    assert min(after) < 0.01  # left to themselves they spin for four times as long
 
 
 @pytest.mark.slow

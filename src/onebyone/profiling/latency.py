@@ -18,6 +18,8 @@ from onebyone.records import Ratio, Timing
 
 # A sample shorter than this is mostly clock and dispatch noise: short calls are repeated in it.
 SAMPLE_MS = 2.0
+# What is left in the caches by others, and threads that still spin, are no part of a call so long.
+LONG_MS = 100.0
 # Half the samples outside ±12 % of the median: something else was running.
 DISTURBED_SPREAD = 0.25
 MAX_CALLS_A_SAMPLE = 1000
@@ -128,7 +130,8 @@ def interleave(
     """Time callables in turn: A B, B A, A B, … so that a drift of the machine hits all alike.
 
     Before each sample its callable runs once without being timed: what the one before left in the
-    caches, and threads of its pool that still spin, are not the callable's own.
+    caches, and threads of its pool that still spin, are not the callable's own. To one that takes
+    ``LONG_MS`` or more they are nothing; it is warmed up once and always timed.
 
     Args:
         callables: What to time, by name.
@@ -146,11 +149,11 @@ def interleave(
     names = list(callables)
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with _quiet_interpreter():
-        calls = {name: _calibrated(callables[name], warmup, wait) for name in names}
+        paces = {name: _calibrated(callables[name], warmup, wait) for name in names}
         started = time.monotonic()
         for turn in range(rounds):
             for name in names if turn % 2 == 0 else reversed(names):
-                samples[name].append(_sample(callables[name], calls[name], wait))
+                samples[name].append(_sample(callables[name], paces[name], wait))
             if seconds is not None and turn >= 2 and time.monotonic() - started > seconds:
                 break
     return _collected(samples, device)
@@ -169,21 +172,30 @@ def _collected(samples: Mapping[str, list[tuple[float, float]]], device: str) ->
     return Samples(ms=wall, device=device, threads=threads, waited=waited)
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """How a sample is taken: of so many calls, with or without one before it."""
+
+    calls: int = 1
+    settled: bool = True
+
+
 def _sample(
-    function: Callable[[], object], calls: int, wait: Callable[[], None]
+    function: Callable[[], object], pace: _Pace, wait: Callable[[], None]
 ) -> tuple[float, float]:
     """Return the milliseconds of a call, and those that its threads waited for a processor."""
-    function()
-    wait()
+    if pace.settled:
+        function()
+        wait()
     delayed = run_delay_ns()
     start = time.perf_counter_ns()
-    for _ in range(calls):
+    for _ in range(pace.calls):
         function()
     wait()
     wall = time.perf_counter_ns() - start
     # A thread that ended takes its count with it.
     delay = max(run_delay_ns() - delayed, 0.0)
-    return wall / calls / 1e6, delay / calls / 1e6
+    return wall / pace.calls / 1e6, delay / pace.calls / 1e6
 
 
 def run_delay_ns() -> float:
@@ -205,13 +217,17 @@ def run_delay_ns() -> float:
 _TASKS = Path("/proc/self/task")
 
 
-def _calibrated(function: Callable[[], object], warmup: int, wait: Callable[[], None]) -> int:
-    """Warm up, and return how many calls make a sample long enough for the clock."""
-    for _ in range(max(warmup, 1)):
+def _calibrated(function: Callable[[], object], warmup: int, wait: Callable[[], None]) -> _Pace:
+    """Warm up, and return how samples are taken that are long enough for the clock."""
+    function()
+    wait()
+    if _sample(function, _Pace(settled=False), wait)[0] >= LONG_MS:
+        return _Pace(settled=False)
+    for _ in range(warmup - 2):
         function()
     wait()
-    once = min(_sample(function, 1, wait)[0] for _ in range(3))
-    return int(np.clip(np.ceil(SAMPLE_MS / max(once, 1e-6)), 1, MAX_CALLS_A_SAMPLE))
+    once = min(_sample(function, _Pace(), wait)[0] for _ in range(3))
+    return _Pace(int(np.clip(np.ceil(SAMPLE_MS / max(once, 1e-6)), 1, MAX_CALLS_A_SAMPLE)))
 
 
 def _waiter(device: str) -> Callable[[], None]:
