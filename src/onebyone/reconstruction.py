@@ -28,7 +28,7 @@ from onebyone.calibration import (
 from onebyone.data import DatasetSplit, Split, TensorSplit
 from onebyone.data.splits import held_out
 from onebyone.errors import DataError, ModelError, OptionError
-from onebyone.evaluation import divergence, one_tensor
+from onebyone.evaluation import divergence, is_classifier_output, one_tensor
 from onebyone.kernels import shape_of
 from onebyone.records import Reconstruction
 from onebyone.sites import (
@@ -50,6 +50,9 @@ MOST_HELD_OUT = 1024
 JUDGED = 8  # times, evenly over the steps
 STEPS = 200
 RATE = 3e-4
+# Divides class scores before the softmax: as they are, inputs of which the teacher is sure say
+# little but that it is.
+TEMPERATURE = 4.0
 WARM_UP = 0.05  # share of the steps
 BETAS = (0.9, 0.99)
 # A gradient below this share of its layer's, or below this at all, is rounding.
@@ -86,6 +89,7 @@ def reconstruct(
     features: Sequence[str] = (),
     batch_size: int | None = None,
     learning_rate: float = RATE,
+    temperature: float = TEMPERATURE,
     augment: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -95,10 +99,10 @@ def reconstruct(
 
     Adam in the eigenbasis of each layer's inputs and output curvature, with a short warm-up and a
     cosine down to 0. Batch norms keep their statistics, dropout is off. Class scores are compared
-    by the Kullback-Leibler divergence, other outputs by their squared error
-    relative to their mean square. The weights are judged on held-out inputs eight times; the best
-    ones are kept, also those of the start. Steps that end far farther away than the start are
-    taken back, and the rate is cut to a third.
+    by the Kullback-Leibler divergence, softened by a temperature, other outputs by their squared
+    error relative to their mean square. The weights are judged eight times on held-out inputs,
+    there by the scores as they are; the best ones are kept, also those of the start. Steps that end
+    far farther away than the start are taken back, and the rate is cut to a third.
 
     Args:
         model: With float32 weights. Not modified. Parameters that need no gradient stay as they
@@ -114,6 +118,8 @@ def reconstruct(
         batch_size: Examples a step; where not given from 8 to 64 by the number of inputs, and 8
             for outputs that are maps.
         learning_rate: The highest one.
+        temperature: Divides class scores before the softmax; above 0. Of other outputs it changes
+            nothing.
         augment: Whether to augment the inputs as their split does; the teacher sees the same. In a
             few hundred steps more inputs help, and augmented ones have not.
         seed: Of the draws. The global random state is not changed.
@@ -130,10 +136,11 @@ def reconstruct(
         ModelError: If an output is not one tensor, or the networks' outputs differ in shape.
 
     References:
-        For the basis, Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR
+        For the temperature, Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
+        2015; for the basis, Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR
         2025; for the outputs of modules, Romero et al., "FitNets", ICLR 2015.
     """
-    _check(steps, seconds, batch_size, learning_rate)
+    _check(steps, seconds, batch_size, learning_rate, temperature)
     place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
     data = as_calibration(calibration, device=str(place), dtype=floating_type(model))
     fitted, judge = _divided(data, seed)
@@ -151,7 +158,7 @@ def reconstruct(
     if not changing and not features and often and fits:
         answers = _answered(fitted, guide, judge)
     job = _Job(
-        student, guide, fitted, judge, batch, augment, seed, tuple(features), answers=answers
+        student, guide, fitted, judge, batch, augment, seed, tuple(features), temperature, answers
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -161,7 +168,13 @@ def reconstruct(
     return Reconstructed(result, record)
 
 
-def _check(steps: int, seconds: float | None, batch_size: int | None, learning_rate: float) -> None:
+def _check(
+    steps: int,
+    seconds: float | None,
+    batch_size: int | None,
+    learning_rate: float,
+    temperature: float,
+) -> None:
     if steps < 1:
         raise OptionError(f"`steps` must be at least 1, got {steps}.")
     if seconds is not None and not 0 < seconds < math.inf:
@@ -170,6 +183,8 @@ def _check(steps: int, seconds: float | None, batch_size: int | None, learning_r
         raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.")
     if not 0 < learning_rate < math.inf:
         raise OptionError(f"`learning_rate` must be above 0, got {learning_rate}.")
+    if not 0 < temperature < math.inf:
+        raise OptionError(f"`temperature` must be above 0, got {temperature}.")
 
 
 def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
@@ -240,6 +255,7 @@ class _Job:
     augment: bool
     seed: int
     features: tuple[str, ...]
+    temperature: float
     answers: TensorSplit | None = None
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -356,6 +372,7 @@ def _run(
         held_out=len(job.judge),
         batch_size=job.batch_size,
         learning_rate=learning_rate,
+        temperature=job.temperature,
         features=job.features,
         augmentation=job.fitted.augmentation if job.augment else "none",
         seed=job.seed,
@@ -484,10 +501,18 @@ def _loss(
         with torch.no_grad():
             wanted = one_tensor(job.guide(inputs), job.guide)
     outputs = one_tensor(job.student(inputs), job.student)
-    total = divergence(wanted, outputs).mean()
+    total = _softened(wanted, outputs, job.temperature)
     for name in job.features:
         total = total + _relative_error(ours[name], theirs[name], name)
     return total
+
+
+def _softened(wanted: Tensor, outputs: Tensor, temperature: float) -> Tensor:
+    """Return the mean divergence of outputs, of class scores at a temperature."""
+    if not is_classifier_output(wanted):
+        return divergence(wanted, outputs).mean()
+    # Gradients shrink with the square of the temperature; beside `features` they must not.
+    return temperature**2 * divergence(wanted / temperature, outputs / temperature).mean()
 
 
 def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:

@@ -683,6 +683,7 @@ class Reconstruction(Record):
         held_out: Inputs that they were judged on.
         learning_rate: The highest one.
         features: Modules whose outputs were held near the teacher's as well.
+        temperature: That class scores were divided by in the steps, not in ``judged``.
     """
 
     before: float
@@ -699,6 +700,7 @@ class Reconstruction(Record):
     augmentation: str
     seed: int
     seconds: float
+    temperature: float = 1.0
 
     def __str__(self) -> str:
         share = self.after / self.before if self.before > 0 else 1.0
