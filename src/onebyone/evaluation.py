@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
@@ -90,6 +91,20 @@ def divergence(reference: Tensor, outputs: Tensor) -> Tensor:
         return (log_p.exp() * (log_p - outputs.log_softmax(dim=1))).sum(dim=1)
     scale = reference.square().mean().clamp_min(1e-12)
     return (outputs - reference).square().reshape(len(outputs), -1).mean(dim=1) / scale
+
+
+def softened_divergence(reference: Tensor, outputs: Tensor, temperature: float) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of class scores at a temperature, a scalar.
+
+    Times the temperature squared, so that its gradients do not shrink with it (Hinton, Vinyals,
+    Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2).
+    """
+    return temperature**2 * F.kl_div(
+        (outputs / temperature).log_softmax(dim=1),
+        (reference / temperature).log_softmax(dim=1),
+        log_target=True,
+        reduction="batchmean",
+    )
 
 
 # ---------------------------------------------------------------- one network

@@ -28,7 +28,12 @@ from onebyone.calibration import (
 from onebyone.data import DatasetSplit, Split, TensorSplit
 from onebyone.data.splits import held_out
 from onebyone.errors import DataError, ModelError, OptionError
-from onebyone.evaluation import divergence, is_classifier_output, one_tensor
+from onebyone.evaluation import (
+    divergence,
+    is_classifier_output,
+    one_tensor,
+    softened_divergence,
+)
 from onebyone.kernels import shape_of
 from onebyone.records import Reconstruction
 from onebyone.sites import (
@@ -511,8 +516,7 @@ def _softened(wanted: Tensor, outputs: Tensor, temperature: float) -> Tensor:
     """Return the mean divergence of outputs, of class scores at a temperature."""
     if not is_classifier_output(wanted):
         return divergence(wanted, outputs).mean()
-    # Gradients shrink with the square of the temperature; beside `features` they must not.
-    return temperature**2 * divergence(wanted / temperature, outputs / temperature).mean()
+    return softened_divergence(wanted, outputs, temperature)
 
 
 def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:

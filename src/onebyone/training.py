@@ -29,6 +29,7 @@ from onebyone.evaluation import (
     evaluate,
     find_metric,
     is_classifier_output,
+    softened_divergence,
 )
 from onebyone.records import Epoch, TrainLog
 from onebyone.sites import (
@@ -557,12 +558,7 @@ def _imitation(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         )
     if not is_classifier_output(wanted):
         return F.mse_loss(outputs, wanted)
-    return temperature**2 * F.kl_div(
-        (outputs / temperature).log_softmax(dim=1),
-        (wanted / temperature).log_softmax(dim=1),
-        log_target=True,
-        reduction="batchmean",
-    )
+    return softened_divergence(wanted, outputs, temperature)
 
 
 def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
