@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from onebyone.calibration import as_calibration
 from onebyone.errors import (
     BudgetError,
     DataError,
@@ -17,9 +18,10 @@ from onebyone.errors import (
     WeightsError,
 )
 from onebyone.planning import plan
+from onebyone.planning.options import survey
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Plan
-from onebyone.rewrites import apply, head, restructure
+from onebyone.rewrites import apply, head, regression, restructure
 
 
 def network(seed=0):
@@ -71,6 +73,39 @@ def test_the_plan_and_the_network_built_from_it_meet_the_budget(budget):
         sum(p.numel() for p in network().parameters()),
         trace_layers(network(), EXAMPLES[:1]).macs,
     )
+
+
+def judged(model, *, rough):
+    """Return the errors of all options, of layers that all count as wide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regression, "WIDE", 1)
+        if not rough:
+            patch.setattr(regression.Problem, "rough", lambda problem: problem)
+        found = survey(model, as_calibration(EXAMPLES.double(), dtype=torch.float64))
+    return {(o.site, str(o.settings)): o.error for o in found.options if o.rewrite != "head"}
+
+
+def test_options_of_wide_layers_are_judged_in_float32_to_about_the_same():
+    exact, rough = (judged(network().double(), rough=how) for how in (False, True))
+    assert rough != exact
+    common = exact.keys() & rough.keys()
+    assert len(common) > 0.9 * max(len(exact), len(rough))
+    for each in common:
+        assert rough[each] == pytest.approx(exact[each], rel=1e-2, abs=1e-5)
+
+
+def test_a_site_for_which_float32_is_not_enough_is_judged_in_float64(monkeypatch):
+    monkeypatch.setattr(regression, "DAMPING", 1e-10)
+    model = network().double()
+    with torch.no_grad():  # every channel twice: half of what is seen has no variance of its own
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[4:] = tensor[:4]
+    exact, rough = (judged(model, rough=how) for how in (False, True))
+    assert rough != exact  # of other sites
+    site = [key for key in exact if key[0] == "3"]
+    assert len(site) > 10
+    for each in site:
+        assert rough[each] == pytest.approx(exact[each], rel=1e-4)
 
 
 @pytest.mark.parametrize("choice", ["auto", "gap", "exact"])

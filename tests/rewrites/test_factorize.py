@@ -288,6 +288,35 @@ def test_a_wide_layer_roughly_fitted_has_the_error_that_was_predicted(monkeypatc
         assert error == pytest.approx(quick, rel=1e-6)
 
 
+@pytest.mark.parametrize("metric", [None, torch.diag(torch.tensor([9.0, 1, 4, 0.1, 2, 3, 1, 5]))])
+@pytest.mark.parametrize(("layer", "form"), CASES, ids=[form for _, form in CASES])
+def test_in_float32_a_wide_layers_options_are_judged_alike(monkeypatch, layer, form, metric):
+    monkeypatch.setattr(regression, "WIDE", 1)
+    out = layer.weight.shape[0]
+    moments = seen_by(layer, correlated(8, 6))
+    metric = None if metric is None else metric[:out, :out]
+    exact = problems_of(layer, moments, metric=metric)
+    rough = [problem.rough() for problem in exact]
+    assert {problem.xx.dtype for problem in rough} == {torch.float32}
+    options = [{"form": form, "ranks": ranks} for ranks in some_ranks(form)]
+    wanted = factorize.errors(exact, layer, options)
+    assert factorize.errors(rough, layer, options) == pytest.approx(wanted, rel=2e-3, abs=1e-5)
+    for settings_, error in zip(options, wanted, strict=True):
+        chain = factorize.build(layer, settings_)
+        factorize.fit(chain, rough, settings_, layer, rough=True)
+        measured = measured_error(layer, chain, correlated(8, 6), exact[0].root)
+        assert measured == pytest.approx(error, rel=1e-2, abs=1e-5)
+
+
+def test_a_narrow_layer_and_one_that_sees_nothing_stay_in_float64(monkeypatch):
+    layer = nn.Conv2d(6, 5, 3, dtype=torch.float64)
+    (narrow,) = problems_of(layer, seen_by(layer, correlated(2, 6)))
+    assert narrow.rough() is narrow
+    monkeypatch.setattr(regression, "WIDE", 1)
+    (dead,) = problems_of(layer, seen_by(layer, torch.zeros(2, 6, *SIZE, dtype=torch.float64)))
+    assert dead.rough() is dead
+
+
 @pytest.mark.parametrize(("layer", "form"), CASES, ids=[form for _, form in CASES])
 def test_a_fit_does_not_depend_on_what_was_asked_for_before(layer, form):
     moments = seen_by(layer, correlated(8, 6))

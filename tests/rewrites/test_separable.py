@@ -15,7 +15,7 @@ from onebyone.calibration import Moments
 from onebyone.errors import PlanError
 from onebyone.kernels import input_rows, kernel_of, output_rows, shape_of
 from onebyone.profiling.trace import trace_layers
-from onebyone.rewrites import separable
+from onebyone.rewrites import regression, separable
 from onebyone.rewrites.regression import problems_of
 
 FORMS = ("depthwise-pointwise", "pointwise-depthwise")
@@ -201,6 +201,34 @@ def test_the_predicted_error_is_the_error_measured_on_the_calibration_data(layer
         chain, error = separated(layer, form, each["terms"], moments, metric)
         assert measured_error(layer, chain, x, root) == pytest.approx(error, rel=1e-6, abs=1e-12)
         assert error == pytest.approx(quick, rel=1e-9, abs=1e-13)
+
+
+@pytest.mark.parametrize("layer", CASES, ids=IDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_in_float32_a_wide_layers_options_are_judged_alike(monkeypatch, layer, form):
+    monkeypatch.setattr(regression, "WIDE", 1)
+    x = correlated(6, layer.in_channels, SIZE[: len(layer.kernel_size)])
+    exact = problems_of(layer, moments_of(layer, x))
+    rough = [problem.rough() for problem in exact]
+    assert {problem.xx.dtype for problem in rough} == {torch.float32}
+    options = [{"form": form, "terms": terms} for terms in (1, 2, 3)]
+    wanted = separable.errors(exact, layer, options)
+    assert separable.errors(rough, layer, options) == pytest.approx(wanted, rel=1e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_in_float32_outputs_without_weights_spoil_nothing(monkeypatch, form):
+    monkeypatch.setattr(regression, "WIDE", 1)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(5, 4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight[1] = 0
+        layer.weight[:, 2] = 0
+    rough = [p.rough() for p in problems_of(layer, moments_of(layer, correlated(6, 5)))]
+    chain = separable.build(layer, {"form": form, "terms": 2})
+    error = separable.fit(chain, rough, {"form": form, "terms": 2}, layer)
+    assert 0 <= error < 1
+    assert all(parameter.isfinite().all() for parameter in chain.parameters())
 
 
 @pytest.mark.parametrize("layer", CASES, ids=IDS)

@@ -262,7 +262,7 @@ class _Surveyor:
             module, metric = module_at(self.network, name), metrics.get(name)
             problems = problems_of(module, moments.pop(name), metric=metric)
             try:
-                found = self._probed(module, problems, self._site_options(name, problems))
+                found = self._judged(name, problems)
             except ModelError as error:
                 reasons[name] = f"the network does not run with it rewritten: {error}"
             else:
@@ -317,6 +317,15 @@ class _Surveyor:
             forms[option.rewrite, option.settings.get("form")].append(option)
         most = max(FRONT // max(len(forms), 1), FEWEST_OF_A_FORM)
         return [option for mine in forms.values() for option in _front(mine, most=most)]
+
+    def _judged(self, name: str, problems: Sequence[Problem]) -> _Probed | None:
+        """Return a site's options with what was measured of them, in float32 where that will do."""
+        module = module_at(self.network, name)
+        rough = [problem.rough() for problem in problems]
+        try:
+            return self._probed(module, rough, self._site_options(name, rough))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return self._probed(module, problems, self._site_options(name, problems))
 
     def _probed(
         self, module: nn.Module, problems: Sequence[Problem], options: list[Option]

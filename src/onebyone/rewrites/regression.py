@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,10 @@ METRIC_FLOOR = 1e-2
 HOOI_SWEEPS = 2
 # A kernel that sees more values than this at once is wide: each decomposition takes seconds.
 WIDE = 2048
+# Below this the normal equations' damping is lost in float32.
+LEAST_RIDGE = 1e-20
+# A residual that is no more than this share of the covariances is rounding.
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 # Up to so many channels the bases of a kernel alone are found in float64.
 SMALL = 64
 
@@ -34,6 +38,8 @@ SMALL = 64
 @dataclass(frozen=True)
 class Problem:
     """What one group of a layer should give from what it sees, all in float64 on the CPU.
+
+    A rough one, of a wide layer, is in float32.
 
     Attributes:
         weight: The kernel, shape ``(out, in, places)``: what the data leaves open stays near it.
@@ -101,6 +107,18 @@ class Problem:
         if not self.plain:
             vars(found).update(metric=self.metric, yy=self.yy, scale=self.scale)
         return found
+
+    def rough(self) -> Problem:
+        """Return the problem of a wide layer in float32: what options are worth shows in it too.
+
+        Any other, and one whose inputs hardly vary, is returned as it is. What is solved with it
+        raises :class:`torch.linalg.LinAlgError` where float32 is not enough.
+        """
+        if not is_wide(self) or self.ridge < LEAST_RIDGE:
+            return self
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        changes: dict[str, Any] = {k: v.float() for k, v in given.items() if isinstance(v, Tensor)}
+        return replace(self, **changes)
 
     # Every form and every rank of a layer starts from these.
 
@@ -177,7 +195,7 @@ def metric_root(metric: Tensor, *, floor: float = METRIC_FLOOR) -> Tensor:
     mean = float(metric.diagonal().mean())
     if not math.isfinite(mean) or mean <= 0:
         return torch.eye(len(metric), dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(metric.double() / mean)
+    values, vectors = eigen(metric.double() / mean)
     values = values.clamp_min(0) + floor
     root: Tensor = (vectors * values.sqrt()) @ vectors.T
     return root
@@ -212,7 +230,7 @@ def _channel_basis(problem: Problem, directions: Tensor | None) -> Tensor:
         weighted = torch.einsum("po,ocq->cpq", seen, problem.weight)
     if problem.xx is None:
         flat = weighted.flatten(1)
-        _, vectors = torch.linalg.eigh(flat @ flat.T)
+        _, vectors = eigen(flat @ flat.T)
         turned: Tensor = vectors.flip(1)
         return turned
     blocks = problem.xx.reshape(channels, taps, channels, taps)
@@ -221,13 +239,22 @@ def _channel_basis(problem: Problem, directions: Tensor | None) -> Tensor:
     between_places = between_places / between_places.trace().clamp_min(1e-300) * taps
     use = (weighted @ between_places).flatten(1) @ weighted.flatten(1).T
     root = _root(use)
-    _, vectors = torch.linalg.eigh(root @ between_channels @ root)
+    _, vectors = eigen(root @ between_channels @ root)
     basis: Tensor = torch.linalg.qr(root @ vectors.flip(1))[0]
     return basis
 
 
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of a symmetric matrix, rising, and its eigenvectors.
+
+    They are found in float64: in float32 LAPACK gives up on some that are nearly singular.
+    """
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix), vectors.to(matrix)
+
+
 def _root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    values, vectors = eigen((matrix + matrix.T) / 2)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     return root
 
@@ -281,16 +308,19 @@ def regress(problem: Problem) -> Tensor:
         return prior
     residual = problem.yx - prior @ problem.xx
     # Rounding only: the data is the kernel's own, and the kernel is the answer.
-    if float(residual.abs().max()) <= 1e-12 * max(float(problem.yx.abs().max()), 1e-300):
+    rounding = ROUNDING[residual.dtype]
+    if float(residual.abs().max()) <= rounding * max(float(problem.yx.abs().max()), 1e-300):
         return prior
-    step = torch.cholesky_solve(residual.T, torch.linalg.cholesky(_damped(problem, problem.xx))).T
+    step = torch.cholesky_solve(residual.T, _cholesky(problem, problem.xx)).T
     return prior + step
 
 
-def _damped(problem: Problem, xx: Tensor) -> Tensor:
+def _cholesky(problem: Problem, xx: Tensor) -> Tensor:
+    """Return the Cholesky factor of a covariance of a problem's inputs, damped."""
     damped = xx.clone()
     damped.diagonal().add_(problem.ridge)
-    return damped
+    lower: Tensor = torch.linalg.cholesky(damped)
+    return lower
 
 
 @dataclass(frozen=True)
@@ -320,12 +350,12 @@ class Fit:
         if "_principal" in vars(self):
             return self._principal[0]
         # Without the directions, which most fits are not asked for, in a third of the time.
-        values: Tensor = torch.linalg.eigvalsh(self._in_metric)
+        values: Tensor = torch.linalg.eigvalsh(self._in_metric.double())
         return values.flip(0).clamp_min(0)
 
     @cached_property
     def _principal(self) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(self._in_metric)
+        values, vectors = eigen(self._in_metric)
         return values.flip(0).clamp_min(0), vectors.flip(1)
 
     @cached_property
@@ -379,7 +409,7 @@ class Nested:
         self._lower: Tensor | None = None
         self._half: Tensor | None = None
         if self.problem.xx is not None and self.problem.yx is not None:
-            self._lower = torch.linalg.cholesky(_damped(self.problem, self.problem.xx))
+            self._lower = _cholesky(self.problem, self.problem.xx)
             prior = self.problem.weight.flatten(1)
             target = (self.problem.yx + self.problem.ridge * prior).T
             self._half = torch.linalg.solve_triangular(self._lower, target, upper=False)

@@ -31,7 +31,7 @@ from onebyone.kernels import (
     why_unknown,
 )
 from onebyone.records import Cost, Settings
-from onebyone.rewrites.regression import DAMPING, Problem, is_wide, regress, relative
+from onebyone.rewrites.regression import DAMPING, Problem, eigen, is_wide, regress, relative
 
 # Form -> what it makes of a layer from C to O channels, with T terms. Of a grouped layer the 1×1
 # has the same groups.
@@ -317,8 +317,14 @@ def _truncated(slices: Tensor, weighted: Tensor, terms: int) -> _Terms:
         weighted: The same in the metric in which the leading terms lead.
         terms: How many.
     """
-    filters = torch.linalg.svd(weighted, full_matrices=False).Vh[:, :terms]
+    filters = _right_vectors(weighted)[:, :terms]
     return _Terms(filters, slices @ filters.mT)
+
+
+def _right_vectors(slices: Tensor) -> Tensor:
+    """Return right singular vectors as rows, found in float64, which LAPACK never gives up on."""
+    vectors: Tensor = torch.linalg.svd(slices.double(), full_matrices=False).Vh
+    return vectors.to(slices)
 
 
 def _white(problem: Problem, form: str, terms: _Terms) -> _Terms:
@@ -334,7 +340,7 @@ def _widened(terms: _Terms, slices: Tensor, count: int) -> _Terms:
     """
     old = torch.linalg.qr(terms.filters.mT).Q
     rest = slices - (slices @ old) @ old.mT
-    new = torch.linalg.svd(rest, full_matrices=False).Vh[:, : count - terms.filters.shape[1]]
+    new = _right_vectors(rest)[:, : count - terms.filters.shape[1]]
     filters = torch.cat([terms.filters, new], dim=1)
     unused = terms.mix.new_zeros(*terms.mix.shape[:2], new.shape[1])
     return _Terms(filters, torch.cat([terms.mix, unused], dim=2))
@@ -439,9 +445,10 @@ def _reduced_rank(wanted: Tensor, seen: Tensor, metric: Tensor, rank: int) -> tu
         metric: On the outputs.
         rank: How many filters.
     """
-    lower = torch.linalg.cholesky(seen)
+    # In float64 whatever the rest is in: neighbouring places may be nearly one and the same.
+    lower = torch.linalg.cholesky(seen.double()).to(seen)
     white = torch.linalg.solve_triangular(lower, wanted.T, upper=False).T
-    _, vectors = torch.linalg.eigh(white.T @ metric @ white)
+    _, vectors = eigen(white.T @ metric @ white)
     leading = vectors.flip(1)[:, :rank]
     filters = torch.linalg.solve_triangular(lower.T, leading, upper=True).T
     lengths = filters.norm(dim=1)
@@ -500,7 +507,7 @@ def _better_filters(data: _Data, terms: _Terms) -> _Terms:
         pull=lambda missing: mix.mT @ missing,
         scale=lambda step: inputs @ step @ outputs,
     )
-    lengths = filters.norm(dim=2, keepdim=True).clamp_min(1e-150)
+    lengths = filters.norm(dim=2, keepdim=True).clamp_min(torch.finfo(filters.dtype).tiny)
     return _Terms(filters / lengths, mix * lengths.mT)
 
 
@@ -517,10 +524,11 @@ def _separate_covariances(data: _Data, terms: _Terms) -> tuple[Tensor, Tensor]:
 
 def _inverse(matrices: Tensor) -> Tensor:
     """Invert positive semi-definite matrices, those of no full rank as far as they go."""
-    trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    floor = (1e-10 * trace + 1e-300) * torch.eye(matrices.shape[-1], dtype=matrices.dtype)
-    inverse: Tensor = torch.linalg.inv(matrices + floor)
-    return inverse
+    wide = matrices.double()
+    trace = wide.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    floor = (1e-10 * trace + 1e-300) * torch.eye(matrices.shape[-1], dtype=wide.dtype)
+    inverse: Tensor = torch.linalg.inv(wide + floor)
+    return inverse.to(matrices)
 
 
 def _conjugate_gradients(
