@@ -85,10 +85,10 @@ class Row:
 
 
 class Seconds(NamedTuple):
-    """What something took, by the wall and of all processors together."""
+    """What something took, by the wall and, where that is known, of all processors together."""
 
     wall: float
-    cpu: float
+    cpu: float | None
 
 
 class Clock:
@@ -147,7 +147,7 @@ class Bench:
             made: nn.Module = torch.load(path, weights_only=False)  # written below
             return made
         started = Clock()
-        rate, surveyed = 0.0, Seconds(0.0, 0.0)
+        rate = 0.0
         if small is None:
             found, surveyed = self.options
             started = Clock()
@@ -160,22 +160,26 @@ class Bench:
             )
             with progress(f"{share:g} %") as update:
                 made = obo.apply(self.original, plan, self.calibration, progress=update)
+            passed = started.passed()
+            seconds = Seconds(surveyed.wall + passed.wall, surveyed.cpu + passed.cpu)
         elif not epochs:
             with progress(f"{share:g} %, reconstruction") as update:
                 made, log = obo.reconstruct(
                     small, teacher=self.original, steps=steps, seed=args.seed,
                     calibration=inputs_for(self.data.train, steps, args.seed), progress=update,
                 )  # fmt: skip
-            rate = log.learning_rate
+            rate, seconds = log.learning_rate, started.passed()
         else:
+            checkpoint = self.folder / f"{name}.checkpoint"
+            resumed = checkpoint.exists()
             with progress(f"{share:g} %, distilling") as update:
                 made, trained = obo.distill(
                     small, self.data, teacher=self.original, epochs=epochs, seed=args.seed,
-                    checkpoint=self.folder / f"{name}.checkpoint", progress=update,
+                    checkpoint=checkpoint, progress=update,
                 )  # fmt: skip
-            rate = trained.learning_rate
-        passed = started.passed()
-        seconds = Seconds(surveyed.wall + passed.wall, surveyed.cpu + passed.cpu)
+            rate, seconds = trained.learning_rate, started.passed()
+            if resumed:  # of the epochs before, the log knows the time, but not the processors'
+                seconds = Seconds(trained.seconds, None)
         torch.save(made, path)
         row = self._scored(
             made, share, stage, steps=steps, epochs=epochs, rate=rate, seconds=seconds
