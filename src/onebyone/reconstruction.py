@@ -36,6 +36,7 @@ from onebyone.evaluation import (
 )
 from onebyone.kernels import shape_of
 from onebyone.records import Reconstruction
+from onebyone.rewrites.regression import eigen
 from onebyone.sites import (
     copy_network,
     evaluation_copy,
@@ -426,9 +427,8 @@ def _basis_of(moments: Sequence[Moments], curvature: Tensor, layer: nn.Module) -
             last = torch.cat([data.mean_x, data.mean_x.new_ones(1)])
             second = torch.cat([torch.cat([second, data.mean_x[None]]), last[:, None]], dim=1)
         mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
-        # In float64: in float32 LAPACK gives up on some that are nearly singular.
-        inputs.append(torch.linalg.eigh(second)[1].to(weight))
-        outputs.append(torch.linalg.eigh(curvature[mine, mine])[1].to(weight))
+        inputs.append(eigen(second)[1].to(weight))
+        outputs.append(eigen(curvature[mine, mine])[1].to(weight))
     return _Basis(torch.stack(inputs), torch.stack(outputs))
 
 
