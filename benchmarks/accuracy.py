@@ -111,7 +111,10 @@ class Bench:
         self.original = self.subject.network().eval()
         self.data, self.held_out = divided(self.subject.data(), args.held_out, args.seed)
         self.calibration = CalibrationData(
-            self.data.train.take(args.calibration, args.seed), self.data.name, args.seed
+            self.data.train.take(args.calibration, args.seed),
+            self.data.name,
+            args.seed,
+            device=args.device,
         )
         self.folder: Path = args.folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -159,14 +162,17 @@ class Bench:
                 calibration=self.calibration.info(),
             )
             with progress(f"{share:g} %") as update:
-                made = obo.apply(self.original, plan, self.calibration, progress=update)
+                made = obo.apply(
+                    self.original, plan, self.calibration, device=args.device, progress=update
+                )
             passed = started.passed()
             seconds = Seconds(surveyed.wall + passed.wall, surveyed.cpu + passed.cpu)
         elif not epochs:
             with progress(f"{share:g} %, reconstruction") as update:
                 made, log = obo.reconstruct(
                     small, teacher=self.original, steps=steps, seed=args.seed,
-                    calibration=inputs_for(self.data.train, steps, args.seed), progress=update,
+                    calibration=inputs_for(self.data.train, steps, args.seed),
+                    device=args.device, progress=update,
                 )  # fmt: skip
             rate, seconds = log.learning_rate, started.passed()
         else:
@@ -175,7 +181,7 @@ class Bench:
             with progress(f"{share:g} %, distilling") as update:
                 made, trained = obo.distill(
                     small, self.data, teacher=self.original, epochs=epochs, seed=args.seed,
-                    checkpoint=checkpoint, progress=update,
+                    device=args.device, checkpoint=checkpoint, progress=update,
                 )  # fmt: skip
             rate, seconds = trained.learning_rate, started.passed()
             if resumed:  # of the epochs before, the log knows the time, but not the processors'
@@ -195,8 +201,9 @@ class Bench:
         seconds: Seconds,
     ) -> Row:  # fmt: skip
         pair = [self.original, made]
-        test = score(pair, self.data.test, metric=self.subject.metric)
-        unused = score(pair, self.held_out, metric=self.subject.metric)
+        how = {"metric": self.subject.metric, "device": self.args.device}
+        test = score(pair, self.data.test, **how)
+        unused = score(pair, self.held_out, **how)
         change = paired_difference(*test.each)
         same, unused_same = agreement(*test.each), agreement(*unused.each)
         before, after = (
@@ -229,7 +236,7 @@ class Bench:
             seed=self.args.seed,
             seconds=seconds.wall,
             cpu_seconds=seconds.cpu,
-            machine=str(describe_machine("cpu")),
+            machine=str(describe_machine(self.args.device)),
             threads=torch.get_num_threads(),
         )
 
@@ -308,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=0, help="of distillation (0)")
     parser.add_argument("--held-out", type=int, default=10_000, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--folder", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--only-table", action="store_true", help="of the results there are")
     parser.add_argument("--table", type=Path, help="also write the tables to this Markdown file")

@@ -245,6 +245,27 @@ def imagenet_tiny_darknet() -> nn.Module:
     return _with_weights(TinyDarknet(), "imagenet_tiny_darknet", (3, 224, 224))
 
 
+def cifar10_resnet18() -> nn.Module:
+    """Torchvision's ResNet-18 for 32×32: its first layer 3×3, no pooling behind; random weights."""
+    import torchvision
+
+    network = torchvision.models.resnet18(weights=None, num_classes=10)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    network.input_shape = (3, 32, 32)
+    return network
+
+
+def cifar10_vgg16_bn() -> nn.Module:
+    """The layers of torchvision's VGG-16 with batch norm, and one linear layer; random weights."""
+    import torchvision
+
+    features = torchvision.models.vgg16_bn(weights=None).features
+    network = nn.Sequential(features, nn.Flatten(), nn.Linear(512, 10))
+    network.input_shape = (3, 32, 32)
+    return network
+
+
 def resnet18_low_rank() -> nn.Module:
     """Torchvision's ResNet-18 on small pictures, made larger, with kernels of planted low rank.
 

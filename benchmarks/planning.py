@@ -84,6 +84,7 @@ class Row:
     threads: int
     size: int
     asked: float
+    device: str = "cpu"
     detail: str = ""
     reached: float | None = None
     low: float | None = None
@@ -104,9 +105,12 @@ class Row:
     cpu_seconds: float = 0.0
 
     @property
-    def key(self) -> tuple[str, str, int, int, int, float]:
+    def key(self) -> tuple[object, ...]:
         """What was asked for."""
-        return self.network, self.runtime, self.batch, self.threads, self.size, self.asked
+        return (
+            self.network, self.runtime, self.batch, self.threads, self.size, self.asked,
+            self.device,
+        )  # fmt: skip
 
 
 def measured(asked: Row, cache: Path | None, count: int) -> Row:
@@ -120,6 +124,7 @@ def measured(asked: Row, cache: Path | None, count: int) -> Row:
             runtime=asked.runtime,
             batch=asked.batch,
             num_threads=asked.threads,
+            device=asked.device,
             head="keep",
             cache=False if cache is None else cache,
         )
@@ -201,7 +206,7 @@ def table(rows: Sequence[Row]) -> Table:
         if points
         else "",
         f"Accepted rewrites timed again, alone: {slower} of {accepted} shown to be slower (P7).",
-        f"{describe_machine('cpu')}.",
+        "; ".join(str(describe_machine(device)) for device in {row.device for row in rows}) + ".",
     ]
     return Table(
         columns=(
@@ -244,9 +249,9 @@ def _spread(what: str, errors: Sequence[float]) -> str:
     )
 
 
-def load(path: Path) -> dict[tuple[str, str, int, int, int, float], Row]:
+def load(path: Path) -> dict[tuple[object, ...], Row]:
     """Return the results of a file, the last of each plan."""
-    rows = {}
+    rows: dict[tuple[object, ...], Row] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         row = Row(**json.loads(line))
         rows[row.key] = row
@@ -258,7 +263,7 @@ def asked_for(args: argparse.Namespace) -> list[Row]:
     names = [n for name in args.networks for n in (ZOO if name == "zoo" else (name,))]
     found = itertools.product(names, args.runtimes, args.batches, args.threads, args.shares)
     return [
-        Row(name, runtime, batch, count, args.size, share)
+        Row(name, runtime, batch, count, args.size, share, args.device)
         for name, runtime, batch, count, share in found
     ]
 
@@ -271,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--shares", nargs="+", type=float, default=[50, 25], help="in percent")
     parser.add_argument("--size", type=int, default=224, help="height and width of the input")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--results", type=Path, default=Path("runs/planning.jsonl"))
     parser.add_argument("--table", type=Path, help="also write the table to this Markdown file")
     parser.add_argument(

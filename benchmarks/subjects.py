@@ -1,4 +1,4 @@
-"""The pretrained networks that are scored, each with the data it wants and its metric."""
+"""The networks that are scored, pretrained or trained here, with their data and metrics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,24 @@ from torch import nn
 from onebyone.data import Data
 from onebyone.data.splits import TensorSplit, held_out
 from onebyone.evaluation import MetricFunction
+from onebyone.pipeline import TrainSettings, seeded, train_loaded
+from onebyone.records import RunRecord
+from onebyone.report.console import progress
+from onebyone.runs import is_run, load_source
 
 sys.path.insert(0, str(Path(__file__).parent))
 from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
 from dncnn import denoising, psnr
-from networks import cifar10_nin, dncnn_sigma25, resnet18_low_rank, resnet20, resnet32
+from networks import (
+    cifar10_nin,
+    dncnn_sigma25,
+    resnet18_low_rank,
+    resnet20,
+    resnet32,
+)
+
+TRAINED = Path("runs/trained")
+EPOCHS = 30
 
 
 def divided(data: Data, kept: int, seed: int) -> tuple[Data, TensorSplit]:
@@ -25,6 +38,22 @@ def divided(data: Data, kept: int, seed: int) -> tuple[Data, TensorSplit]:
     assert isinstance(data.train, TensorSplit)
     rest, unused = held_out(len(data.train), kept, seed=seed)
     return replace(data, train=data.train.part(rest)), data.train.part(unused)
+
+
+def trained(name: str) -> Callable[[], nn.Module]:
+    """Return a factory that trains a network on CIFAR-10 when first asked, and keeps it."""
+
+    def load() -> nn.Module:
+        folder = TRAINED / name
+        begun = is_run(folder)
+        if not begun or RunRecord.load(folder / "run.json").status.state != "finished":
+            with seeded(0), progress(name) as update:
+                fresh = load_source(f"{Path(__file__).with_name('networks.py')}:{name}")
+                settings = TrainSettings(epochs=EPOCHS, out=folder, resume=begun, progress=update)
+                train_loaded(fresh.model, fresh.source, cifar10_imagenet_statistics(), settings)
+        return load_source(folder).model
+
+    return load
 
 
 class Subject(NamedTuple):
@@ -39,6 +68,8 @@ class Subject(NamedTuple):
 SUBJECTS = {
     "resnet20": Subject(resnet20, cifar10_imagenet_statistics, "accuracy", 1024),
     "resnet32": Subject(resnet32, cifar10_imagenet_statistics, "accuracy", 1024),
+    "resnet18": Subject(trained("cifar10_resnet18"), cifar10_imagenet_statistics, "accuracy", 512),
+    "vgg16_bn": Subject(trained("cifar10_vgg16_bn"), cifar10_imagenet_statistics, "accuracy", 512),
     "nin": Subject(cifar10_nin, cifar10_nin_statistics, "accuracy", 256),
     # Untrained: of use for divergence and time alone.
     "resnet18_low_rank": Subject(resnet18_low_rank, cifar10_imagenet_statistics, "accuracy", 128),

@@ -42,7 +42,7 @@ class BenchEntry(Record):
         behind: Time of this one / time of the fastest; ``None`` for the fastest.
         difference: Of its outputs from those of eager float32.
         prepare_seconds: Wall time to make the network ready, such as compiling it.
-        resident_bytes: By how much preparing it raised the memory held.
+        resident_bytes: By how much preparing it raised the memory held, on a GPU that of the GPU.
         call_bytes: By how much a call raises it, at its peak.
     """
 
@@ -254,13 +254,14 @@ def _available(device: str, left_out: dict[str, str]) -> list[str]:
 
 
 def _make_ready(model: nn.Module, example: Tensor, name: str, reference: list[Tensor]) -> _Ready:
-    before = settled()
+    device = str(example.device)
+    before = settled(device)
     started = time.perf_counter()
     prepared = find_runtime(name).prepare(model, example)
     seconds = time.perf_counter() - started
     gap = difference(reference, outputs_of(prepared()))
-    after = settled() if before is not None else None
-    call_bytes = peak_of_call(prepared) if resident() is not None else None
+    after = settled(device) if before is not None else None
+    call_bytes = peak_of_call(prepared, device) if resident(device) is not None else None
     grown = None if before is None or after is None else max(after.now - before.now, 0)
     return _Ready(prepared, gap, seconds, grown, call_bytes)
 

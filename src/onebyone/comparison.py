@@ -306,7 +306,8 @@ def _time_all(
 ) -> Samples:
     """Time networks in one runtime, all of them in each round; their names are their places."""
     dtype = next((p.dtype for p in models[0].parameters()), None)
-    example = example_input(input_shape, device=device, dtype=dtype)
     found = find_runtime(runtime)
+    device = found.device_for(device)
+    example = example_input(input_shape, device=device, dtype=dtype)
     callables = {str(place): found.prepare(model, example) for place, model in enumerate(models)}
     return interleave(callables, rounds=rounds, device=device)

@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
+from onebyone.precision import float32_in
 from onebyone.records import Difference, Metric
 from onebyone.sites import in_evaluation_mode, in_type_of
 
@@ -180,6 +181,7 @@ class Together:
     divergences: tuple[float, ...]
 
 
+@float32_in("float32")
 def score(
     models: list[nn.Module],
     split: Examples,

@@ -167,7 +167,7 @@ def reconstruct(
         student, guide, fitted, judge, batch, augment, seed, tuple(features), temperature, answers
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         record = _run(job, steps, seconds, learning_rate, progress)
     result = copy_network(model)
     result.load_state_dict(student.state_dict())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import ModelError, OptionError, WeightsError
+from onebyone.precision import float32_in
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -58,6 +59,12 @@ def in_evaluation_mode(model: nn.Module, *, device: torch.device | str = "cpu") 
     return model
 
 
+def copy_beside(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """Return a deep copy in evaluation mode, on the device of the inputs."""
+    first = next(tensors_in(inputs), None)
+    return evaluation_copy(model, device=None if first is None else first.device)
+
+
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """Run a network on a tensor, on a tuple of arguments, or on keyword arguments."""
     if isinstance(inputs, Tensor):
@@ -68,11 +75,13 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 def run(model: nn.Module, inputs: Inputs) -> Any:
     """Run a network without gradients; its own exceptions become a ``ModelError``.
 
+    On a GPU float32 is computed in full, not in TF32.
+
     Raises:
         ModelError: If the forward pass fails; says for which shapes and why.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), float32_in("float32"):
             return call(model, inputs)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors_in(inputs))

@@ -60,6 +60,7 @@ BETAS = (0.9, 0.99)
 # Norm of the whole gradient. Without it a deep network without batch norm dies in the warm-up: a
 # NiN with ReLU after its last layer stayed at chance on the digits; with it, it learned.
 CLIP = 1.0
+STEPS_BEFORE_CAPTURE = 3
 CHECKPOINT_FORMAT = 1
 
 
@@ -82,6 +83,7 @@ def train(
     loss: Loss | None = None,
     augment: bool = True,
     precision: Precision = "auto",
+    capture: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
     metric: str | MetricFunction | None = None,
@@ -112,6 +114,8 @@ def train(
         augment: Whether to use the data set's augmentation.
         precision: ``bf16`` computes under autocast, weights stay float32; ``auto`` does so where
             the processor has bf16 instructions.
+        capture: Whether to capture a step as a CUDA graph on a GPU, where it can be. Turn it off
+            for a network whose own Python code does something else from call to call.
         seed: Of the order, the augmentation and dropout. The global random state is not changed.
         device: Where to train; the network's own where not given.
         metric: For validation; accuracy for classifiers where not given.
@@ -143,6 +147,7 @@ def train(
         weight_decay=weight_decay,
         augment=augment,
         precision=precision,
+        capture=capture,
         seed=seed,
         metric=metric,
         checkpoint=None if checkpoint is None else Path(checkpoint),
@@ -176,6 +181,7 @@ def distill(
     loss: Loss | None = None,
     augment: bool = True,
     precision: Precision = "auto",
+    capture: bool = True,
     seed: int = 0,
     device: torch.device | str | None = None,
     metric: str | MetricFunction | None = None,
@@ -208,6 +214,7 @@ def distill(
         loss: As for :func:`train`, for the labels' share.
         augment: As for :func:`train`; the teacher sees the same augmented inputs.
         precision: As for :func:`train`.
+        capture: As for :func:`train`.
         seed: As for :func:`train`.
         device: As for :func:`train`.
         metric: As for :func:`train`.
@@ -236,7 +243,7 @@ def distill(
             distill, model, teacher=teacher, temperature=temperature, label_weight=label_weight,
             features=features, feature_weight=feature_weight, batch_size=batch,
             weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
-            precision=precision, seed=seed, device=device,
+            precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
         learning_rate, how = _tried_rate(
             again, examples, teacher, epochs=epochs, batch=batch, seed=seed
@@ -248,6 +255,7 @@ def distill(
         weight_decay=weight_decay,
         augment=augment,
         precision=precision,
+        capture=capture,
         seed=seed,
         metric=metric,
         checkpoint=None if checkpoint is None else Path(checkpoint),
@@ -338,6 +346,7 @@ class _Options:
     weight_decay: float
     augment: bool
     precision: Precision
+    capture: bool
     seed: int
     metric: str | MetricFunction | None
     checkpoint: Path | None
@@ -380,6 +389,7 @@ class _Job:
     training_modes: dict[str, bool]
     teacher: nn.Module | None = None
     log: list[Epoch] = field(default_factory=list)
+    captured: _CapturedStep | None = None
 
     @property
     def steps(self) -> int:
@@ -459,7 +469,12 @@ def _prepare(
         device=where,
         home=home,
         bf16=bf16,
-        optimizer=_optimizer(student, rate, options.weight_decay),
+        optimizer=_optimizer(
+            student,
+            rate,
+            options.weight_decay,
+            captured_on=where if options.capture and where.type == "cuda" else None,
+        ),
         name=name,
         settings=settings,
         training_modes=_training_modes(student),
@@ -471,14 +486,23 @@ def _default_batch(n: int) -> int:
     return int(min(128, max(16, 2 ** math.floor(math.log2(max(1, n / 32))))))
 
 
-def _optimizer(student: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def _optimizer(
+    student: nn.Module, rate: float, weight_decay: float, *, captured_on: torch.device | None
+) -> torch.optim.Optimizer:
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     kept = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(kept, lr=rate, betas=BETAS, fused=True)
+    if captured_on is None:
+        return torch.optim.AdamW(kept, lr=rate, betas=BETAS, fused=True)
+    # A captured step reads the rate from where it lies.
+    lies = torch.tensor(rate, device=captured_on)
+    optimizer = torch.optim.AdamW(kept, lr=lies, betas=BETAS, fused=True, capturable=True)
+    # The first steps are not captured, which torch would warn of as of a mistake.
+    optimizer._warned_capturable_if_run_uncaptured = True  # noqa: SLF001
+    return optimizer
 
 
 def _training_modes(student: nn.Module) -> dict[str, bool]:
@@ -609,6 +633,8 @@ def _fit(job: _Job, objective: _Objective) -> Trained:
     options = job.options
     score = _validation(job)
     _resume(job)
+    if options.capture and job.device.type == "cuda":
+        job.captured = _CapturedStep(partial(_step, job, objective), job.device)
     forked = [job.device] if job.device.type == "cuda" else []
     with torch.random.fork_rng(devices=forked):
         for epoch in range(len(job.log) + 1, options.epochs + 1):
@@ -643,6 +669,7 @@ def _epoch(job: _Job, objective: _Objective, epoch: int, seed: int) -> float:
     look = 1 if job.device.type == "cpu" else 16
     total = torch.zeros((), dtype=torch.float64, device=job.device)
     job.enter_training()
+    take_step = job.captured or partial(_step, job, objective)
     batches = job.examples.train.batches(
         options.batch_size,
         seed=seed,
@@ -651,15 +678,8 @@ def _epoch(job: _Job, objective: _Objective, epoch: int, seed: int) -> float:
         channels_last=True,
     )
     for step, (inputs, targets) in zip(range(1, job.steps + 1), batches, strict=False):
-        rate = _rate(job, first + step - 1)
-        for group in job.optimizer.param_groups:
-            group["lr"] = rate
-        loss = objective(inputs, _forward(job, inputs), targets)
-        job.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(job.trained, CLIP)
-        job.optimizer.step()
-        total += loss.detach()
+        _set_rate(job.optimizer, _rate(job, first + step - 1))
+        total += take_step(inputs, targets)
         if step % look == 0 or step == job.steps:
             mean = float(total) / step
             _check_finite(mean, job, epoch, step)
@@ -667,6 +687,76 @@ def _epoch(job: _Job, objective: _Objective, epoch: int, seed: int) -> float:
                 message = f"epoch {epoch} of {options.epochs}, loss {mean:.4f}"
                 options.progress(first + step, total_steps, message)
     return float(total) / job.steps
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _step(job: _Job, objective: _Objective, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Take a step of the optimizer; return the loss that it was taken from."""
+    loss = objective(inputs, _forward(job, inputs), targets)
+    job.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(job.trained, CLIP)
+    job.optimizer.step()
+    return loss.detach()
+
+
+class _CapturedStep:
+    """Takes steps on a GPU: the first ones kernel by kernel, the others from a CUDA graph.
+
+    A step of a small network is a thousand kernels of a few microseconds, and the processor takes
+    longer to launch one than the GPU to run it; a graph is launched at once. Batches of another
+    shape, and steps that cannot be captured, go kernel by kernel.
+    """
+
+    def __init__(self, take: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:
+        self._take, self._device = take, device
+        self._ahead = STEPS_BEFORE_CAPTURE
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs = self._targets = self._loss = torch.empty(0)
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Take a step; the loss is valid until the next one."""
+        with torch.cuda.device(self._device):
+            if self._ahead > 0:
+                self._ahead -= 1
+                return self._beside(inputs, targets)
+            if self._graph is None and self._ahead == 0:
+                self._ahead = -1
+                self._capture(inputs, targets)
+            alike = inputs.shape == self._inputs.shape and targets.shape == self._targets.shape
+            if self._graph is None or not alike:
+                return self._take(inputs, targets)
+            self._inputs.copy_(inputs)
+            self._targets.copy_(targets)
+            self._graph.replay()
+            return self._loss
+
+    def _beside(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        # What a library allocates in its first calls must not be in a graph, nor on its stream.
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            loss = self._take(inputs, targets)
+        current.wait_stream(stream)
+        return loss
+
+    def _capture(self, inputs: Tensor, targets: Tensor) -> None:
+        self._inputs, self._targets = inputs.clone(), targets.clone()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._loss = self._take(self._inputs, self._targets)
+        except Exception:  # noqa: BLE001 - whatever a network does that no graph can hold
+            torch.cuda.synchronize()
+        else:
+            self._graph = graph
 
 
 def _forward(job: _Job, inputs: Tensor) -> Tensor:

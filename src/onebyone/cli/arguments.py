@@ -59,7 +59,7 @@ def add_measuring(parser: argparse.ArgumentParser, *, default: str = "eager") ->
         metavar="NAME",
         action="append",
         help="eager, channels-last, packed, compile, onnxruntime, openvino, executorch, "
-        "cuda-graph, tensorrt, some of them with :bf16 after it; may be repeated "
+        "cuda-graph, tensorrt, some with :bf16 after it or, on a GPU, :tf32; may be repeated "
         f"(default: {default})",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="threads while timing")

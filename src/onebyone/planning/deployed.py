@@ -84,7 +84,7 @@ class Deployed:
     Args:
         model: The network. Not modified.
         found: What could be done to it.
-        example: An input with the deployment's batch, on its device.
+        example: An input with the deployment's batch.
         deployment: Where it is to run.
         timings: What was timed earlier.
         progress: Told of the sites timed and networks built.
@@ -106,7 +106,7 @@ class Deployed:
     ) -> None:
         self.model = model
         self.found = found
-        self.example = example
+        self.example = example.to(deployment.device)
         self.deployment = deployment
         self.progress = progress
         layers = {layer.name: layer for layer in found.layers}
@@ -415,7 +415,7 @@ def is_shown_faster(plan: Plan) -> bool:
 
 
 def deployment_of(runtime: str, *, device: str, batch: int, num_threads: int | None) -> Deployment:
-    """Return where a plan's network is to run.
+    """Return where a plan's network is to run: on the CPU if the runtime knows no other device.
 
     Raises:
         UnknownNameError: If there is no such runtime.
@@ -423,6 +423,7 @@ def deployment_of(runtime: str, *, device: str, batch: int, num_threads: int | N
         OptionError: If the batch is not positive, or the runtime does not run on the device.
     """
     found = find_runtime(runtime)
+    device = found.device_for(device)
     if batch < 1:
         raise OptionError(f"`batch` must be 1 or more, got {batch}.")
     if device.partition(":")[0] not in found.devices:

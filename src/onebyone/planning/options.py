@@ -17,6 +17,7 @@ from onebyone.evaluation import divergence
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning.applies import HEAD, reasons
 from onebyone.planning.pooling import SiteHarms, pooled_harms
+from onebyone.precision import float32_in
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option
 from onebyone.resuming import ResumedPasses
@@ -85,6 +86,7 @@ class Survey:
         return self.before - self.exact.saved
 
 
+@float32_in("float32")
 def survey(
     model: nn.Module,
     data: CalibrationData | Tensor,

@@ -174,7 +174,7 @@ class Planner:
             data = as_calibration(calibration, device=device, dtype=floating_type(model))
         example = _example(model, data, input_shape, device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # fresh weights of the heads that are tried
+            torch.default_generator.manual_seed(0)  # fresh weights of the heads that are tried
             self._found = survey(
                 model,
                 example if data is None else data,
@@ -184,7 +184,9 @@ class Planner:
                 progress=progress,
             )
         self._model = model
-        self._batched = example.expand(batch, *example.shape[1:]).contiguous()
+        # Beside the network: what is built of it is counted on this.
+        home = next(model.parameters(), example).device
+        self._batched = example.expand(batch, *example.shape[1:]).contiguous().to(home)
         self._made = partial(
             _plan_within,
             network=name or type(model).__name__,

@@ -150,7 +150,7 @@ class LayerTimer:
         runtime = find_runtime(self.deployment.runtime)
         prepare = runtime.prepare_layers or runtime.prepare
         with torch.random.fork_rng(devices=[]), threads(self.deployment.threads):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             before, example = self._chain(options[0], as_it_is=True)
             contenders: dict[str, Prepared] = {"": prepare(before, example)}
             for option in options:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onebyone.errors import OptionError
 from onebyone.profiling.latency import interleave, threads
 from onebyone.profiling.trace import time_layers, trace_layers
-from onebyone.records import Profile
+from onebyone.records import Profile, Timing
 from onebyone.runtimes import describe_machine, find_runtime
 from onebyone.sites import Inputs
 
@@ -78,15 +78,13 @@ def profile(
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     example = example_input(input_shape, device=device, dtype=dtype)
-    costs = trace_layers(model, example[:1].cpu() if device == "cpu" else example[:1])
+    costs = trace_layers(model, example[:1])
     layers, latency = costs.layers, {}
     with threads(num_threads):
         if timed:
             timings = time_layers(model, example, layers)
             layers = tuple(replace(layer, timing=timings.get(layer.name)) for layer in layers)
-            callables = {r: find_runtime(r).prepare(model, example) for r in runtimes}
-            samples = interleave(callables, rounds=rounds, device=device)
-            latency = {r: samples.timing(r, runtime=r, batch=example.shape[0]) for r in callables}
+            latency = _whole(model, example, runtimes, device=device, rounds=rounds)
         machine = describe_machine(device)
     return Profile(
         network=name or type(model).__name__,
@@ -98,3 +96,22 @@ def profile(
         uncounted=costs.uncounted,
         machine=machine,
     )
+
+
+def _whole(
+    model: nn.Module, example: Tensor, runtimes: Sequence[str], *, device: str, rounds: int
+) -> dict[str, Timing]:
+    """Time a network in runtimes, in turns, those that only know the CPU apart from a GPU's."""
+    places = {name: find_runtime(name).device_for(device) for name in runtimes}
+    latency = {}
+    for place in dict.fromkeys(places.values()):
+        inputs = example.to(place)
+        callables = {
+            name: find_runtime(name).prepare(model, inputs)
+            for name, where in places.items()
+            if where == place
+        }
+        samples = interleave(callables, rounds=rounds, device=place)
+        for name in callables:
+            latency[name] = samples.timing(name, runtime=name, batch=len(inputs))
+    return {name: latency[name] for name in runtimes}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onebyone.sites import Inputs, evaluation_copy, run, tensors_in
+from onebyone.sites import Inputs, copy_beside, run, tensors_in
 
 
 @dataclass
@@ -92,7 +92,7 @@ def peak_activation_bytes(model: nn.Module, inputs: Inputs) -> int:
         >>> peak_activation_bytes(chain, torch.zeros(1, 3, 5, 7))  # 4 bytes × (8 + 8) × 5 × 7
         2240
     """
-    network = evaluation_copy(model)
+    network = copy_beside(model, inputs)
     weights = {_address(tensor) for tensor in (*network.parameters(), *network.buffers())}
     lifetimes = _Lifetimes(weights)
     for tensor in tensors_in(inputs):

@@ -1,4 +1,4 @@
-"""Resident memory: what a process holds, what a call adds to it, and whether it is kept."""
+"""Memory: what a process holds on a device, what a call adds to it, and whether it is kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from onebyone.errors import OptionError
 
@@ -31,7 +33,7 @@ _kept = False
 
 @dataclass(frozen=True)
 class Held:
-    """Memory of a process in bytes, of what is in the processor's memory (resident).
+    """Memory of a process in bytes: resident in the machine's, or allocated on a GPU by torch.
 
     Attributes:
         now: Held at the moment.
@@ -42,8 +44,13 @@ class Held:
     peak: int
 
 
-def resident() -> Held | None:
+def resident(device: str = "cpu") -> Held | None:
     """Return what this process holds, or ``None`` where the system does not tell (not Linux)."""
+    if device.startswith("cuda"):
+        # What torch allocated; the context and what it keeps for later allocations are not of a
+        # network.
+        torch.cuda.synchronize(device)
+        return Held(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
     try:
         lines = dict(
             line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines()
@@ -54,9 +61,12 @@ def resident() -> Held | None:
     return Held(now, peak)
 
 
-def settled() -> Held | None:
+def settled(device: str = "cpu") -> Held | None:
     """Return what this process holds once unused memory is given back, and restart the peak."""
     gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return resident(device)
     libc = _glibc()
     if libc is not None and not _kept:
         libc.malloc_trim(0)
@@ -67,11 +77,11 @@ def settled() -> Held | None:
     return resident()
 
 
-def peak_of_call(function: Callable[[], object]) -> int | None:
+def peak_of_call(function: Callable[[], object], device: str = "cpu") -> int | None:
     """Return by how many bytes a call raises the memory that this process holds, at its peak."""
-    before = settled()
+    before = settled(device)
     function()
-    after = resident()
+    after = resident(device)
     return None if before is None or after is None else max(after.peak - before.now, 0)
 
 

@@ -18,7 +18,14 @@ from onebyone.errors import ModelError
 from onebyone.profiling.counts import RULES, UNCOUNTED
 from onebyone.profiling.latency import DISTURBED_SPREAD
 from onebyone.records import LayerCost, Timing
-from onebyone.sites import Inputs, evaluation_copy, hooks_removed, run, tensors_in
+from onebyone.sites import (
+    Inputs,
+    copy_beside,
+    evaluation_copy,
+    hooks_removed,
+    run,
+    tensors_in,
+)
 
 
 @dataclass
@@ -91,7 +98,7 @@ def trace_layers(model: nn.Module, inputs: Inputs) -> LayerCosts:
     Raises:
         ModelError: If the network cannot be copied or run on these inputs.
     """
-    network = evaluation_copy(model)
+    network = copy_beside(model, inputs)
     trace = _Trace()
     handles: list[Any] = []
     for name, module in network.named_modules():

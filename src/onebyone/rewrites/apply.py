@@ -19,6 +19,7 @@ from onebyone.calibration import (
 )
 from onebyone.errors import PlanError, UnknownNameError
 from onebyone.layers import GlobalAverageHead
+from onebyone.precision import float32_in
 from onebyone.records import Option, Plan
 from onebyone.rewrites import deepen, fold, head
 from onebyone.rewrites.layerwise import LAYER_REWRITES, layer_rewrite
@@ -71,6 +72,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
     return network
 
 
+@float32_in("float32")
 def apply(
     model: nn.Module,
     plan: Plan,
@@ -162,7 +164,7 @@ def _example(model: nn.Module, plan: Plan) -> Tensor:
 def _own_randomness() -> Iterator[None]:
     """Draw fresh weights from a seed of their own, and leave the caller's generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         yield
 
 

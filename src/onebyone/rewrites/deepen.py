@@ -411,7 +411,7 @@ def _why_changed(
 
 def _outputs(network: nn.Module, example: Inputs) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         output = run(network, example)
     return [tensor.clone() for tensor in tensors_in(output)]
 

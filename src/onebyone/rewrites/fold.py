@@ -641,7 +641,7 @@ def _outputs(
 
     handles = [network.get_submodule(name).register_forward_hook(keep) for name in sites or ()]
     with torch.random.fork_rng(devices=[]), hooks_removed(handles):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         output = run(network, example)
     return seen if sites is not None else [tensor.clone() for tensor in tensors_in(output)]
 

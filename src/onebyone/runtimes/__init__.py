@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from onebyone.errors import MissingExtraError, UnknownNameError
 from onebyone.runtimes.base import Prepared, Runtime, bfloat16_is_native
-from onebyone.runtimes.compiled import prepare_compiled, prepare_compiled_bf16
-from onebyone.runtimes.cuda import prepare_cuda_graph, prepare_tensorrt, prepare_tensorrt_bf16
+from onebyone.runtimes.compiled import prepare_compiled
+from onebyone.runtimes.cuda import prepare_cuda_graph, prepare_tensorrt
 from onebyone.runtimes.eager import (
     prepare_channels_last,
-    prepare_channels_last_bf16,
     prepare_eager,
-    prepare_eager_bf16,
     prepare_packed,
     prepare_packed_bf16,
 )
@@ -43,13 +43,20 @@ RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
         Runtime("eager", prepare_eager, devices=_ANY),
-        Runtime("eager:bf16", prepare_eager_bf16, devices=_ANY),
+        Runtime("eager:tf32", partial(prepare_eager, precision="tf32"), devices=_GPU),
+        Runtime("eager:bf16", partial(prepare_eager, precision="bf16"), devices=_ANY),
         Runtime("channels-last", prepare_channels_last, devices=_ANY),
-        Runtime("channels-last:bf16", prepare_channels_last_bf16, devices=_ANY),
+        Runtime(
+            "channels-last:tf32", partial(prepare_channels_last, precision="tf32"), devices=_GPU
+        ),
+        Runtime(
+            "channels-last:bf16", partial(prepare_channels_last, precision="bf16"), devices=_ANY
+        ),
         Runtime("packed", prepare_packed),
         Runtime("packed:bf16", prepare_packed_bf16),
         Runtime("compile", prepare_compiled, devices=_ANY),
-        Runtime("compile:bf16", prepare_compiled_bf16, devices=_ANY),
+        Runtime("compile:tf32", partial(prepare_compiled, precision="tf32"), devices=_GPU),
+        Runtime("compile:bf16", partial(prepare_compiled, precision="bf16"), devices=_ANY),
         Runtime(
             "onnxruntime",
             prepare_onnxruntime,
@@ -73,12 +80,21 @@ RUNTIMES: dict[str, Runtime] = {
         ),
         Runtime("executorch", prepare_executorch, package="executorch", extra="executorch"),
         Runtime("cuda-graph", prepare_cuda_graph, devices=_GPU),
+        Runtime("cuda-graph:tf32", partial(prepare_cuda_graph, precision="tf32"), devices=_GPU),
+        Runtime("cuda-graph:bf16", partial(prepare_cuda_graph, precision="bf16"), devices=_GPU),
         Runtime(
             "tensorrt", prepare_tensorrt, package="torch_tensorrt", extra="tensorrt", devices=_GPU
         ),
         Runtime(
+            "tensorrt:tf32",
+            partial(prepare_tensorrt, precision="tf32"),
+            package="torch_tensorrt",
+            extra="tensorrt",
+            devices=_GPU,
+        ),
+        Runtime(
             "tensorrt:bf16",
-            prepare_tensorrt_bf16,
+            partial(prepare_tensorrt, precision="bf16"),
             package="torch_tensorrt",
             extra="tensorrt",
             devices=_GPU,

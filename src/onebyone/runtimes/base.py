@@ -67,6 +67,11 @@ class Runtime:
         """The version of its package."""
         return importlib.metadata.version(self.package)
 
+    def device_for(self, device: str) -> str:
+        """The device it runs on where the rest of the work is on ``device``: that, or the CPU."""
+        elsewhere = device.partition(":")[0] not in self.devices
+        return "cpu" if elsewhere and "cpu" in self.devices else device
+
     @property
     def precision(self) -> str:
         """``float32``, or the precision that its name ends in."""

@@ -11,29 +11,22 @@ from torch import Tensor, nn
 
 from onebyone.errors import ModelError
 from onebyone.runtimes.base import Prepared
-from onebyone.runtimes.eager import ready_copy
+from onebyone.runtimes.eager import computing, ready_copy
 
 
-def prepare_compiled(model: nn.Module, example: Tensor) -> Prepared:
+def prepare_compiled(model: nn.Module, example: Tensor, precision: str = "float32") -> Prepared:
     """Compile for this shape and this number of threads."""
-    return _compiled(*ready_copy(model, example, channels_last=True))
-
-
-def prepare_compiled_bf16(model: nn.Module, example: Tensor) -> Prepared:
-    """Compile, in bf16."""
-    return _compiled(*ready_copy(model, example, channels_last=True, bf16=True))
-
-
-def _compiled(network: nn.Module, example: Tensor) -> Prepared:
     import torch._inductor.config as settings  # noqa: PLC0415 - takes a second
 
+    network, example = ready_copy(model, example, precision, channels_last=True)
     network.requires_grad_(requires_grad=False)  # of the copy: frozen weights want no gradients
     forward = torch.compile(_own_code(network), dynamic=False)
 
-    def run() -> Any:
+    def call() -> Any:
         with torch.no_grad():
             return forward(example)
 
+    run = computing(call, example, precision)
     # Inductor reads its settings while it compiles, which is in the first call.
     with settings.patch(freezing=True):
         try:

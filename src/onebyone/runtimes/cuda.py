@@ -9,16 +9,20 @@ from torch import Tensor, nn
 
 from onebyone.errors import ModelError
 from onebyone.runtimes.base import Prepared, need_device
-from onebyone.runtimes.eager import ready_copy
+from onebyone.runtimes.eager import computing, ready_copy
 
 # CUDA wants a few runs on another stream before a capture: libraries allocate in the first ones.
 WARM_UP = 3
 
 
-def prepare_cuda_graph(model: nn.Module, example: Tensor) -> Prepared:
+def prepare_cuda_graph(model: nn.Module, example: Tensor, precision: str = "float32") -> Prepared:
     """Capture the eager kernels once and replay them: no launch costs a call of Python."""
     need_device(example, "cuda", "cuda-graph")
-    network, example = ready_copy(model, example, channels_last=True)
+    network, example = ready_copy(model, example, precision, channels_last=True)
+    return computing(lambda: _captured(network, example), example, precision)()  # type: ignore[no-any-return]
+
+
+def _captured(network: nn.Module, example: Tensor) -> Prepared:
     static = example.clone(memory_format=torch.preserve_format)
     stream = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(example.device))
@@ -45,24 +49,19 @@ def _holding(function: Any, *kept: object) -> Any:
     return run
 
 
-def prepare_tensorrt(model: nn.Module, example: Tensor) -> Prepared:
-    """Compile with Torch-TensorRT, in float32 without TF32."""
-    return _tensorrt(model, example, torch.float32)
-
-
-def prepare_tensorrt_bf16(model: nn.Module, example: Tensor) -> Prepared:
-    """Compile with Torch-TensorRT, in bf16."""
-    return _tensorrt(model, example, torch.bfloat16)
-
-
-def _tensorrt(model: nn.Module, example: Tensor, dtype: torch.dtype) -> Prepared:
+def prepare_tensorrt(model: nn.Module, example: Tensor, precision: str = "float32") -> Prepared:
+    """Compile with Torch-TensorRT."""
     need_device(example, "cuda", "tensorrt")
     import torch_tensorrt  # noqa: PLC0415 - an extra
 
-    network, example = ready_copy(model, example, bf16=dtype is torch.bfloat16)
+    network, example = ready_copy(model, example, precision)
     try:
         engine = torch_tensorrt.compile(
-            network, ir="dynamo", inputs=[example], enabled_precisions={dtype}, disable_tf32=True
+            network,
+            ir="dynamo",
+            inputs=[example],
+            enabled_precisions={example.dtype},
+            disable_tf32=precision != "tf32",
         )
         engine(example)
     except Exception as error:
@@ -74,4 +73,4 @@ def _tensorrt(model: nn.Module, example: Tensor, dtype: torch.dtype) -> Prepared
         with torch.no_grad():
             return engine(example)
 
-    return Prepared(run, {"precision": str(dtype).removeprefix("torch.")})
+    return Prepared(run)

@@ -9,28 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import OptionError
+from onebyone.precision import float32_in
 from onebyone.runtimes.base import Prepared, bfloat16_is_native, need_device
 from onebyone.runtimes.outputs import SAME_OUTPUTS, difference, outputs_of
 from onebyone.runtimes.packing import pack
 from onebyone.sites import evaluation_copy
 
 
-def in_inference_mode(network: Callable[..., Any], example: Tensor) -> Callable[[], Any]:
+def in_inference_mode(
+    network: Callable[..., Any], example: Tensor, precision: str = "float32"
+) -> Callable[[], Any]:
     """Return a function that runs a network on one input, without what training needs."""
 
     def forward() -> Any:
         with torch.inference_mode():
             return network(example)
 
-    return forward
+    return computing(forward, example, precision)
+
+
+def computing(forward: Callable[[], Any], example: Tensor, precision: str) -> Callable[[], Any]:
+    """Return a function that computes float32 on a GPU as the precision says, whatever torch would.
+
+    Between the calls torch is set as the caller had it; on a CPU nothing is to be set.
+    """
+    if not example.is_cuda or precision not in ("float32", "tf32"):
+        return forward
+
+    def run() -> Any:
+        with float32_in(precision):
+            return forward()
+
+    return run
 
 
 def ready_copy(
-    model: nn.Module, example: Tensor, *, channels_last: bool = False, bf16: bool = False
+    model: nn.Module, example: Tensor, precision: str = "float32", *, channels_last: bool = False
 ) -> tuple[nn.Module, Tensor]:
     """Return an evaluation copy on the example's device, and the example, laid out and cast."""
+    if precision == "tf32":
+        need_device(example, "cuda", "…:tf32")
     network = evaluation_copy(model, device=example.device)
-    if bf16:
+    if precision == "bf16":
         network, example = network.to(torch.bfloat16), example.to(torch.bfloat16)
     if channels_last and example.ndim == 4:
         network = network.to(memory_format=torch.channels_last)
@@ -38,24 +58,17 @@ def ready_copy(
     return network, example
 
 
-def prepare_eager(model: nn.Module, example: Tensor) -> Prepared:
-    """Run as PyTorch does by itself."""
-    return Prepared(in_inference_mode(*ready_copy(model, example)))
+def prepare_eager(model: nn.Module, example: Tensor, precision: str = "float32") -> Prepared:
+    """Run as PyTorch does by itself; with weights and activations in bf16 if that is asked for."""
+    return Prepared(in_inference_mode(*ready_copy(model, example, precision), precision))
 
 
-def prepare_eager_bf16(model: nn.Module, example: Tensor) -> Prepared:
-    """Run with weights and activations in bf16."""
-    return Prepared(in_inference_mode(*ready_copy(model, example, bf16=True)))
-
-
-def prepare_channels_last(model: nn.Module, example: Tensor) -> Prepared:
+def prepare_channels_last(
+    model: nn.Module, example: Tensor, precision: str = "float32"
+) -> Prepared:
     """Run with weights and activations laid out with their channels last."""
-    return Prepared(in_inference_mode(*ready_copy(model, example, channels_last=True)))
-
-
-def prepare_channels_last_bf16(model: nn.Module, example: Tensor) -> Prepared:
-    """Run with channels last and in bf16."""
-    return Prepared(in_inference_mode(*ready_copy(model, example, channels_last=True, bf16=True)))
+    ready = ready_copy(model, example, precision, channels_last=True)
+    return Prepared(in_inference_mode(*ready, precision))
 
 
 def prepare_packed(model: nn.Module, example: Tensor) -> Prepared:
@@ -80,7 +93,7 @@ def prepare_packed_bf16(model: nn.Module, example: Tensor) -> Prepared:
 
 
 def _packed(model: nn.Module, example: Tensor, *, bf16: bool) -> Prepared:
-    network, laid = ready_copy(model, example, channels_last=True, bf16=bf16)
+    network, laid = ready_copy(model, example, "bf16" if bf16 else "float32", channels_last=True)
     packed, done = pack(network, laid)
     plain = in_inference_mode(network, laid)
     forward = in_inference_mode(packed, laid)
