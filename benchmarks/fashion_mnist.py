@@ -27,12 +27,12 @@ from onebyone.data import Data, load_data
 from onebyone.pipeline import (
     ShrinkSettings,
     TrainSettings,
-    seeded,
     shrink_loaded,
     train_loaded,
 )
 from onebyone.profiling.latency import threads
 from onebyone.profiling.trace import trace_layers
+from onebyone.randomness import seeded
 from onebyone.records import Cost, Option, Plan, RunRecord, write_text
 from onebyone.report.console import print_table, progress
 from onebyone.rewrites import head

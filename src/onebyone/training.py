@@ -8,6 +8,7 @@ import os
 import pickle
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from onebyone.evaluation import (
     is_classifier_output,
     softened_divergence,
 )
+from onebyone.randomness import seed_generators
 from onebyone.records import Epoch, TrainLog
 from onebyone.sites import (
     copy_network,
@@ -487,7 +489,11 @@ def _default_batch(n: int) -> int:
 
 
 def _optimizer(
-    student: nn.Module, rate: float, weight_decay: float, *, captured_on: torch.device | None
+    student: nn.Module,
+    rate: float,
+    weight_decay: float,
+    *,
+    captured_on: torch.device | None = None,
 ) -> torch.optim.Optimizer:
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     groups = [
@@ -641,7 +647,7 @@ def _fit(job: _Job, objective: _Objective) -> Trained:
             started = time.perf_counter()
             # Seeded anew each epoch: an epoch depends on nothing but the weights before it.
             seed = (options.seed * 1_000_003 + epoch) % 2**63
-            _seed_dropout(seed, job.device)
+            seed_generators(seed, job.device)
             loss = _epoch(job, objective, epoch, seed)
             trained_seconds = time.perf_counter() - started
             job.log.append(
@@ -718,6 +724,7 @@ class _CapturedStep:
     def __init__(self, take: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:
         self._take, self._device = take, device
         self._ahead = STEPS_BEFORE_CAPTURE
+        self._waits = False  # for the device, within a step, which no graph can hold
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs = self._targets = self._loss = torch.empty(0)
 
@@ -727,8 +734,7 @@ class _CapturedStep:
             if self._ahead > 0:
                 self._ahead -= 1
                 return self._beside(inputs, targets)
-            if self._graph is None and self._ahead == 0:
-                self._ahead = -1
+            if self._graph is None and not self._waits:
                 self._capture(inputs, targets)
             alike = inputs.shape == self._inputs.shape and targets.shape == self._targets.shape
             if self._graph is None or not alike:
@@ -742,8 +748,9 @@ class _CapturedStep:
         # What a library allocates in its first calls must not be in a graph, nor on its stream.
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), _waits_noted() as waits:
             loss = self._take(inputs, targets)
+        self._waits = self._waits or any(waits)
         current.wait_stream(stream)
         return loss
 
@@ -753,10 +760,30 @@ class _CapturedStep:
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._loss = self._take(self._inputs, self._targets)
-        except Exception:  # noqa: BLE001 - whatever a network does that no graph can hold
-            torch.cuda.synchronize()
-        else:
-            self._graph = graph
+        except RuntimeError as error:  # torch's generators and allocator are of no use after it
+            raise ModelError(
+                f"A training step could not be captured as a CUDA graph: {_first_line(error)}. "
+                "Give `capture=False`, in a new process."
+            ) from error
+        self._graph = graph
+
+
+@contextmanager
+def _waits_noted() -> Iterator[list[bool]]:
+    """Note whether the processor waits for a GPU inside; other warnings are passed on."""
+    before = torch.cuda.get_sync_debug_mode()
+    waits: list[bool] = []
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            waits += ["synchronizing CUDA operation" in str(each.message) for each in noted]
+    for each, wait in zip(noted, waits, strict=True):
+        if not wait:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def _forward(job: _Job, inputs: Tensor) -> Tensor:
@@ -788,13 +815,6 @@ def _rate(job: _Job, step: int) -> float:
     if step < warm_up:
         return job.rate * (step + 1) / warm_up
     return job.rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 # ---------------------------------------------------------------- validation

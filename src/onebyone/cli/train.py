@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train a network."""
     runtimes_of(args.runtime)  # a typing error should not wait for the data
-    from onebyone.pipeline import TrainSettings, seeded, train_loaded
+    from onebyone.pipeline import TrainSettings, train_loaded
+    from onebyone.randomness import seeded
 
     # New weights are drawn when the network is made: the seed decides them too.
     with seeded(args.seed):

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from onebyone.calibration import CalibrationData, as_calibration
@@ -23,6 +22,7 @@ from onebyone.planning.timed_front import FRONT_SECONDS, timed_front
 from onebyone.planning.timings import Timings, cache_folder
 from onebyone.planning.worth import Worth
 from onebyone.profiling import example_input
+from onebyone.randomness import seeded
 from onebyone.records import (
     Budget,
     CalibrationInfo,
@@ -173,8 +173,7 @@ class Planner:
         if calibration is not None:
             data = as_calibration(calibration, device=device, dtype=floating_type(model))
         example = _example(model, data, input_shape, device)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # fresh weights of the heads that are tried
+        with seeded(0, example.device):  # fresh weights of the heads that are tried
             self._found = survey(
                 model,
                 example if data is None else data,

@@ -20,6 +20,7 @@ from onebyone.layers import GlobalAverageHead
 from onebyone.planning.timings import Site, Timed, Timings
 from onebyone.profiling import example_input
 from onebyone.profiling.latency import Samples, interleave, threads
+from onebyone.randomness import seeded
 from onebyone.records import Deployment, LayerCost, Option
 from onebyone.rewrites.head import HeadSite, form_and_widths
 from onebyone.rewrites.layerwise import layer_rewrite
@@ -149,8 +150,7 @@ class LayerTimer:
     def _run(self, options: Sequence[Option]) -> dict[str, Timed]:
         runtime = find_runtime(self.deployment.runtime)
         prepare = runtime.prepare_layers or runtime.prepare
-        with torch.random.fork_rng(devices=[]), threads(self.deployment.threads):
-            torch.default_generator.manual_seed(0)
+        with seeded(0, self.deployment.device), threads(self.deployment.threads):
             before, example = self._chain(options[0], as_it_is=True)
             contenders: dict[str, Prepared] = {"": prepare(before, example)}
             for option in options:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +19,7 @@ from onebyone.calibration import (
 from onebyone.errors import PlanError, UnknownNameError
 from onebyone.layers import GlobalAverageHead
 from onebyone.precision import float32_in
+from onebyone.randomness import seeded
 from onebyone.records import Option, Plan
 from onebyone.rewrites import deepen, fold, head
 from onebyone.rewrites.layerwise import LAYER_REWRITES, layer_rewrite
@@ -61,7 +61,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
     """
     network = copy_network(model)
     example = _example(model, plan)
-    with _own_randomness():
+    with seeded(0, example.device):  # fresh weights
         for kind, group in groupby(plan.choices, key=_kind):
             options = list(group)
             if kind in GRAPH_REWRITES:
@@ -117,7 +117,7 @@ def apply(
         if progress is not None:
             progress(done, total, message)
 
-    with _own_randomness():
+    with seeded(0, device):  # fresh weights
         for kind, group in groupby(plan.choices, key=_kind):
             options = list(group)
             if kind in GRAPH_REWRITES:
@@ -158,14 +158,6 @@ def _example(model: nn.Module, plan: Plan) -> Tensor:
     """Return a blank input of the plan's shape, of the network's type and on its device."""
     home = next(model.parameters(), torch.empty(0)).device
     return torch.zeros(1, *plan.input_shape[1:], dtype=floating_type(model), device=home)
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Draw fresh weights from a seed of their own, and leave the caller's generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield
 
 
 def _restructured(network: nn.Module, option: Option, example: Tensor) -> nn.Module:

@@ -24,6 +24,7 @@ from onebyone.kernels import is_pointwise
 from onebyone.layers import Pointwise
 from onebyone.neighbours import Reading, Value, find_neighbours
 from onebyone.profiling import as_inputs
+from onebyone.randomness import seeded
 from onebyone.records import Cost, LeftAlone, Option, Plan, Settings
 from onebyone.rewrites.merging import is_batch_norm
 from onebyone.rewrites.same import keeping, plan_of
@@ -31,6 +32,7 @@ from onebyone.sites import (
     Inputs,
     aliases,
     copy_network,
+    device_of,
     evaluation_copy,
     module_at,
     replace_module,
@@ -410,8 +412,7 @@ def _why_changed(
 
 
 def _outputs(network: nn.Module, example: Inputs) -> list[Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded(0, device_of(example)):
         output = run(network, example)
     return [tensor.clone() for tensor in tensors_in(output)]
 

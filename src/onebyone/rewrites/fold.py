@@ -25,6 +25,7 @@ from onebyone.kernels import (
 from onebyone.neighbours import Neighbours, neighbours_in
 from onebyone.profiling import as_inputs
 from onebyone.profiling.trace import trace_layers
+from onebyone.randomness import seeded
 from onebyone.records import Cost, LeftAlone, Option, Plan, Settings
 from onebyone.rewrites.merging import (
     Merge,
@@ -44,6 +45,7 @@ from onebyone.sites import (
     Inputs,
     aliases,
     copy_network,
+    device_of,
     evaluation_copy,
     hooks_removed,
     module_at,
@@ -640,8 +642,7 @@ def _outputs(
         seen.extend(tensor.clone() for tensor in tensors_in(output))
 
     handles = [network.get_submodule(name).register_forward_hook(keep) for name in sites or ()]
-    with torch.random.fork_rng(devices=[]), hooks_removed(handles):
-        torch.default_generator.manual_seed(0)
+    with seeded(0, device_of(example)), hooks_removed(handles):
         output = run(network, example)
     return seen if sites is not None else [tensor.clone() for tensor in tensors_in(output)]
 
