@@ -143,7 +143,7 @@ def test_what_cannot_run_is_left_out_by_default_and_an_error_when_asked_for(fake
 
 def test_bf16_is_only_tried_by_default_where_the_processor_has_it(monkeypatch):
     for native in (True, False):
-        monkeypatch.setattr(benchmarking, "bfloat16_is_native", lambda native=native: native)
+        monkeypatch.setattr(benchmarking, "has_bf16", lambda device, native=native: native)
         left_out = {}
         names = benchmarking._available("cpu", left_out)
         assert ("eager:bf16" in names) is native

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from onebyone.errors import OneByOneError, OptionError
+from onebyone.precision import has_bf16
 from onebyone.profiling import example_input
 from onebyone.profiling.latency import Samples, interleave, threads
 from onebyone.profiling.resident import allocator, keep_memory, peak_of_call, resident, settled
@@ -16,7 +17,6 @@ from onebyone.records import FORMAT, Machine, Ratio, Record, Timing
 from onebyone.runtimes import (
     RUNTIMES,
     Prepared,
-    bfloat16_is_native,
     describe_machine,
     difference,
     find_runtime,
@@ -246,8 +246,8 @@ def _available(device: str, left_out: dict[str, str]) -> list[str]:
             continue
         if not runtime.installed:
             left_out[name] = f"not installed: pip install 'onebyone[{runtime.extra}]'."
-        elif runtime.precision == "bf16" and kind == "cpu" and not bfloat16_is_native():
-            left_out[name] = "the processor has no bf16 instructions."
+        elif runtime.precision == "bf16" and not has_bf16(device):
+            left_out[name] = "the device has no bf16 instructions."
         else:
             names.append(name)
     return names

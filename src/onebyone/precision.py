@@ -1,20 +1,50 @@
-"""What a GPU computes float32 in: in full, or in TF32, which keeps 10 bits of the mantissa."""
+"""What is computed in: bf16 where a device has it, and on a GPU full float32 or TF32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+from onebyone.errors import OptionError
+
+Precision = Literal["auto", "float32", "bf16"]
+PRECISIONS = ("auto", "float32", "bf16")
+
+
+def has_bf16(device: torch.device | str) -> bool:
+    """Whether a device has bf16 kernels of its own; elsewhere bf16 is emulated, slowly."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind != "cpu":
+        return False
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - no public name
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether a training computes in bf16 there; weights stay float32.
+
+    Raises:
+        OptionError: If there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    return precision == "bf16" or (precision == "auto" and has_bf16(device))
 
 
 @contextmanager
 def float32_in(precision: str) -> Iterator[None]:
     """Compute float32 convolutions and products on a GPU so inside; a CPU has no TF32.
 
-    By itself torch takes TF32 for convolutions and full float32 for products. Where outputs are
-    compared, that rounding would pass for a difference between the networks.
+    TF32 keeps 10 bits of the mantissa. By itself torch takes it for convolutions and full float32
+    for products. Where outputs are compared, that rounding would pass for a difference between the
+    networks.
 
     Args:
         precision: ``float32`` or ``tf32``.

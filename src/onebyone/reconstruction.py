@@ -35,6 +35,7 @@ from onebyone.evaluation import (
     softened_divergence,
 )
 from onebyone.kernels import shape_of
+from onebyone.precision import Precision, uses_bf16
 from onebyone.randomness import seeded
 from onebyone.records import Reconstruction
 from onebyone.rewrites.regression import eigen
@@ -98,6 +99,7 @@ def reconstruct(
     learning_rate: float = RATE,
     temperature: float = TEMPERATURE,
     augment: bool = False,
+    precision: Precision = "auto",
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -129,6 +131,7 @@ def reconstruct(
             nothing.
         augment: Whether to augment the inputs as their split does; the teacher sees the same. In a
             few hundred steps more inputs help, and augmented ones have not.
+        precision: Of the steps, as for :func:`onebyone.train`; what is judged is computed in full.
         seed: Of the draws. The global random state is not changed.
         device: Where to run; the network's own where not given.
         progress: Told of the steps done.
@@ -149,6 +152,7 @@ def reconstruct(
     """
     _check(steps, seconds, batch_size, learning_rate, temperature)
     place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    bf16 = uses_bf16(precision, place)
     data = as_calibration(calibration, device=str(place), dtype=floating_type(model))
     fitted, judge = _divided(data, seed)
     student = evaluation_copy(model, device=place)
@@ -165,8 +169,9 @@ def reconstruct(
     if not changing and not features and often and fits:
         answers = _answered(fitted, guide, judge)
     job = _Job(
-        student, guide, fitted, judge, batch, augment, seed, tuple(features), temperature, answers
-    )
+        student, guide, fitted, judge, batch, augment, seed, tuple(features), temperature, answers,
+        bf16=bf16,
+    )  # fmt: skip
     with seeded(seed, place):
         record = _run(job, steps, seconds, learning_rate, progress)
     result = copy_network(model)
@@ -263,6 +268,7 @@ class _Job:
     features: tuple[str, ...]
     temperature: float
     answers: TensorSplit | None = None
+    bf16: bool = False
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield batches to fit to, pass after pass, each in an order of its own.
@@ -382,6 +388,7 @@ def _run(
         features=job.features,
         augmentation=job.fitted.augmentation if job.augment else "none",
         seed=job.seed,
+        precision="bf16 autocast" if job.bf16 else "float32",
         seconds=time.perf_counter() - started,
     )
 
@@ -502,11 +509,12 @@ def _loss(
     ours: dict[str, Tensor],
     theirs: dict[str, Tensor],
 ) -> Tensor:
-    if wanted is None:
-        with torch.no_grad():
-            wanted = one_tensor(job.guide(inputs), job.guide)
-    outputs = one_tensor(job.student(inputs), job.student)
-    total = _softened(wanted, outputs, job.temperature)
+    with torch.autocast(job.judge.device.partition(":")[0], torch.bfloat16, enabled=job.bf16):
+        if wanted is None:
+            with torch.no_grad():
+                wanted = one_tensor(job.guide(inputs), job.guide)
+        outputs = one_tensor(job.student(inputs), job.student)
+    total = _softened(_in_full(wanted), _in_full(outputs), job.temperature)
     for name in job.features:
         total = total + _relative_error(ours[name], theirs[name], name)
     return total
@@ -525,7 +533,13 @@ def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
             f"The outputs of {name!r} must be of one shape in the network and its teacher, got "
             f"{tuple(ours.shape)} and {tuple(theirs.shape)}. Leave it out of `features`."
         )
-    return F.mse_loss(ours, theirs) / theirs.var().clamp_min(1e-12)
+    wanted = _in_full(theirs)
+    return F.mse_loss(_in_full(ours), wanted) / wanted.var().clamp_min(1e-12)
+
+
+def _in_full(outputs: Tensor) -> Tensor:
+    """Return what was computed in bf16 in float32."""
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
 
 @contextmanager

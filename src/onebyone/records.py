@@ -684,6 +684,7 @@ class Reconstruction(Record):
         learning_rate: The highest one.
         features: Modules whose outputs were held near the teacher's as well.
         temperature: That class scores were divided by in the steps, not in ``judged``.
+        precision: Of the steps; ``judged`` is computed in float32.
     """
 
     before: float
@@ -701,6 +702,7 @@ class Reconstruction(Record):
     seed: int
     seconds: float
     temperature: float = 1.0
+    precision: str = "float32"
 
     def __str__(self) -> str:
         share = self.after / self.before if self.before > 0 else 1.0

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -32,6 +32,7 @@ from onebyone.evaluation import (
     is_classifier_output,
     softened_divergence,
 )
+from onebyone.precision import Precision, uses_bf16
 from onebyone.randomness import seed_generators
 from onebyone.records import Epoch, TrainLog
 from onebyone.sites import (
@@ -42,11 +43,9 @@ from onebyone.sites import (
     module_at,
 )
 
-Precision = Literal["auto", "float32", "bf16"]
 Progress = Callable[[int, int, str], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-PRECISIONS = ("auto", "float32", "bf16")
 WARM_UP = 0.1  # share of the steps
 TRAIN_RATE = 4e-3  # at a batch of 128; see `_default_rate`
 DISTILL_RATE = 1e-3
@@ -363,10 +362,6 @@ class _Options:
             raise OptionError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
         if not 0 <= self.weight_decay < math.inf:
             raise OptionError(f"`weight_decay` must be 0 or more, got {self.weight_decay}.")
-        if self.precision not in PRECISIONS:
-            raise OptionError(
-                f"`precision` must be one of {', '.join(PRECISIONS)}, got {self.precision!r}."
-            )
 
 
 class _Examples(NamedTuple):
@@ -448,7 +443,7 @@ def _prepare(
     rate = options.learning_rate
     if rate is None:
         rate = default_rate * math.sqrt(options.batch_size / 128)
-    bf16 = options.precision == "bf16" or (options.precision == "auto" and _has_bf16(where))
+    bf16 = uses_bf16(options.precision, where)
     settings = {
         "objective": name,
         "epochs": options.epochs,
@@ -524,17 +519,6 @@ def _is_frozen_norm(module: nn.Module) -> bool:
         and bool(parameters)
         and not any(parameter.requires_grad for parameter in parameters)
     )
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
-    except (AttributeError, RuntimeError):
-        return False
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -775,6 +759,7 @@ def _waits_noted() -> Iterator[list[bool]]:
     waits: list[bool] = []
     with warnings.catch_warnings(record=True) as noted:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield waits

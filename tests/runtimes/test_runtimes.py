@@ -161,7 +161,7 @@ def test_a_runtime_on_a_gpu_gives_what_eager_gives(name):
 
 def test_bf16_is_refused_where_it_would_be_float32_or_worse(monkeypatch):
     net, x = nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4)
-    monkeypatch.setattr(eager, "bfloat16_is_native", lambda: False)
+    monkeypatch.setattr(eager, "has_bf16", lambda device: False)
     with pytest.raises(OptionError, match="'packed:bf16' needs a processor with bf16 kernels"):
         find_runtime("packed:bf16").prepare(net, x)
     openvino = pytest.importorskip("openvino")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from onebyone.errors import MissingExtraError, UnknownNameError
-from onebyone.runtimes.base import Prepared, Runtime, bfloat16_is_native
+from onebyone.runtimes.base import Prepared, Runtime
 from onebyone.runtimes.compiled import prepare_compiled
 from onebyone.runtimes.cuda import prepare_cuda_graph, prepare_tensorrt
 from onebyone.runtimes.eager import (
@@ -29,7 +29,6 @@ __all__ = [
     "RUNTIMES",
     "Prepared",
     "Runtime",
-    "bfloat16_is_native",
     "describe_machine",
     "difference",
     "find_runtime",

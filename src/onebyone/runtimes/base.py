@@ -90,8 +90,3 @@ def need_device(example: Tensor, device: str, runtime: str) -> None:
             f"The runtime {runtime!r} needs an input on a {device} device{hint}, but it is on "
             f"{example.device}. Set `device` to {device!r}, or choose another runtime."
         )
-
-
-def bfloat16_is_native() -> bool:
-    """Whether oneDNN has bf16 kernels for this processor; elsewhere bf16 is emulated, slowly."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - no public name

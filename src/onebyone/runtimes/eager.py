@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import OptionError
-from onebyone.precision import float32_in
-from onebyone.runtimes.base import Prepared, bfloat16_is_native, need_device
+from onebyone.precision import float32_in, has_bf16
+from onebyone.runtimes.base import Prepared, need_device
 from onebyone.runtimes.outputs import SAME_OUTPUTS, difference, outputs_of
 from onebyone.runtimes.packing import pack
 from onebyone.sites import evaluation_copy
@@ -84,7 +84,7 @@ def prepare_packed_bf16(model: nn.Module, example: Tensor) -> Prepared:
         OptionError: If oneDNN has no bf16 kernels for this processor.
     """
     need_device(example, "cpu", "packed:bf16")
-    if not bfloat16_is_native():
+    if not has_bf16(example.device):
         raise OptionError(
             "The runtime 'packed:bf16' needs a processor with bf16 kernels in oneDNN (AVX-512 or "
             "newer), and this one has none. Use 'packed'."
