@@ -89,6 +89,25 @@ def test_it_comes_nearer_to_the_teacher_on_inputs_it_has_not_seen(kind):
     assert _apart(teacher, found.model, fresh) < 0.5 * _apart(teacher, student, fresh)
 
 
+@pytest.mark.parametrize("kind", ["classes", "pictures"])
+def test_steps_in_bf16_come_as_near_and_are_judged_in_full(kind):
+    teacher = _network() if kind == "classes" else _Denoiser().eval()
+    images = _images(128, 3 if kind == "classes" else 1)
+    student, logs = _perturbed(teacher, 0.2), {}
+    for precision in ("float32", "bf16"):
+        found = reconstruct(
+            student, teacher=teacher, calibration=images, steps=60, learning_rate=1e-3,
+            precision=precision,
+        )  # fmt: skip
+        logs[precision] = found.log
+        assert {p.dtype for p in found.model.parameters()} == {torch.float32}
+    assert logs["bf16"].precision == "bf16 autocast"
+    assert logs["float32"].precision == "float32"
+    assert logs["bf16"].before == logs["float32"].before
+    assert logs["bf16"].after < 0.5 * logs["bf16"].before
+    assert logs["bf16"].after == pytest.approx(logs["float32"].after, rel=0.3)
+
+
 @pytest.mark.parametrize("rate", [1e-4, 1.0, 1e4])
 def test_it_never_ends_farther_away_than_it_started(rate):
     teacher = _network()
@@ -327,6 +346,7 @@ def test_networks_of_timm_are_reconstructed(name):
         ({"learning_rate": 0.0}, "`learning_rate` must be above 0"),
         ({"temperature": 0.0}, "`temperature` must be above 0"),
         ({"features": ["nowhere"]}, "no module named 'nowhere'"),
+        ({"precision": "int8"}, "`precision` must be one of auto, float32, bf16, got 'int8'"),
     ],
 )
 def test_options_outside_what_they_may_be_are_refused(options, message):

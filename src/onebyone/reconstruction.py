@@ -131,7 +131,8 @@ def reconstruct(
             nothing.
         augment: Whether to augment the inputs as their split does; the teacher sees the same. In a
             few hundred steps more inputs help, and augmented ones have not.
-        precision: Of the steps, as for :func:`onebyone.train`; what is judged is computed in full.
+        precision: Of the network's own steps, as for :func:`onebyone.train`; what it is compared
+            with, and judged by, is computed in full.
         seed: Of the draws. The global random state is not changed.
         device: Where to run; the network's own where not given.
         progress: Told of the steps done.
@@ -509,12 +510,12 @@ def _loss(
     ours: dict[str, Tensor],
     theirs: dict[str, Tensor],
 ) -> Tensor:
+    if wanted is None:
+        with torch.no_grad():
+            wanted = one_tensor(job.guide(inputs), job.guide)
     with torch.autocast(job.judge.device.partition(":")[0], torch.bfloat16, enabled=job.bf16):
-        if wanted is None:
-            with torch.no_grad():
-                wanted = one_tensor(job.guide(inputs), job.guide)
         outputs = one_tensor(job.student(inputs), job.student)
-    total = _softened(_in_full(wanted), _in_full(outputs), job.temperature)
+    total = _softened(wanted, _in_full(outputs), job.temperature)
     for name in job.features:
         total = total + _relative_error(ours[name], theirs[name], name)
     return total
@@ -533,8 +534,7 @@ def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
             f"The outputs of {name!r} must be of one shape in the network and its teacher, got "
             f"{tuple(ours.shape)} and {tuple(theirs.shape)}. Leave it out of `features`."
         )
-    wanted = _in_full(theirs)
-    return F.mse_loss(_in_full(ours), wanted) / wanted.var().clamp_min(1e-12)
+    return F.mse_loss(_in_full(ours), theirs) / theirs.var().clamp_min(1e-12)
 
 
 def _in_full(outputs: Tensor) -> Tensor:

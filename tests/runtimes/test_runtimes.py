@@ -139,8 +139,16 @@ def test_many_networks_of_one_class_are_all_compiled():
     assert not counters["unimplemented"]
 
 
+def test_beside_a_gpu_a_runtime_that_knows_none_runs_on_the_cpu():
+    assert RUNTIMES["onnxruntime"].device_for("cuda") == "cpu"
+    assert RUNTIMES["onnxruntime"].device_for("cpu") == "cpu"
+    assert RUNTIMES["eager"].device_for("cuda:1") == "cuda:1"
+    assert RUNTIMES["eager"].device_for("cpu") == "cpu"
+    assert RUNTIMES["cuda-graph"].device_for("cpu") == "cpu"  # which it then refuses
+
+
 def test_what_runs_on_a_gpu_alone_says_so():
-    for name in ("cuda-graph", "tensorrt", "tensorrt:bf16"):
+    for name in ("cuda-graph", "tensorrt", "tensorrt:bf16", "eager:tf32", "compile:tf32"):
         with pytest.raises(OptionError, match="needs an input on a cuda device"):
             RUNTIMES[name].prepare(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4))
 
