@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 demo: install
 	$(BIN)/onebyone demo
 
+# Two processes of one thread each: small networks gain nothing from more threads.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
