@@ -81,7 +81,8 @@ class _Line:
         """How networks are trained, and where training keeps its state."""
         kept = None if self.folder is None else self.folder.file(CHECKPOINT)
         seed = self.settings.seed
-        return {**self.scoring, "seed": seed, "progress": self.tell, "checkpoint": kept}
+        how = {"capture": self.settings.capture, "seed": seed, "checkpoint": kept}
+        return {**self.scoring, **how, "progress": self.tell}
 
     def profile(self, network: nn.Module) -> Profile:
         """Count and time a network, whole and layer by layer."""
@@ -147,6 +148,7 @@ class RunSettings:
         num_threads: Torch's threads while timing.
         seed: Of all that is drawn.
         device: Where to run; CUDA where there is one, by default.
+        capture: Of training steps as a CUDA graph; see :func:`onebyone.train`.
         resume: Go on with the unfinished run in ``out``.
         overwrite: Replace the run in ``out``.
         command: The command line, for the record.
@@ -160,6 +162,7 @@ class RunSettings:
     num_threads: int | None = None
     seed: int = 0
     device: str | None = None
+    capture: bool = True
     resume: bool = False
     overwrite: bool = False
     command: Sequence[str] = ()

@@ -35,7 +35,7 @@ from onebyone.evaluation import (
     softened_divergence,
 )
 from onebyone.kernels import shape_of
-from onebyone.precision import Precision, uses_bf16
+from onebyone.precision import Precision, float32_in, uses_bf16
 from onebyone.randomness import seeded
 from onebyone.records import Reconstruction
 from onebyone.rewrites.regression import eigen
@@ -87,6 +87,7 @@ class Reconstructed(NamedTuple):
     log: Reconstruction
 
 
+@float32_in("float32")
 def reconstruct(
     model: nn.Module,
     *,

@@ -32,7 +32,7 @@ from onebyone.evaluation import (
     is_classifier_output,
     softened_divergence,
 )
-from onebyone.precision import Precision, uses_bf16
+from onebyone.precision import Precision, float32_in, uses_bf16
 from onebyone.randomness import seed_generators
 from onebyone.records import Epoch, TrainLog
 from onebyone.sites import (
@@ -72,6 +72,7 @@ class Trained(NamedTuple):
     log: TrainLog
 
 
+@float32_in("float32")
 def train(
     model: nn.Module,
     data: Data | Any,
@@ -114,7 +115,7 @@ def train(
             for other targets where not given.
         augment: Whether to use the data set's augmentation.
         precision: ``bf16`` computes under autocast, weights stay float32; ``auto`` does so where
-            the processor has bf16 instructions.
+            the device has bf16 instructions. ``float32`` is so on a GPU too, not TF32.
         capture: Whether to capture a step as a CUDA graph on a GPU, where it can be. Turn it off
             for a network whose own Python code does something else from call to call.
         seed: Of the order, the augmentation and dropout. The global random state is not changed.
@@ -165,6 +166,7 @@ def train(
     return _fit(job, objective)
 
 
+@float32_in("float32")
 def distill(
     model: nn.Module,
     data: Data | Any,
@@ -744,7 +746,10 @@ class _CapturedStep:
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._loss = self._take(self._inputs, self._targets)
-        except RuntimeError as error:  # torch's generators and allocator are of no use after it
+        except (
+            RuntimeError,
+            ModelError,
+        ) as error:  # torch's generators and allocator are of no use after it
             raise ModelError(
                 f"A training step could not be captured as a CUDA graph: {_first_line(error)}. "
                 "Give `capture=False`, in a new process."

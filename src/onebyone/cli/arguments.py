@@ -105,6 +105,12 @@ def add_run_folder(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the unfinished run in DIR"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
+    parser.add_argument(
+        "--no-capture",
+        dest="capture",
+        action="store_false",
+        help="train on a GPU kernel by kernel, not by CUDA graphs",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (0)")
 
 
@@ -254,6 +260,7 @@ def run_settings(
         "num_threads": args.threads,
         "seed": args.seed,
         "device": device_of(args.device),
+        "capture": args.capture,
         "resume": args.resume,
         "overwrite": args.overwrite,
         "command": args.command_line,
