@@ -47,8 +47,11 @@ def ready_copy(
     model: nn.Module, example: Tensor, precision: str = "float32", *, channels_last: bool = False
 ) -> tuple[nn.Module, Tensor]:
     """Return an evaluation copy on the example's device, and the example, laid out and cast."""
-    if precision == "tf32":
-        need_device(example, "cuda", "…:tf32")
+    if precision == "tf32" and not example.is_cuda:
+        raise OptionError(
+            f"A runtime with :tf32 needs an input on a cuda device, but it is on {example.device}, "
+            "where there is no TF32. Leave :tf32 out."
+        )
     network = evaluation_copy(model, device=example.device)
     if precision == "bf16":
         network, example = network.to(torch.bfloat16), example.to(torch.bfloat16)
