@@ -17,7 +17,7 @@ import argparse
 import itertools
 import json
 import statistics
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,11 @@ from onebyone.randomness import seeded
 from onebyone.records import Cost, Option, Plan, RunRecord, write_text
 from onebyone.report.console import print_table, progress
 from onebyone.rewrites import head
-from onebyone.runs import is_run, load_source
+from onebyone.runs import load_source
 from onebyone.tables import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kept_runs import run_once
 
 HEADS = ("gap", "exact", "context")
 # Hidden channels of the averaging head with context, by share of the parameters.
@@ -69,15 +72,6 @@ def with_context(network: nn.Module, data: Data, share: float) -> Plan:
         choices=(option,),
         left_alone=(),
     )
-
-
-def run_once(folder: Path, go: Callable[..., Any]) -> RunRecord:
-    """Return the record of a finished run, running or resuming it first if need be."""
-    record = RunRecord.load(folder / "run.json") if is_run(folder) else None
-    if record is None or record.status.state != "finished":
-        go(out=folder, resume=record is not None)
-        record = RunRecord.load(folder / "run.json")
-    return record
 
 
 def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dict[str, RunRecord]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -15,13 +15,13 @@ from onebyone.data.splits import TensorSplit, held_out
 from onebyone.evaluation import MetricFunction
 from onebyone.pipeline import TrainSettings, train_loaded
 from onebyone.randomness import seeded
-from onebyone.records import RunRecord
 from onebyone.report.console import progress
-from onebyone.runs import is_run, load_source
+from onebyone.runs import load_source
 
 sys.path.insert(0, str(Path(__file__).parent))
 from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
 from dncnn import denoising, psnr
+from kept_runs import run_once
 from networks import (
     cifar10_nin,
     dncnn_sigma25,
@@ -44,15 +44,15 @@ def divided(data: Data, kept: int, seed: int) -> tuple[Data, TensorSplit]:
 def trained(name: str) -> Callable[[], nn.Module]:
     """Return a factory that trains a network on CIFAR-10 when first asked, and keeps it."""
 
+    def train(**where: Any) -> None:
+        with seeded(0), progress(name) as update:
+            fresh = load_source(f"{Path(__file__).with_name('networks.py')}:{name}")
+            settings = TrainSettings(epochs=EPOCHS, progress=update, **where)
+            train_loaded(fresh.model, fresh.source, cifar10_imagenet_statistics(), settings)
+
     def load() -> nn.Module:
-        folder = TRAINED / name
-        begun = is_run(folder)
-        if not begun or RunRecord.load(folder / "run.json").status.state != "finished":
-            with seeded(0), progress(name) as update:
-                fresh = load_source(f"{Path(__file__).with_name('networks.py')}:{name}")
-                settings = TrainSettings(epochs=EPOCHS, out=folder, resume=begun, progress=update)
-                train_loaded(fresh.model, fresh.source, cifar10_imagenet_statistics(), settings)
-        return load_source(folder).model
+        run_once(TRAINED / name, train)
+        return load_source(TRAINED / name).model
 
     return load
 

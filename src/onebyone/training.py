@@ -33,7 +33,7 @@ from onebyone.evaluation import (
     softened_divergence,
 )
 from onebyone.precision import Precision, float32_in, uses_bf16
-from onebyone.randomness import seed_generators
+from onebyone.randomness import seed_generators, seeded
 from onebyone.records import Epoch, TrainLog
 from onebyone.sites import (
     copy_network,
@@ -382,13 +382,13 @@ class _Job:
     device: torch.device
     home: torch.device
     bf16: bool
+    captures: bool  # the steps, as a CUDA graph
     optimizer: torch.optim.Optimizer
     name: str
     settings: dict[str, Any]
     training_modes: dict[str, bool]
     teacher: nn.Module | None = None
     log: list[Epoch] = field(default_factory=list)
-    captured: _CapturedStep | None = None
 
     @property
     def steps(self) -> int:
@@ -446,6 +446,7 @@ def _prepare(
     if rate is None:
         rate = default_rate * math.sqrt(options.batch_size / 128)
     bf16 = uses_bf16(options.precision, where)
+    captures = options.capture and where.type == "cuda"
     settings = {
         "objective": name,
         "epochs": options.epochs,
@@ -468,11 +469,9 @@ def _prepare(
         device=where,
         home=home,
         bf16=bf16,
+        captures=captures,
         optimizer=_optimizer(
-            student,
-            rate,
-            options.weight_decay,
-            captured_on=where if options.capture and where.type == "cuda" else None,
+            student, rate, options.weight_decay, captured_on=where if captures else None
         ),
         name=name,
         settings=settings,
@@ -619,22 +618,23 @@ def _unlabelled(targets: Tensor) -> bool:
 
 
 _Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+_TakeStep = Callable[[Tensor, Tensor], Tensor]  # of inputs and targets: the loss
 
 
 def _fit(job: _Job, objective: _Objective) -> Trained:
     options = job.options
     score = _validation(job)
     _resume(job)
-    if options.capture and job.device.type == "cuda":
-        job.captured = _CapturedStep(partial(_step, job, objective), job.device)
-    forked = [job.device] if job.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=forked):
+    take_step: _TakeStep = partial(_step, job, objective)
+    if job.captures:
+        take_step = _CapturedStep(take_step, job.device)
+    with seeded(options.seed, job.device):
         for epoch in range(len(job.log) + 1, options.epochs + 1):
             started = time.perf_counter()
             # Seeded anew each epoch: an epoch depends on nothing but the weights before it.
             seed = (options.seed * 1_000_003 + epoch) % 2**63
             seed_generators(seed, job.device)
-            loss = _epoch(job, objective, epoch, seed)
+            loss = _epoch(job, take_step, epoch, seed)
             trained_seconds = time.perf_counter() - started
             job.log.append(
                 Epoch(
@@ -654,14 +654,13 @@ def _fit(job: _Job, objective: _Objective) -> Trained:
     return Trained(job.student, _log(job, "none" if score is None else score.name))
 
 
-def _epoch(job: _Job, objective: _Objective, epoch: int, seed: int) -> float:
+def _epoch(job: _Job, take_step: _TakeStep, epoch: int, seed: int) -> float:
     options, first = job.options, (epoch - 1) * job.steps
     total_steps = job.steps * options.epochs
     # A look at the loss waits for a GPU, so there it is rare.
     look = 1 if job.device.type == "cpu" else 16
     total = torch.zeros((), dtype=torch.float64, device=job.device)
     job.enter_training()
-    take_step = job.captured or partial(_step, job, objective)
     batches = job.examples.train.batches(
         options.batch_size,
         seed=seed,
@@ -704,10 +703,10 @@ class _CapturedStep:
 
     A step of a small network is a thousand kernels of a few microseconds, and the processor takes
     longer to launch one than the GPU to run it; a graph is launched at once. Batches of another
-    shape, and steps that cannot be captured, go kernel by kernel.
+    shape, and steps that wait for the GPU, go kernel by kernel.
     """
 
-    def __init__(self, take: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:
+    def __init__(self, take: _TakeStep, device: torch.device) -> None:
         self._take, self._device = take, device
         self._ahead = STEPS_BEFORE_CAPTURE
         self._waits = False  # for the device, within a step, which no graph can hold

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
 from torch import nn
 
 import onebyone
+from onebyone import randomness
 from onebyone.article.record import Duel, NetworkRuns, SeedRun
 from onebyone.article.shelf import Settings, Shelf
 from onebyone.data import Data
@@ -136,8 +136,7 @@ class Trainer:
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Return a network whose first weights come from a seed; the global state is not changed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with randomness.seeded(seed):
         return make()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from onebyone.errors import MissingExtraError, UnknownNameError
 from onebyone.runtimes.base import Prepared, Runtime
@@ -38,24 +40,27 @@ __all__ = [
 _ANY = ("cpu", "cuda")
 _GPU = ("cuda",)
 
+
+def _in_precisions(
+    name: str, prepare: Callable[..., Prepared], *, devices: tuple[str, ...] = _ANY, **how: Any
+) -> tuple[Runtime, ...]:
+    """Return a runtime that takes a precision, once for each: full float32, TF32 and bf16."""
+    tf32, bf16 = (partial(prepare, precision=precision) for precision in ("tf32", "bf16"))
+    return (
+        Runtime(name, prepare, devices=devices, **how),
+        Runtime(f"{name}:tf32", tf32, devices=_GPU, **how),
+        Runtime(f"{name}:bf16", bf16, devices=devices, **how),
+    )
+
+
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
-        Runtime("eager", prepare_eager, devices=_ANY),
-        Runtime("eager:tf32", partial(prepare_eager, precision="tf32"), devices=_GPU),
-        Runtime("eager:bf16", partial(prepare_eager, precision="bf16"), devices=_ANY),
-        Runtime("channels-last", prepare_channels_last, devices=_ANY),
-        Runtime(
-            "channels-last:tf32", partial(prepare_channels_last, precision="tf32"), devices=_GPU
-        ),
-        Runtime(
-            "channels-last:bf16", partial(prepare_channels_last, precision="bf16"), devices=_ANY
-        ),
+        *_in_precisions("eager", prepare_eager),
+        *_in_precisions("channels-last", prepare_channels_last),
         Runtime("packed", prepare_packed),
         Runtime("packed:bf16", prepare_packed_bf16),
-        Runtime("compile", prepare_compiled, devices=_ANY),
-        Runtime("compile:tf32", partial(prepare_compiled, precision="tf32"), devices=_GPU),
-        Runtime("compile:bf16", partial(prepare_compiled, precision="bf16"), devices=_ANY),
+        *_in_precisions("compile", prepare_compiled),
         Runtime(
             "onnxruntime",
             prepare_onnxruntime,
@@ -78,25 +83,9 @@ RUNTIMES: dict[str, Runtime] = {
             extra="openvino",
         ),
         Runtime("executorch", prepare_executorch, package="executorch", extra="executorch"),
-        Runtime("cuda-graph", prepare_cuda_graph, devices=_GPU),
-        Runtime("cuda-graph:tf32", partial(prepare_cuda_graph, precision="tf32"), devices=_GPU),
-        Runtime("cuda-graph:bf16", partial(prepare_cuda_graph, precision="bf16"), devices=_GPU),
-        Runtime(
-            "tensorrt", prepare_tensorrt, package="torch_tensorrt", extra="tensorrt", devices=_GPU
-        ),
-        Runtime(
-            "tensorrt:tf32",
-            partial(prepare_tensorrt, precision="tf32"),
-            package="torch_tensorrt",
-            extra="tensorrt",
-            devices=_GPU,
-        ),
-        Runtime(
-            "tensorrt:bf16",
-            partial(prepare_tensorrt, precision="bf16"),
-            package="torch_tensorrt",
-            extra="tensorrt",
-            devices=_GPU,
+        *_in_precisions("cuda-graph", prepare_cuda_graph, devices=_GPU),
+        *_in_precisions(
+            "tensorrt", prepare_tensorrt, devices=_GPU, package="torch_tensorrt", extra="tensorrt"
         ),
     )
 }
