@@ -1,11 +1,12 @@
-"""What runtimes and the allocator are worth on this machine: the ratios P1 to P5.
+"""What runtimes, the allocator and plans are worth on this machine: the ratios P1 to P7.
 
 Run with ``python benchmarks/latency.py``, or name some of them: ``python benchmarks/latency.py P1
 P4``. Rounds are interleaved in one process; each ratio is the median over rounds with its 95 %
 interval, of times without the wait for a processor (``onebyone.profiling.latency``). P5 compares
-processes, in turns, for the allocator's setting cannot be taken back. Goals: P1 1.9 and no layer
-below 1; P2 1.35; P3 at most 1; P4 2.0, 2.0 and 1.9; P5 1.7. They were set on a processor with
-AVX-512; the instruction set of this one is printed.
+processes, in turns, for the allocator's setting cannot be taken back; P6 and P7 are of the plans
+of ``planning.py`` for ResNet-18. Goals: P1 1.9 and no layer below 1; P2 1.35; P3 at most 1; P4 2.0,
+2.0 and 1.9; P5 1.7; P6 0.95 and 0.9; P7 none. They were set on a processor with AVX-512; the
+instruction set of this one is printed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +28,9 @@ from onebyone.profiling.latency import Samples, interleave, threads
 from onebyone.profiling.resident import keep_memory
 from onebyone.records import Ratio
 from onebyone.runtimes import Runtime, describe_machine, find_runtime
+
+sys.path.insert(0, str(Path(__file__).parent))
+import planning
 
 # in channels, out channels, height = width: all kinds of 1×1 layers of ResNet-50, MobileNetV2,
 # SqueezeNet and NiN.
@@ -52,6 +58,7 @@ LAYERS = (
 NETWORKS = {"ResNet-50": "resnet50", "MobileNetV2": "mobilenet_v2", "SqueezeNet": "squeezenet1_0"}
 ALLOCATED = {"SqueezeNet": "squeezenet1_0", "MobileNetV2": "mobilenet_v2"}
 CHILD_ROUNDS = 3
+SHARES = (50, 25)  # of the latency
 
 
 def packed() -> Runtime:
@@ -148,9 +155,29 @@ def child(spec: str, setting: str) -> None:
     print(np.median(samples.ms["ours"]))
 
 
+@cache
+def planned(share: float) -> planning.Row:
+    asked = planning.Row("resnet18", "onnxruntime", 1, 1, 224, share)
+    return planning.measured(asked, None, 0)
+
+
+def time_for_macs() -> Iterator[str]:
+    yield "P6: time saved ÷ MACs saved, ResNet-18 in ONNX Runtime, batch 1 at 224², 1 thread"
+    for row in map(planned, SHARES):
+        worth = "–" if row.worth is None else f"{row.worth:.2f}"
+        yield f"  {worth} at {row.asked:g} % asked, reached {row.share}"
+
+
+def slower() -> Iterator[str]:
+    yield "P7: rewrites that these plans took, timed again, alone"
+    rows = [planned(share) for share in SHARES]
+    of = sum(row.rewritten for row in rows)
+    yield f"  {sum(row.slower for row in rows)} of {of} shown to be slower"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ratios", nargs="*", metavar="P1", help="some of P1 to P5; all by default")
+    parser.add_argument("ratios", nargs="*", metavar="P1", help="some of P1 to P7; all by default")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -166,6 +193,8 @@ def main() -> None:
         "P3": lambda: cliff(n),
         "P4": lambda: whole(n),
         "P5": lambda: allocation(n),
+        "P6": time_for_macs,
+        "P7": slower,
     }
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"{describe_machine()}, {capability}, {n} rounds, median [95 %]", flush=True)

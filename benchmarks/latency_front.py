@@ -3,7 +3,7 @@
     python benchmarks/latency_front.py resnet20 --runtimes onnxruntime openvino
     python benchmarks/latency_front.py dncnn --shares 70 50
 
-One survey of harm for each runtime; for each share of the latency a plan, whose network is built
+One survey of harm for all runtimes; for each share of the latency a plan, whose network is built
 and measured in turns with the original, fitted to the calibration data, and scored on the test
 data, paired with the original.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ import torch
 from onebyone import apply
 from onebyone.calibration import CalibrationData
 from onebyone.cli.arguments import progress
+from onebyone.data import Data
 from onebyone.errors import BudgetError
 from onebyone.evaluation import agreement, paired_difference, score
 from onebyone.planning import Planner
@@ -31,50 +32,48 @@ sys.path.insert(0, str(Path(__file__).parent))
 from subjects import SUBJECTS, Subject
 
 
-def front(subject: Subject, runtime: str, args: argparse.Namespace) -> list[list[str]]:
-    """Return a line for each share of the latency."""
+def fronts(subject: Subject, args: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield a line for each runtime and share of the latency."""
     network, data = subject.network().eval(), subject.data()
     examples = args.examples or subject.examples
     calibration = CalibrationData(data.train.take(examples, args.seed), data.name, args.seed)
-    with progress(runtime) as update:
+    with progress("options") as update:
         planner = Planner(
-            network,
-            calibration,
-            runtime=runtime,
-            batch=args.batch,
-            num_threads=args.threads,
-            cache=False,
-            progress=update,
+            network, calibration, runtime=args.runtimes[0], cache=False, progress=update
         )
-    rows = []
-    for share in args.shares:
-        try:
-            made = planner.plan([f"latency={share:g}%"])
-        except BudgetError as error:
-            rows.append([runtime, f"{share:g} %", str(error), *[""] * 6])
-            continue
-        small = apply(network, made, calibration)
-        both = score([network, small], data.test, metric=subject.metric)
-        loss, latency = paired_difference(*both.each), made.latency
-        assert latency is not None
-        same = agreement(*both.each)
-        rows.append(
-            [
-                runtime,
-                f"{share:g} %",
-                f"{100 / latency.ratio.value:.1f} % "
-                f"[{100 / latency.ratio.high:.1f}–{100 / latency.ratio.low:.1f}]"
-                + (" disturbed" if latency.after.disturbed else ""),
-                f"{100 * latency.error:.1f} %",
-                f"{100 * made.after.macs / made.before.macs:.0f} %",
-                str(both.each[1].summary()),
-                f"{loss.value:+.4f} [{loss.low:+.4f} … {loss.high:+.4f}], n = {loss.n}",
-                "–" if same is None else str(same),
-                f"{both.divergences[1]:.4g}",
-            ]
+    for runtime in args.runtimes:
+        there = planner.for_runtime(
+            runtime, batch=args.batch, num_threads=args.threads, cache=False
         )
-        print(*rows[-1], file=sys.stderr, flush=True)
-    return rows
+        for share in args.shares:
+            row = [runtime, f"{share:g} %", *_point(there, share, subject, data, calibration)]
+            print(*row, file=sys.stderr, flush=True)
+            yield row
+
+
+def _point(
+    planner: Planner, share: float, subject: Subject, data: Data, calibration: CalibrationData
+) -> list[str]:
+    try:
+        made = planner.plan([f"latency={share:g}%"])
+    except BudgetError as error:
+        return [str(error), *[""] * 6]
+    small = apply(planner.model, made, calibration)
+    both = score([planner.model, small], data.test, metric=subject.metric)
+    loss, latency = paired_difference(*both.each), made.latency
+    assert latency is not None
+    same = agreement(*both.each)
+    return [
+        f"{100 / latency.ratio.value:.1f} % "
+        f"[{100 / latency.ratio.high:.1f}–{100 / latency.ratio.low:.1f}]"
+        + (" disturbed" if latency.after.disturbed else ""),
+        f"{100 * latency.error:.1f} %",
+        f"{100 * made.after.macs / made.before.macs:.0f} %",
+        str(both.each[1].summary()),
+        f"{loss.value:+.4f} [{loss.low:+.4f} … {loss.high:+.4f}], n = {loss.n}",
+        "–" if same is None else str(same),
+        f"{both.divergences[1]:.4g}",
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     subject = SUBJECTS[args.subject]
-    rows = [row for runtime in args.runtimes for row in front(subject, runtime, args)]
+    rows = list(fronts(subject, args))
     name = subject.metric if isinstance(subject.metric, str) else subject.metric.__name__
     conditions = (
         f"{args.examples or subject.examples} calibration inputs, seed {args.seed}, batch "

@@ -14,8 +14,8 @@ from onebyone.data import Data
 from onebyone.evaluation import MetricFunction, Scores, agreement, paired_difference, score
 from onebyone.planning import plan_from
 from onebyone.planning.options import Survey, survey
-from onebyone.reconstruction import Reconstruction, inputs_for
-from onebyone.records import Difference, Metric, Plan
+from onebyone.reconstruction import inputs_for
+from onebyone.records import Difference, Metric, Plan, Reconstruction
 from onebyone.report.console import progress
 
 

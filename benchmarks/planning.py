@@ -112,6 +112,21 @@ class Row:
             self.device,
         )  # fmt: skip
 
+    @property
+    def share(self) -> str:
+        """The share of the time that was reached, in words."""
+        if self.reached is None or self.low is None or self.high is None:
+            return self.detail
+        interval = f"[{100 * self.low:.1f}–{100 * self.high:.1f}]"
+        return f"{100 * self.reached:.1f} % {interval}" + (" disturbed" if self.disturbed else "")
+
+    @property
+    def worth(self) -> float | None:
+        """Share of the time saved by the share of the MACs saved (P6)."""
+        if self.reached is None or self.macs is None or self.macs >= 1:
+            return None
+        return (1 - self.reached) / (1 - self.macs)
+
 
 def measured(asked: Row, cache: Path | None, count: int) -> Row:
     """Plan, and measure what came of it, its front and so many predictions between its points."""
@@ -223,16 +238,14 @@ def _line(row: Row) -> list[str]:
     where = [row.network, row.runtime, str(row.batch), str(row.threads)]
     if row.reached is None or row.macs is None or row.error is None:
         return [*where, "–", f"{row.asked:g} %", row.detail, *[""] * 5, f"{row.seconds:.0f}"]
-    saved = (1 - row.reached) / (1 - row.macs) if row.macs < 1 else float("nan")
     return [
         *where,
         f"{row.before_ms:.2f} ms",
         f"{row.asked:g} %",
-        f"{100 * row.reached:.1f} % [{100 * (row.low or 0):.1f}–{100 * (row.high or 0):.1f}]"
-        + (" disturbed" if row.disturbed else ""),
+        row.share,
         f"{100 * row.error:.1f} %",
         f"{100 * row.macs:.0f} %",
-        f"{saved:.2f}",
+        "–" if row.worth is None else f"{row.worth:.2f}",
         str(row.rewritten),
         str(row.builds),
         f"{row.cpu_seconds:.0f}",

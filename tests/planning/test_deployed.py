@@ -6,7 +6,7 @@ from torch import nn
 
 from onebyone import plan, restructure
 from onebyone.errors import BudgetError, MissingExtraError, OptionError, UnknownNameError
-from onebyone.planning import deployed
+from onebyone.planning import Planner, deployed
 from onebyone.planning.timings import Timings
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Plan
@@ -228,3 +228,30 @@ def test_every_runtime_can_be_planned_for(runtime):
     assert [option.site for option in made.choices] == ["2"]
     assert made.choices[0].gain.low > 1
     assert made.latency.deployment.runtime == runtime
+
+
+def test_a_planner_for_another_batch_takes_the_options_over_and_times_them_anew(
+    machine, net, monkeypatch
+):
+    machine(noise=0)
+    where = {"runtime": "known", "cache": False, "num_threads": 1}
+    first = Planner(net, torch.randn(16, *SHAPE[1:]), **where)
+    alone = first.plan(["latency=70%"])
+    monkeypatch.setattr("onebyone.planning.planner.survey", None)  # no harm is measured again
+    other = first.for_runtime("known", batch=4, num_threads=1, cache=False)
+    made = other.plan(["latency=70%"])
+    assert made.latency.deployment.batch == 4
+    assert made.input_shape == (4, *SHAPE[1:])
+    # 0.5 ms of every example's time is not the layers' own.
+    assert made.latency.before.median_ms == pytest.approx(4 * alone.latency.before.median_ms)
+    assert made.calibration == alone.calibration
+    harm = {(o.site, o.rewrite, str(o.settings)): o.harm for o in first.survey().options}
+    assert {(o.site, o.rewrite, str(o.settings)): o.harm for o in other.survey().options} == harm
+    # The first one is as it was.
+    assert first.plan(["latency=70%"]).input_shape == SHAPE
+
+
+def test_a_planner_for_no_runtime_has_not_the_options_for_one(machine, net):
+    machine()
+    with pytest.raises(OptionError, match="planner for a runtime"):
+        Planner(net, None, input_shape=SHAPE).for_runtime("known")

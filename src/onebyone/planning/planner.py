@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from onebyone.randomness import seeded
 from onebyone.records import (
     Budget,
     CalibrationInfo,
+    Deployment,
     FrontPoint,
     LeftAlone,
     Option,
@@ -182,22 +184,76 @@ class Planner:
                 every_form=deployment is not None,
                 progress=progress,
             )
-        self._model = model
+        self._model, self._example, self._device = model, example, device
+        self._progress = progress
+        self._name = name or type(model).__name__
+        self._data = None if data is None else data.info()
+        self._deploy(deployment, batch, cache)
+
+    def _deploy(
+        self, deployment: Deployment | None, batch: int, cache: str | Path | Literal[False] | None
+    ) -> None:
         # Beside the network: what is built of it is counted on this.
-        home = next(model.parameters(), example).device
-        self._batched = example.expand(batch, *example.shape[1:]).contiguous().to(home)
+        home = next(self._model.parameters(), self._example).device
+        whole = self._example.expand(batch, *self._example.shape[1:])
+        self._batched = whole.contiguous().to(home)
         self._made = partial(
             _plan_within,
-            network=name or type(model).__name__,
+            network=self._name,
             input_shape=tuple(self._batched.shape),
-            calibration=None if data is None else data.info(),
+            calibration=self._data,
         )
         self._deployed = None
         if deployment is not None:
             timings = Timings(deployment, _folder(cache))
             self._deployed = Deployed(
-                model, self._found, self._batched, deployment, timings, progress=progress
+                self._model,
+                self._found,
+                self._batched,
+                deployment,
+                timings,
+                progress=self._progress,
             )
+
+    def for_runtime(
+        self,
+        runtime: str,
+        *,
+        batch: int = 1,
+        num_threads: int | None = None,
+        cache: str | Path | Literal[False] | None = None,
+    ) -> Planner:
+        """Return a planner of the same options for another runtime, batch or number of threads.
+
+        Harm is not measured again, which for many networks takes longer than timing the options.
+
+        Args:
+            runtime: As for the planner itself, as is all that follows.
+            batch: Inputs of a call.
+            num_threads: Torch's and the runtime's.
+            cache: Where times are kept.
+
+        Raises:
+            OptionError: If this planner is for no runtime: options that cost more than others by
+                what is counted, and may be the faster ones, are then not among its own.
+            OneByOneError: As the planner itself.
+        """
+        if self._deployed is None:
+            raise OptionError(
+                "The options must be those of a planner for a runtime, and this one is for none. "
+                "Give it a `runtime` from the start."
+            )
+        deployment = deployment_of(
+            runtime, device=self._device, batch=batch, num_threads=num_threads
+        )
+        other = copy(self)
+        other._deploy(deployment, batch, cache)  # noqa: SLF001
+        return other
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that plans are for."""
+        return self._model
 
     @property
     def worth(self) -> Worth:
