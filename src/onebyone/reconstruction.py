@@ -38,6 +38,7 @@ from onebyone.kernels import shape_of
 from onebyone.precision import Precision, float32_in, uses_bf16
 from onebyone.randomness import seeded
 from onebyone.records import Reconstruction
+from onebyone.rewrites.composed import composed
 from onebyone.rewrites.regression import eigen
 from onebyone.sites import (
     copy_network,
@@ -272,6 +273,11 @@ class _Job:
     answers: TensorSplit | None = None
     bf16: bool = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the steps compute in."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield batches to fit to, pass after pass, each in an order of its own.
 
@@ -350,6 +356,7 @@ def _run(
     with (
         _outputs_of(job.student, job.features) as ours,
         _outputs_of(job.guide, job.features) as theirs,
+        composed(job.student, dtype=job.dtype, device=torch.device(job.judge.device)),
     ):
         for inputs, wanted in job.batches():
             share = done / steps

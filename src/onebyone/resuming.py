@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.errors import ModelError
 from onebyone.evaluation import one_tensor
-from onebyone.sites import hooks_removed, module_at, replace_module, run, tensors_in
+from onebyone.sites import has_hooks, hooks_removed, module_at, replace_module, run, tensors_in
 
 # The same operations on the same values: what two runs may differ by, of the largest output.
 SAME = 1e-5
@@ -385,7 +385,7 @@ def _watched(network: nn.Module, example: Tensor) -> dict[str, _Seen]:
         for name, module in network.named_modules()
         if name and not isinstance(module, torch.jit.ScriptModule)  # takes no hooks
     }
-    seen = {name: _Seen(hooked=_has_hooks(module)) for name, module in modules.items()}
+    seen = {name: _Seen(hooked=has_hooks(module)) for name, module in modules.items()}
     now = 0
 
     def entering(mine: _Seen) -> Callable[..., None]:
@@ -420,10 +420,6 @@ def _watched(network: nn.Module, example: Tensor) -> dict[str, _Seen]:
 
 def _versions(arguments: Any) -> tuple[int, ...]:
     return tuple(tensor._version for tensor in tensors_in(arguments))  # noqa: SLF001
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
 
 
 def _skippable(seen: Mapping[str, _Seen], site: str) -> Iterator[list[str]]:

@@ -15,6 +15,8 @@ from onebyone.precision import float32_in
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 def copy_network(model: nn.Module) -> nn.Module:
     """Return a deep copy of a network; the network itself is only read.
@@ -177,6 +179,11 @@ def check_finite(model: nn.Module) -> None:
                 f"Weights must be finite, but {bad:,} of {tensor.numel():,} values of {name!r} are "
                 f"NaN or infinite. Load weights from before the training diverged."
             )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module's call, or the backward of it, calls more than its forward."""
+    return any(vars(module).get(kind) for kind in _HOOKS)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from onebyone.evaluation import (
 from onebyone.precision import Precision, float32_in, uses_bf16
 from onebyone.randomness import seed_generators, seeded
 from onebyone.records import Epoch, TrainLog
+from onebyone.rewrites.composed import composed
 from onebyone.sites import (
     copy_network,
     evaluation_copy,
@@ -401,6 +402,11 @@ class _Job:
         """The parameters that are learned."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the steps compute in."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
@@ -634,7 +640,8 @@ def _fit(job: _Job, objective: _Objective) -> Trained:
             # Seeded anew each epoch: an epoch depends on nothing but the weights before it.
             seed = (options.seed * 1_000_003 + epoch) % 2**63
             seed_generators(seed, job.device)
-            loss = _epoch(job, take_step, epoch, seed)
+            with composed(job.student, dtype=job.dtype, device=job.device):
+                loss = _epoch(job, take_step, epoch, seed)
             trained_seconds = time.perf_counter() - started
             job.log.append(
                 Epoch(

@@ -14,7 +14,15 @@ from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.records import LayerCost, Record
 from onebyone.rewrites import head
 from onebyone.rewrites.layerwise import LAYER_REWRITES
-from onebyone.sites import Inputs, aliases, evaluation_copy, module_at, replace_module, run
+from onebyone.sites import (
+    Inputs,
+    aliases,
+    evaluation_copy,
+    has_hooks,
+    module_at,
+    replace_module,
+    run,
+)
 from onebyone.tables import Table
 
 HEAD = "(head)"
@@ -201,6 +209,6 @@ def _obstacle(layer: LayerCost, module: nn.Module, tied: Mapping[int, str]) -> s
         return "does not run on this input"
     if layer.calls > 1:
         return f"runs {layer.calls} times in one pass"
-    if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001
+    if has_hooks(module):
         return "has hooks, which a rewrite would lose"
     return None

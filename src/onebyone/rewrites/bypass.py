@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from onebyone.rewrites.chain import Call, Chain, NotFound
 from onebyone.rewrites.forwards import CannotTrace, set_forward, traced_in
-from onebyone.sites import replace_module
+from onebyone.sites import has_hooks, replace_module
 
 
 class Action(Enum):
@@ -113,7 +113,7 @@ def _replacement(call: Call, action: Action | nn.Module) -> nn.Module | None:
 
 
 def _check_hooks(module: nn.Module, name: str) -> None:
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:  # noqa: SLF001
+    if has_hooks(module):
         raise NotFound(f"its module {name!r} has hooks, which a rewrite would lose")
 
 

@@ -47,6 +47,7 @@ from onebyone.sites import (
     copy_network,
     device_of,
     evaluation_copy,
+    has_hooks,
     hooks_removed,
     module_at,
     replace_module,
@@ -137,23 +138,11 @@ def _look(network: nn.Module, example: Inputs, *, values: bool) -> _Scene:
     hooked = {
         place: call.module
         for call in neighbours.calls
-        if _has_hooks(modules[call.module])
+        if has_hooks(modules[call.module])
         for place in (*call.inputs, *call.outputs)
     }
     batch = max(1, next((t.shape[0] for t in tensors_in(example) if t.ndim), 1))
     return _Scene(network, neighbours, aliases(network), owners, hooked, batch, values)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(
-        getattr(module, kind)
-        for kind in (
-            "_forward_hooks",
-            "_forward_pre_hooks",
-            "_backward_hooks",
-            "_backward_pre_hooks",
-        )
-    )
 
 
 def _why_not(scene: _Scene, fold: _Fold) -> str | None:
@@ -197,7 +186,7 @@ def _why_tied(scene: _Scene, name: str) -> str | None:
     module = scene.module(name)
     if len(scene.names[name]) > 1:
         return f"{name!r} is one module of several names, {', '.join(scene.names[name])}"
-    if _has_hooks(module):
+    if has_hooks(module):
         return f"{name!r} has hooks"
     if name in scene.neighbours.read_elsewhere:
         reader = scene.neighbours.read_elsewhere[name] or "the network"
@@ -359,7 +348,7 @@ def _chain_of(network: nn.Module, fold: _Fold) -> str | None:
     if fold.into.rpartition(".")[0] != parent:
         return None
     chain = module_at(network, parent)
-    if type(chain) is not nn.Sequential or _has_hooks(chain):
+    if type(chain) is not nn.Sequential or has_hooks(chain):
         return None
     names = {child for child, _ in chain.named_children()}
     return parent if names <= _FACTORS and name in names else None

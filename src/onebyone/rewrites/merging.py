@@ -228,8 +228,8 @@ def why_uneven(layer: nn.Module) -> str | None:
 
 def merged(merge: Merge, first: nn.Module, second: nn.Module) -> nn.Module:
     """Return the one layer with its weights."""
-    a = _coarse(kernel_of(first), merge.groups)
-    b = _coarse(kernel_of(second), merge.groups)
+    a = coarse(kernel_of(first), merge.groups)
+    b = coarse(kernel_of(second), merge.groups)
     if merge.first_is_pointwise:
         kernel = torch.einsum("gomp,gmc->gocp", b, a[..., 0])
     else:
@@ -281,7 +281,7 @@ def _product(left: Any, right: Sequence[int]) -> Any:
     return tuple(a * b for a, b in zip(left, right, strict=True))
 
 
-def _coarse(kernel: Tensor, groups: int) -> Tensor:
+def coarse(kernel: Tensor, groups: int) -> Tensor:
     """Return a kernel ``(groups, out, in, places)`` over fewer groups, with zeros between."""
     fine, out, channels, taps = kernel.shape
     if fine == groups:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from onebyone.runtimes.fusing import Packing, fuse
-from onebyone.sites import evaluation_copy, hooks_removed
+from onebyone.sites import evaluation_copy, has_hooks, hooks_removed
 
 
 def pack(model: nn.Module, example: Tensor) -> tuple[nn.Module, Packing]:
@@ -67,7 +67,7 @@ def _packed(
         return known[id(module)]
     result = module
     example = inputs.get(id(module))
-    if example is not None and not _has_hooks(module):
+    if example is not None and not any(has_hooks(part) for part in module.modules()):
         graph = _traced(module, example)
         if graph is not None:
             result = fuse(graph, done)
@@ -76,14 +76,6 @@ def _packed(
             setattr(module, name, _packed(child, inputs, done, known))
     known[id(module)] = result
     return result
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(
-        vars(part).get(kind)
-        for part in module.modules()
-        for kind in ("_forward_hooks", "_forward_pre_hooks")
-    )
 
 
 def _is_leaf(module: nn.Module) -> bool:
