@@ -93,7 +93,7 @@ def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dic
             if form == "context":
                 how = {"plan": with_context(trained.model, data, share)}
             settings = ShrinkSettings(
-                **how, epochs=args.distil, calibration_examples=2048,
+                **how, epochs=args.distil,
                 label_weight=args.label_weight, **common, **where,
             )  # fmt: skip
             shrink_loaded(trained.model, trained.source, data, settings)

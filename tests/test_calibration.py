@@ -8,15 +8,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+import onebyone as obo
 from onebyone import calibration
 from onebyone.calibration import (
     Across,
     MomentSum,
     as_calibration,
     collect,
+    drawn_for,
     output_curvature,
 )
-from onebyone.data import TensorSplit
+from onebyone.data import TensorSplit, as_split
 from onebyone.errors import DataError, ModelError
 from onebyone.kernels import input_rows, output_rows
 
@@ -293,3 +295,60 @@ def test_what_is_no_data_is_refused():
         as_calibration("photos")
     with pytest.raises(DataError):
         as_calibration(torch.empty(0, 3, 6, 6))
+
+
+class Wide(nn.Module):
+    """A linear layer on a flattened map, and convolutions with many places."""
+
+    def __init__(self, width=8, out=5):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.head = nn.Linear(width * 7 * 9, out)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().flatten(1))
+
+
+def inputs_split(n):
+    return as_split(torch.randn(n, 3, 7, 9))
+
+
+def test_a_linear_layer_gets_three_times_as_many_examples_as_it_has_inputs():
+    assert len(drawn_for(Wide(8), inputs_split(3000))) == 3 * 8 * 7 * 9
+    # Its rows are enough at fewer, and of a convolution an example has many.
+    assert len(drawn_for(Wide(2), inputs_split(3000))) == 1024
+    assert len(drawn_for(Wide(8).conv, inputs_split(3000))) == 1024
+
+
+def test_no_more_examples_are_drawn_than_there_are_or_are_cheap(monkeypatch):
+    assert len(drawn_for(Wide(), inputs_split(700))) == 700
+    assert len(drawn_for(Wide(), inputs_split(1100))) == 1100
+    macs = 8 * 3 * 9 * 63 + 8 * 63 * 5
+    monkeypatch.setattr(calibration, "CALIBRATION_MACS", 1200 * macs)
+    assert len(drawn_for(Wide(), inputs_split(3000))) == 1200
+    monkeypatch.setattr(calibration, "CALIBRATION_MACS", 10 * macs)
+    assert len(drawn_for(Wide(), inputs_split(3000))) == 1024
+
+
+def test_a_number_that_is_given_is_drawn_as_it_is():
+    split = inputs_split(3000)
+    drawn = drawn_for(Wide(), split, examples=40, name="own", seed=3)
+    assert (len(drawn), drawn.name, drawn.seed) == (40, "own", 3)
+    expected = next(split.take(40, 3).batches(40))[0]
+    assert_close(torch.cat(list(drawn.batches())), expected)
+
+
+def test_with_too_few_examples_a_wide_layer_is_fitted_worse():
+    """What the number is for: as many rows as inputs, against three times so many."""
+    torch.manual_seed(0)
+    network = Wide(out=40).eval()
+    fresh = torch.randn(2000, 3, 7, 9)
+    plan = obo.plan(network, fresh[:64], budget="params=30%", head="exact")
+    split = inputs_split(3000)
+
+    def error(examples):
+        small = obo.apply(network, plan, drawn_for(network, split, examples=examples))
+        with torch.no_grad():
+            return float((small(fresh) - network(fresh)).square().mean())
+
+    assert error(None) < 0.9 * error(8 * 7 * 9)

@@ -22,10 +22,12 @@ from onebyone.kernels import (
     output_places,
     output_rows,
     shape_of,
+    why_unknown,
 )
+from onebyone.profiling.trace import trace_layers
 from onebyone.records import CalibrationInfo
 from onebyone.resuming import Advancing, Reached
-from onebyone.sites import evaluation_copy, hooks_removed, in_evaluation_mode, run
+from onebyone.sites import evaluation_copy, hooks_removed, in_evaluation_mode, module_at, run
 
 # Float32 sums of this many rows are exact enough to be added up in float64.
 ROWS_A_BLOCK = 65_536
@@ -48,6 +50,11 @@ BATCH_VALUES = 1_250_000
 # are had.
 CURVATURE_MACS = 8e11
 FEWEST_CURVATURE_EXAMPLES = 64
+# Examples that are drawn where their number is not given: so many rows for each value that a kernel
+# sees, if a pass costs no more MACs than that, but not fewer examples than these.
+ROWS_TO_FIT = 3
+CALIBRATION_MACS = 1e12
+FEWEST_EXAMPLES = 1024
 # Of outputs that are maps a direction is drawn at each place, so that few examples have many.
 DIRECTIONS = 65_536
 FEWEST_WITH_MAPS = 8
@@ -367,6 +374,51 @@ class CalibrationData:
     def info(self) -> CalibrationInfo:
         """Return the record of what was used."""
         return CalibrationInfo(data=self.name, examples=len(self), seed=self.seed)
+
+
+def drawn_for(
+    network: nn.Module,
+    split: Split,
+    *,
+    examples: int | None = None,
+    name: str = "calibration data",
+    seed: int = 0,
+    device: str = "cpu",
+) -> CalibrationData:
+    """Draw the inputs that a network's layers are measured and fitted on.
+
+    Args:
+        network: Not modified.
+        split: That they are drawn from.
+        examples: How many. Where not given, 1,024, or as many as give each layer three times as
+            many rows as its kernel sees values, if a pass over these costs no more than 1e12 MACs:
+            a linear layer gets one row of an example, and fitted on fewer than it has inputs learns
+            what is these examples' own.
+        name: Of the data, for the record.
+        seed: Of the draw.
+        device: Where the network is to run.
+
+    Raises:
+        ModelError: If the network cannot be run on the data.
+    """
+    if examples is None:
+        examples = _enough_for(network, split, device)
+    return CalibrationData(split.take(examples, seed), name, seed, device=device)
+
+
+def _enough_for(network: nn.Module, split: Split, device: str) -> int:
+    costs = trace_layers(network, CalibrationData(split, device=device).example())
+    wanted = FEWEST_EXAMPLES
+    for layer in costs.layers:
+        module = module_at(network, layer.name)
+        if not layer.macs or why_unknown(module) is not None:
+            continue
+        shape = shape_of(module)
+        if shape.values <= MOST_VALUES:
+            rows = layer.macs / (shape.out * shape.values)  # of one example
+            wanted = max(wanted, math.ceil(ROWS_TO_FIT * shape.values / rows))
+    affordable = int(CALIBRATION_MACS / max(costs.macs, 1))
+    return min(len(split), wanted, max(FEWEST_EXAMPLES, affordable))
 
 
 def as_calibration(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from onebyone import __version__
-from onebyone.calibration import CalibrationData
+from onebyone.calibration import CalibrationData, drawn_for
 from onebyone.comparison import TRAIN_EXAMPLES, measure, side_by_side
 from onebyone.data import Data, as_data, load_data
 from onebyone.differences import count_confusions, find_disagreements
@@ -41,7 +41,6 @@ from onebyone.training import distill, train
 
 Progress = Callable[[int, int, str], None]
 
-CALIBRATION_EXAMPLES = 1024
 EPOCHS = 5
 DEFAULT_BUDGET = "macs=50%"
 
@@ -196,7 +195,8 @@ class ShrinkSettings(RunSettings):
         epochs: Of distilling from the original; 0 stops before fine-tuning.
         learning_rate: Of the distilling, if not its default.
         label_weight: Share of the distilling's loss that the labels get, from 0 to 1.
-        calibration_examples: Training inputs, without labels, that weights are fitted on.
+        calibration_examples: Training inputs, without labels, that weights are fitted on; where
+            not given 1,024, or more for a cheap network with a wide linear layer.
     """
 
     budget: str | Iterable[str] | None = None
@@ -211,7 +211,7 @@ class ShrinkSettings(RunSettings):
     epochs: int = EPOCHS
     learning_rate: float | None = None
     label_weight: float = 0.0
-    calibration_examples: int = CALIBRATION_EXAMPLES
+    calibration_examples: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -225,7 +225,8 @@ class ShrinkSettings(RunSettings):
             raise OptionError(f"`label_weight` must be from 0 to 1, got {self.label_weight}.")
         if self.max_drop is not None and self.max_drop < 0:
             raise OptionError(f"`max_drop` must be 0 or more, got {self.max_drop}.")
-        _at_least(1, calibration_examples=self.calibration_examples)
+        if self.calibration_examples is not None:
+            _at_least(1, calibration_examples=self.calibration_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,10 +313,12 @@ def shrink_loaded(
     original = evaluation_copy(network, device="cpu")
     with line.stage("profile"):
         line.keep(profile_before=line.profile(original))
-    calibration = CalibrationData(
-        examples.train.take(settings.calibration_examples, settings.seed),
-        examples.name,
-        settings.seed,
+    calibration = drawn_for(
+        original,
+        examples.train,
+        examples=settings.calibration_examples,
+        name=examples.name,
+        seed=settings.seed,
         device=line.device,
     )
     with line.stage("plan"):

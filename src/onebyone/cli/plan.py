@@ -63,9 +63,9 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration",
         type=positive,
-        default=1024,
         metavar="N",
-        help="training inputs, without labels, that weights are fitted on (1024)",
+        help="training inputs, without labels, that weights are fitted on (1024, or more for a "
+        "cheap network with a wide linear layer)",
     )
 
 
@@ -178,14 +178,19 @@ def _uniform(args: argparse.Namespace) -> Plan:
 
 def _planned(args: argparse.Namespace) -> Plan:
     loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
-    from onebyone.calibration import CalibrationData
+    from onebyone.calibration import drawn_for
     from onebyone.data import load_data
     from onebyone.planning import plan
 
     device = device_of(args.device)
     data = load_data(args.data, seed=args.seed, limit=args.limit)
-    calibration = CalibrationData(
-        data.train.take(args.calibration, args.seed), data.name, args.seed, device=device
+    calibration = drawn_for(
+        loaded.model,
+        data.train,
+        examples=args.calibration,
+        name=data.name,
+        seed=args.seed,
+        device=device,
     )
     with progress("plan") as update:
         return plan(
