@@ -241,7 +241,7 @@ def test_unfit_folders_are_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"broken\.jpg cannot be read"):
         load_data(f"imagefolder:{tmp_path}", image_size=8)
     (tmp_path / "cat" / "broken.jpg").unlink()
-    monkeypatch.setattr(folders, "_available_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(folders, "free_bytes", lambda: 1_000_000)
     with pytest.raises(DataError, match=r"20 pictures of 224×224 need 3\.01 MB .* 1\.00 MB"):
         load_data(f"imagefolder:{tmp_path}")
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from onebyone import plan, restructure
 from onebyone.errors import BudgetError, MissingExtraError, OptionError, UnknownNameError
-from onebyone.planning import Planner, deployed
+from onebyone.planning import Planner, deployed, timing
 from onebyone.planning.timings import Timings
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Plan
@@ -255,3 +255,21 @@ def test_a_planner_for_no_runtime_has_not_the_options_for_one(machine, net):
     machine()
     with pytest.raises(OptionError, match="planner for a runtime"):
         Planner(net, None, input_shape=SHAPE).for_runtime("known")
+
+
+def test_chains_whose_maps_are_large_are_timed_a_few_at_once(machine, net, monkeypatch):
+    """Some runtimes keep the memory of a call: what is ready to run must fit, with all the rest."""
+    known = machine(noise=0)
+    all_at_once = planned(net, "latency=70%")
+    most = max(map(len, known.sampled))
+    # Of the smallest chain, the last but one: the image of 16, 48 and 48 maps, and 64 and 64.
+    maps = 4 * 10 * 24 * (16 + 2 * 48 + 2 * 64)
+    monkeypatch.setattr(timing, "free_bytes", lambda _: 3.5 * maps / timing.MEMORY_SHARE)
+    known = machine(noise=0)
+    few = planned(net, "latency=70%")
+    assert max(map(len, known.sampled)) < min(most, 1 + 7)
+    assert few.choices == all_at_once.choices
+    monkeypatch.setattr(timing, "free_bytes", lambda _: 0)
+    known = machine(noise=0)
+    assert planned(net, "latency=70%").choices == all_at_once.choices
+    assert max(map(len, known.sampled)) == 2

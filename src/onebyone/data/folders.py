@@ -14,6 +14,7 @@ from onebyone.data.augment import Augmentation
 from onebyone.data.pictures import fit_picture, open_picture
 from onebyone.data.splits import Data, TensorSplit, held_out
 from onebyone.errors import DataError, OptionError
+from onebyone.free_memory import free_bytes
 from onebyone.units import format_bytes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -163,28 +164,13 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _check_memory(count: int, size: int) -> None:
-    needed, free = count * 3 * size * size, _available_bytes()
+    needed, free = count * 3 * size * size, free_bytes()
     if free is not None and needed > MEMORY_SHARE * free:
         raise DataError(
             f"{count:,} pictures of {size}×{size} need {format_bytes(needed)} of memory, more "
             f"than {MEMORY_SHARE:.0%} of the {format_bytes(free)} that are free. Give a smaller "
             "`image_size` or a `limit`, or a torch data set from a Python file."
         )
-
-
-def _available_bytes() -> int | None:
-    """Return the memory that is free, or ``None`` where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def _decode(paths: list[Path], size: int) -> Tensor:

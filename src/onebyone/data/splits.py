@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from onebyone.data.augment import Augmentation, augment, draw
 from onebyone.errors import DataError, OptionError
+from onebyone.free_memory import free_bytes
 from onebyone.records import DataInfo
 
 Picture = NDArray[np.uint8]
@@ -210,11 +211,10 @@ class TensorSplit:
         targets = self._targets
         if targets is None:
             targets = torch.empty(len(self._inputs), 0)
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
+        free = free_bytes(str(device)) if device.type == "cuda" else None
+        if free is not None and self._inputs.nbytes < free // 4:
             # One copy an epoch instead of one a batch, where it leaves room for the network.
-            if self._inputs.nbytes < free // 4:
-                return self._inputs.to(device), targets.to(device)
+            return self._inputs.to(device), targets.to(device)
         return self._inputs, targets
 
     def _normalized(self, images: Tensor, *, channels_last: bool) -> Tensor:

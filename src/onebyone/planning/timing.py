@@ -15,6 +15,7 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from onebyone.errors import OneByOneError
+from onebyone.free_memory import free_bytes
 from onebyone.kernels import is_linear, shape_of
 from onebyone.layers import GlobalAverageHead
 from onebyone.planning.timings import Site, Timed, Timings
@@ -34,6 +35,9 @@ ROUNDS = 9
 SECONDS_A_SITE = 6.0
 # More rounds, as many times, for options whose gain the first did not decide.
 MOST_TRIES = 4
+# Chains that are ready to run at once, and the share of the free memory that their maps may take.
+MOST_TOGETHER = 64
+MEMORY_SHARE = 0.25
 # Options of one form that are timed before the rest is predicted from them.
 POINTS = 7
 # Channels of the input that the first neighbor makes the site's input of.
@@ -150,29 +154,51 @@ class LayerTimer:
     def _run(self, options: Sequence[Option]) -> dict[str, Timed]:
         runtime = find_runtime(self.deployment.runtime)
         prepare = runtime.prepare_layers or runtime.prepare
+        found: dict[str, Timed] = {}
         with seeded(0, self.deployment.device), threads(self.deployment.threads):
             before, example = self._chain(options[0], as_it_is=True)
-            contenders: dict[str, Prepared] = {"": prepare(before, example)}
-            for option in options:
-                chain, _ = self._chain(option)
-                contenders[_key_of(option)] = prepare(chain, example)
-            pairs: dict[str, Samples] = {}
-            undecided = list(contenders)
-            for _ in range(MOST_TRIES):
-                samples = interleave(
-                    {name: contenders[name] for name in undecided},
-                    rounds=ROUNDS,
-                    device=self.deployment.device,
-                    seconds=SECONDS_A_SITE,
-                )
-                for name in undecided:
-                    if name:
-                        mine = samples.only("", name)
-                        known = pairs.get(name)
-                        pairs[name] = mine if known is None else known.followed_by(mine)
-                undecided = ["", *(name for name, pair in pairs.items() if _is_open(pair, name))]
-                if len(undecided) == 1:
-                    break
+            original = prepare(before, example)
+            together = self._together(before, example)
+            for start in range(0, len(options), together):
+                contenders = {"": original}
+                for option in options[start : start + together]:
+                    chain, _ = self._chain(option)
+                    contenders[_key_of(option)] = prepare(chain, example)
+                found |= self._compared(contenders)
+        return found
+
+    def _together(self, chain: nn.Sequential, example: Tensor) -> int:
+        """Return how many chains may be ready to run at once: some runtimes keep their maps."""
+        x = example.to("meta")  # shapes alone
+        values = x.numel()
+        for part in copy.deepcopy(chain).to("meta"):
+            x = part(x)
+            values += x.numel()
+        free = free_bytes(self.deployment.device)
+        if free is None:
+            return MOST_TOGETHER
+        fitting = int(MEMORY_SHARE * free / (values * example.element_size()))
+        return min(max(1, fitting), MOST_TOGETHER)
+
+    def _compared(self, contenders: Mapping[str, Prepared]) -> dict[str, Timed]:
+        """Return times of rewritten chains, in turns with the original, whose name is empty."""
+        pairs: dict[str, Samples] = {}
+        undecided = list(contenders)
+        for _ in range(MOST_TRIES):
+            samples = interleave(
+                {name: contenders[name] for name in undecided},
+                rounds=ROUNDS,
+                device=self.deployment.device,
+                seconds=SECONDS_A_SITE,
+            )
+            for name in undecided:
+                if name:
+                    mine = samples.only("", name)
+                    known = pairs.get(name)
+                    pairs[name] = mine if known is None else known.followed_by(mine)
+            undecided = ["", *(name for name, pair in pairs.items() if _is_open(pair, name))]
+            if len(undecided) == 1:
+                break
         return {name: _timed(pair, name) for name, pair in pairs.items()}
 
     def _chain(self, option: Option, *, as_it_is: bool = False) -> tuple[nn.Sequential, Tensor]:
