@@ -215,6 +215,11 @@ class Deployed:
         if not good:
             raise self._unreachable(budgets, attempts, make)
         best = min(good, key=lambda each: (not each.agrees, each.plan.harm or 0.0))
+        if not best.agrees:
+            # Its prediction is from before what was learned since.
+            made = self.foreseen(best.plan)
+            again = _Attempt(made, self._built(made, len(attempts)))
+            best = again if again.agrees and again.meets(limit) else best
         return replace(best.plan, budgets=tuple(budgets), latency=best.latency)
 
     def measured(self, made: Plan) -> Plan:
