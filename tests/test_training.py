@@ -105,6 +105,49 @@ def test_distillation_needs_no_labels_and_approaches_the_teacher():
     assert evaluate(student, toy().test).value > 0.95
 
 
+@pytest.mark.parametrize("mix", [None, 1.0])
+def test_the_teacher_sees_the_mixtures_that_the_student_sees(mix, monkeypatch):
+    """A network that is its teacher already has no loss on any input that both are given."""
+    teacher = network().eval()
+    seen = []
+    plain = training.cut_mixed
+
+    def watched(images, share, generator):
+        made = plain(images, share, generator)
+        seen.append(bool((made != images).any()))
+        return made
+
+    monkeypatch.setattr(training, "cut_mixed", watched)
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+    log = distill(
+        teacher, toy(), teacher=teacher, epochs=2, mix=mix, learning_rate=1e-9, precision="float32"
+    ).log
+    assert any(seen)
+    assert log.epochs[0].loss < 1e-6
+    share = "100%" if mix else "50%"
+    assert log.augmentation == f"flip + {share} with a rectangle of another"
+
+
+def test_images_are_mixed_where_no_label_is_used_and_they_are_augmented_anyway():
+    teacher = network(seed=1)
+    common = {"teacher": teacher, "epochs": 1, "learning_rate": 1e-3}
+
+    def augmentation(data, **settings):
+        return distill(network(), data, **common, **settings).log.augmentation
+
+    assert "rectangle" in augmentation(toy(labels=False))
+    assert augmentation(toy(), label_weight=0.5) == "flip"
+    assert augmentation(toy(), augment=False) == "none"
+    assert augmentation(toy(), mix=0.0) == "flip"
+    assert augmentation(torch.randn(40, 1, 6, 6)) == "none"
+    assert augmentation(torch.randn(40, 1, 6, 6), mix=0.25) == "25% with a rectangle of another"
+    maps = nn.Conv2d(1, 2, 3, padding=1)
+    regression = distill(maps, toy(), teacher=copy.deepcopy(maps), epochs=1, learning_rate=1e-3)
+    assert regression.log.augmentation == "flip"
+
+
 def test_distilling_a_network_from_itself_starts_at_no_loss():
     model = network().eval()
     model[1].requires_grad_(False)  # its statistics then stay the teacher's
@@ -319,6 +362,8 @@ def test_unfit_options_are_refused(options, message):
         ({"temperature": 0.0}, "`temperature` must be above 0, got 0.0"),
         ({"label_weight": 1.5}, "`label_weight` must be from 0 to 1, got 1.5"),
         ({"features": ["conv9"]}, "no module named 'conv9'"),
+        ({"mix": 1.5}, "`mix` must be from 0 to 1, got 1.5"),
+        ({"mix": 0.5, "label_weight": 0.2}, "`mix` must be 0 where labels have a weight"),
     ],
 )
 def test_unfit_options_of_distillation_are_refused(options, message):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onebyone.data import Data, Split, as_split
+from onebyone.data.augment import cut_mixed
 from onebyone.errors import DataError, ModelError, OptionError, OutputError, RecordError
 from onebyone.evaluation import (
     MetricFunction,
@@ -42,6 +43,7 @@ from onebyone.sites import (
     hooks_removed,
     in_type_of,
     module_at,
+    run,
 )
 
 Progress = Callable[[int, int, str], None]
@@ -63,6 +65,8 @@ BETAS = (0.9, 0.99)
 # NiN with ReLU after its last layer stayed at chance on the digits; with it, it learned.
 CLIP = 1.0
 STEPS_BEFORE_CAPTURE = 3
+# Share of the images that a student sees with a rectangle of another one, if no other is asked.
+MIXED = 0.5
 CHECKPOINT_FORMAT = 1
 
 
@@ -184,6 +188,7 @@ def distill(
     label_smoothing: float = 0.0,
     loss: Loss | None = None,
     augment: bool = True,
+    mix: float | None = None,
     precision: Precision = "auto",
     capture: bool = True,
     seed: int = 0,
@@ -217,6 +222,9 @@ def distill(
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
         augment: As for :func:`train`; the teacher sees the same augmented inputs.
+        mix: Share of the images in which a rectangle is another one's; the teacher is asked about
+            the mixture, which no label fits. By default half, where images are augmented, outputs
+            are class scores and labels have no weight; else none.
         precision: As for :func:`train`.
         capture: As for :func:`train`.
         seed: As for :func:`train`.
@@ -236,10 +244,13 @@ def distill(
         OutputError: If the checkpoint cannot be written.
 
     References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015. For the
+        mixtures, Yun et al., "CutMix", ICCV 2019, and Beyer et al., "Knowledge distillation: a good
+        teacher is patient and consistent", CVPR 2022.
     """
     _check_distillation(temperature, label_weight, label_smoothing)
     examples = _examples(data)
+    mix = _share_mixed(mix, examples, teacher, augment=augment, label_weight=label_weight)
     batch = batch_size or _default_batch(len(examples.train))
     how = ""
     if learning_rate is None:
@@ -247,7 +258,7 @@ def distill(
             distill, model, teacher=teacher, temperature=temperature, label_weight=label_weight,
             features=features, feature_weight=feature_weight, batch_size=batch,
             weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
-            precision=precision, capture=capture, seed=seed, device=device,
+            mix=mix, precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
         learning_rate, how = _tried_rate(
             again, examples, teacher, epochs=epochs, batch=batch, seed=seed
@@ -258,6 +269,7 @@ def distill(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         augment=augment,
+        mix=mix,
         precision=precision,
         capture=capture,
         seed=seed,
@@ -294,6 +306,39 @@ def distill(
             return total
 
         return _fit(job, objective)
+
+
+def _share_mixed(
+    asked: float | None,
+    examples: _Examples,
+    teacher: nn.Module,
+    *,
+    augment: bool,
+    label_weight: float,
+) -> float:
+    """Return the share of the images that are mixed."""
+    images = len(examples.train.input_shape) == 3
+    if asked is None:
+        if label_weight or not images or not augment or examples.train.augmentation == "none":
+            return 0.0
+        guide = evaluation_copy(teacher)
+        place = next((p.device for p in guide.parameters()), torch.device("cpu"))
+        inputs, _ = next(iter(examples.train.batches(2, device=place)))
+        outputs = _one_tensor(run(guide, in_type_of(guide, inputs)), "teacher")
+        return MIXED if is_classifier_output(outputs) else 0.0
+    if not 0 <= asked <= 1:
+        raise OptionError(f"`mix` must be from 0 to 1, got {asked}.")
+    if asked and label_weight:
+        raise OptionError(
+            f"`mix` must be 0 where labels have a weight, for no label fits a mixture, got {asked} "
+            f"and a `label_weight` of {label_weight}."
+        )
+    if asked and not images:
+        raise OptionError(
+            f"`mix` must be 0 for inputs that are no images of shape (channels, height, width), "
+            f"got {asked} and inputs of shape {tuple(examples.train.input_shape)}."
+        )
+    return asked
 
 
 def _tried_rate(
@@ -349,6 +394,7 @@ class _Options:
     learning_rate: float | None
     weight_decay: float
     augment: bool
+    mix: float = 0.0
     precision: Precision
     capture: bool
     seed: int
@@ -460,6 +506,7 @@ def _prepare(
         "learning_rate": rate,
         "weight_decay": options.weight_decay,
         "augment": options.augment,
+        "mix": options.mix,
         "precision": "bf16" if bf16 else "float32",
         "seed": options.seed,
         "device": where.type,
@@ -675,9 +722,11 @@ def _epoch(job: _Job, take_step: _TakeStep, epoch: int, seed: int) -> float:
         device=job.device,
         channels_last=True,
     )
+    generator = torch.Generator().manual_seed(seed)
     for step, (inputs, targets) in zip(range(1, job.steps + 1), batches, strict=False):
         _set_rate(job.optimizer, _rate(job, first + step - 1))
-        total += take_step(inputs, targets)
+        seen = cut_mixed(inputs, options.mix, generator) if options.mix else inputs
+        total += take_step(seen, targets)
         if step % look == 0 or step == job.steps:
             mean = float(total) / step
             _check_finite(mean, job, epoch, step)
@@ -880,13 +929,21 @@ def _log(job: _Job, metric: str) -> TrainLog:
         optimizer=f"AdamW, gradients clipped to norm {CLIP:g}",
         schedule=f"warm-up over {WARM_UP:.0%} of the steps, then cosine to 0",
         precision="bf16 autocast" if job.bf16 else "float32",
-        augmentation=train_split.augmentation if options.augment else "none",
+        augmentation=_augmentation(train_split, options),
         seed=options.seed,
         seconds=sum(epoch.seconds for epoch in job.log),
         chosen_epoch=options.epochs,
         device=str(job.device),
         threads=torch.get_num_threads(),
     )
+
+
+def _augmentation(split: Split, options: _Options) -> str:
+    plain = split.augmentation if options.augment else "none"
+    if not options.mix:
+        return plain
+    mixed = f"{options.mix:.0%} with a rectangle of another"
+    return mixed if plain == "none" else f"{plain} + {mixed}"
 
 
 # ---------------------------------------------------------------- checkpoints

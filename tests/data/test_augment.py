@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from onebyone.data.augment import AUGMENTATIONS, Augmentation, Draws, augment, draw
+from onebyone.data.augment import AUGMENTATIONS, Augmentation, Draws, augment, cut_mixed, draw
 from onebyone.errors import OptionError, UnknownNameError
 
 
@@ -92,3 +92,42 @@ def test_augmentations_say_what_they_do():
     assert str(Augmentation()) == "none"
     assert str(Augmentation.named("crop-flip")) == "flip + shift 4 px (reflect)"
     assert not Augmentation()
+
+
+def mixed(n, share, seed=0):
+    """Images of two channels, each its own number and that below zero, and what became of them."""
+    own = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1)
+    images = torch.cat([own, -own], dim=1).expand(n, 2, 12, 17).contiguous()
+    before = images.clone()
+    made = cut_mixed(images, share, torch.Generator().manual_seed(seed))
+    assert_close(images, before, rtol=0, atol=0)
+    return before, made
+
+
+def test_a_mixed_image_is_its_own_but_for_one_rectangle_of_one_other():
+    before, made = mixed(400, 1.0)
+    assert_close(made[:, 0], -made[:, 1], rtol=0, atol=0)
+    cut = made[:, 0] != before[:, 0]
+    for image, changed in zip(made[:, 0], cut, strict=True):
+        if changed.any():
+            rows, columns = changed.any(1), changed.any(0)
+            assert_close(changed, rows[:, None] & columns[None, :])
+            assert all(each.int().diff().abs().sum() <= 2 for each in (rows, columns))
+            assert len(image[changed].unique()) == 1
+    # A rectangle of half the image at the mean, of which what sticks out at the border is lost.
+    area = cut.float().mean()
+    assert 0.2 < area < 0.45
+
+
+def test_so_many_images_are_mixed_as_asked_and_a_seed_means_the_same():
+    before, none = mixed(300, 0.0)
+    assert_close(none, before, rtol=0, atol=0)
+    shares = [
+        (made != before).flatten(1).any(1).float().mean()
+        for before, made in (mixed(3000, share) for share in (0.3, 1.0))
+    ]
+    # Some rectangles are of the image itself, or of less than a pixel.
+    assert shares[0] == pytest.approx(0.3, abs=0.04)
+    assert shares[1] > 0.9
+    assert_close(mixed(50, 0.5, seed=3)[1], mixed(50, 0.5, seed=3)[1], rtol=0, atol=0)
+    assert not torch.equal(mixed(50, 0.5, seed=3)[1], mixed(50, 0.5, seed=4)[1])

@@ -135,6 +135,30 @@ def augment(images: Tensor, augmentation: Augmentation, draws: Draws) -> Tensor:
     return images.flatten(2).gather(2, index).view(batch, channels, height, width)
 
 
+def cut_mixed(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Return images in some of which a rectangle is another one's.
+
+    Args:
+        images: Shape ``(batch, channels, height, width)``. Not modified.
+        share: Of the images, those that get one, each by chance.
+        generator: On the CPU, so that a seed means the same on every device.
+
+    References:
+        Yun et al., "CutMix", ICCV 2019: the rectangle's area is uniform in that of the image, and
+        so is its center.
+    """
+    batch, _, height, width = images.shape
+    partner = torch.randperm(batch, generator=generator)
+    drawn = torch.rand(4, batch, generator=generator)
+    side = torch.where(drawn[0] < share, drawn[1].sqrt(), 0.0)
+    inside = [
+        (torch.arange(size) - size * center[:, None]).abs() < size * side[:, None] / 2
+        for size, center in zip((height, width), drawn[2:], strict=True)
+    ]
+    cut = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
+    return torch.where(cut, images[partner.to(images.device)], images)
+
+
 def _reflect(position: Tensor, size: int) -> Tensor:
     # …2 1 | 0 1 2 … n-1 | n-2 n-3…: the edge itself is not doubled.
     return (size - 1) - ((size - 1) - position.abs()).abs()
