@@ -27,7 +27,14 @@ from onebyone.kernels import (
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import CalibrationInfo
 from onebyone.resuming import Advancing, Reached
-from onebyone.sites import evaluation_copy, hooks_removed, in_evaluation_mode, module_at, run
+from onebyone.sites import (
+    evaluation_copy,
+    floating_type,
+    hooks_removed,
+    in_evaluation_mode,
+    module_at,
+    run,
+)
 
 # Float32 sums of this many rows are exact enough to be added up in float64.
 ROWS_A_BLOCK = 65_536
@@ -401,13 +408,12 @@ def drawn_for(
     Raises:
         ModelError: If the network cannot be run on the data.
     """
-    if examples is None:
-        examples = _enough_for(network, split, device)
-    return CalibrationData(split.take(examples, seed), name, seed, device=device)
+    whole = CalibrationData(split, name, seed, device=device, dtype=floating_type(network))
+    return whole.first(_enough_for(network, whole) if examples is None else examples)
 
 
-def _enough_for(network: nn.Module, split: Split, device: str) -> int:
-    costs = trace_layers(network, CalibrationData(split, device=device).example())
+def _enough_for(network: nn.Module, data: CalibrationData) -> int:
+    costs = trace_layers(network, data.example())
     wanted = FEWEST_EXAMPLES
     for layer in costs.layers:
         module = module_at(network, layer.name)
@@ -418,7 +424,7 @@ def _enough_for(network: nn.Module, split: Split, device: str) -> int:
             rows = layer.macs / (shape.out * shape.values)  # of one example
             wanted = max(wanted, math.ceil(ROWS_TO_FIT * shape.values / rows))
     affordable = int(CALIBRATION_MACS / max(costs.macs, 1))
-    return min(len(split), wanted, max(FEWEST_EXAMPLES, affordable))
+    return min(wanted, max(FEWEST_EXAMPLES, affordable))
 
 
 def as_calibration(

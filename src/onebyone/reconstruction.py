@@ -273,11 +273,6 @@ class _Job:
     answers: TensorSplit | None = None
     bf16: bool = False
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the steps compute in."""
-        return torch.bfloat16 if self.bf16 else torch.float32
-
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield batches to fit to, pass after pass, each in an order of its own.
 
@@ -356,7 +351,7 @@ def _run(
     with (
         _outputs_of(job.student, job.features) as ours,
         _outputs_of(job.guide, job.features) as theirs,
-        composed(job.student, dtype=job.dtype, device=torch.device(job.judge.device)),
+        composed(job.student, bf16=job.bf16, device=torch.device(job.judge.device)),
     ):
         for inputs, wanted in job.batches():
             share = done / steps

@@ -448,11 +448,6 @@ class _Job:
         """The parameters that are learned."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the steps compute in."""
-        return torch.bfloat16 if self.bf16 else torch.float32
-
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
@@ -687,7 +682,7 @@ def _fit(job: _Job, objective: _Objective) -> Trained:
             # Seeded anew each epoch: an epoch depends on nothing but the weights before it.
             seed = (options.seed * 1_000_003 + epoch) % 2**63
             seed_generators(seed, job.device)
-            with composed(job.student, dtype=job.dtype, device=job.device):
+            with composed(job.student, bf16=job.bf16, device=job.device):
                 loss = _epoch(job, take_step, epoch, seed)
             trained_seconds = time.perf_counter() - started
             job.log.append(

@@ -68,7 +68,7 @@ def test_every_rewrite_gives_the_same_outputs_and_gradients(kind, everywhere):
             nn.init.normal_(parameter)
         expected = gradients(network, x)
         calls = []
-        with composed(network, dtype=torch.float64, device=CPU):
+        with composed(network, bf16=False, device=CPU):
             assert composition_of(chain) is None, "it is composed already"
             handle = chain.register_forward_hook(lambda *_, calls=calls: calls.append(1))
             assert_close(gradients(network, x), expected, rtol=1e-9, atol=1e-9, msg=str(options))
@@ -145,7 +145,7 @@ def test_what_is_not_one_convolution_is_left_alone(change, everywhere):
     change(chain)
     x = torch.randn(2, 8, 7, 6)
     expected = chain(x)
-    with composed(chain, dtype=torch.float32, device=CPU):
+    with composed(chain, bf16=False, device=CPU):
         assert "forward" not in chain.__dict__
         assert_close(chain(x), expected)
 
@@ -167,19 +167,19 @@ def separated(channels, terms, groups=1):
 
 
 @pytest.mark.parametrize(
-    ("channels", "terms", "dtype", "quicker"),
+    ("channels", "terms", "bf16", "quicker"),
     [
-        (16, 2, torch.bfloat16, True), (16, 2, torch.float32, True),  # 4.0, 2.3 times as quick
-        (64, 2, torch.bfloat16, True), (256, 2, torch.bfloat16, False),  # 2.2, 0.8
-        (64, 4, torch.float32, True), (128, 2, torch.float32, False),  # 1.3, 0.6
-        (64, 1, torch.bfloat16, False), (512, 1, torch.float32, False),  # 0.3, 0.1
+        (16, 2, True, True), (16, 2, False, True),  # 4.0, 2.3 times as quick
+        (64, 2, True, True), (256, 2, True, False),  # 2.2, 0.8
+        (64, 4, False, True), (128, 2, False, False),  # 1.3, 0.6
+        (64, 1, True, False), (512, 1, False, False),  # 0.3, 0.1
     ],
 )  # fmt: skip
-def test_chains_are_composed_where_it_was_measured_to_be_quicker(channels, terms, dtype, quicker):
+def test_chains_are_composed_where_it_was_measured_to_be_quicker(channels, terms, bf16, quicker):
     chain = separated(channels, terms)
-    with composed(chain, dtype=dtype, device=CPU):
+    with composed(chain, bf16=bf16, device=CPU):
         assert ("forward" in chain.__dict__) == quicker
-    with composed(chain, dtype=dtype, device=torch.device("cuda")):
+    with composed(chain, bf16=bf16, device=torch.device("cuda")):
         assert "forward" not in chain.__dict__
 
 
