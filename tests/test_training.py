@@ -148,6 +148,27 @@ def test_images_are_mixed_where_no_label_is_used_and_they_are_augmented_anyway()
     assert regression.log.augmentation == "flip"
 
 
+def test_a_distillation_that_leads_away_returns_the_network_that_it_was_given():
+    teacher, data = train(network(), toy(), epochs=4).model, toy(labels=False)
+    near = copy.deepcopy(teacher)
+    with torch.no_grad():
+        near[6].bias.add_(0.01)
+    common = {"teacher": teacher, "epochs": 1, "precision": "float32"}
+    kept = distill(near, data, learning_rate=0.5, **common)
+    assert_same_weights(kept.model, near)
+    assert kept.model is not near
+    assert not kept.model.training
+    assert kept.log.chosen_epoch == 0
+    assert "weights of the start, nearer to the original on validation data, were" in " ".join(
+        str(kept.log).split()
+    )
+    # One that comes nearer is taken, and nothing is judged where labels count or none is held out.
+    far = distill(network(seed=3), data, learning_rate=4e-3, **common)
+    assert far.log.chosen_epoch == 1
+    assert distill(near, toy(), learning_rate=0.5, label_weight=0.5, **common).log.chosen_epoch == 1
+    assert distill(near, data.train, learning_rate=0.5, **common).log.chosen_epoch == 1
+
+
 def test_distilling_a_network_from_itself_starts_at_no_loss():
     model = network().eval()
     model[1].requires_grad_(False)  # its statistics then stay the teacher's

@@ -720,7 +720,7 @@ class TrainLog(Record):
     Attributes:
         objective: What was minimized, in words.
         examples: Training examples an epoch.
-        chosen_epoch: The epoch whose weights were kept, counted from 1.
+        chosen_epoch: The epoch whose weights were kept, counted from 1; 0 for those of the start.
         metric: Name of the metric in ``validation``.
     """
 
@@ -759,12 +759,20 @@ class TrainLog(Record):
             f"{self.augmentation}, seed {self.seed}, {self.device}, "
             f"{_plural(self.threads, 'thread')}."
         )
+        kept = f"{self.kept[0].upper()}{self.kept[1:]} were kept."
         return Table(
             columns=(">epoch", ">loss", f">validation {self.metric}", ">rate", ">s"),
             rows=rows,
             title=self.objective,
-            notes=[note],
+            notes=[note, kept],
         )
+
+    @property
+    def kept(self) -> str:
+        """Which weights were kept, in words."""
+        if self.chosen_epoch:
+            return f"the weights of epoch {self.chosen_epoch}"
+        return "the weights of the start, nearer to the original on validation data,"
 
     def __str__(self) -> str:
         return str(self.table())

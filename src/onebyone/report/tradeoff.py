@@ -301,7 +301,7 @@ def learning_curves(log: TrainLog | None) -> list[Chart]:
     if log is None or len(log.epochs) < 2:
         return []
     epochs = tuple(float(epoch.epoch) for epoch in log.epochs)
-    kept = {float(log.chosen_epoch): "kept"}
+    kept = {float(log.chosen_epoch): "kept"} if log.chosen_epoch else {}
     loss = Series(name="loss", x=epochs, y=tuple(epoch.loss for epoch in log.epochs))
     curves: list[Chart] = [
         LineChart(
@@ -337,8 +337,8 @@ def _training_words(log: TrainLog) -> str:
     epochs = "1 epoch" if len(log.epochs) == 1 else f"{len(log.epochs)} epochs"
     return (
         f"Objective: {log.objective.rstrip('.')}. {epochs} of {log.examples:,} examples in "
-        f"{format_seconds(log.seconds)} on {log.device}; the weights of epoch "
-        f"{log.chosen_epoch} were kept. {log.optimizer}, {log.schedule}, learning rate "
+        f"{format_seconds(log.seconds)} on {log.device}; {log.kept} were kept. "
+        f"{log.optimizer}, {log.schedule}, learning rate "
         f"{log.learning_rate:g}, weight decay {log.weight_decay:g}, batch {log.batch_size}, "
         f"{log.precision}, augmentation: {log.augmentation}, seed {log.seed}."
     )
