@@ -35,9 +35,11 @@ ROUNDS = 9
 SECONDS_A_SITE = 6.0
 # More rounds, as many times, for options whose gain the first did not decide.
 MOST_TRIES = 4
-# Chains that are ready to run at once, and the share of the free memory that their maps may take.
+# Chains that are ready to run at once, the share of the free memory that they may take, and how
+# many times the bytes of its maps a chain of ONNX Runtime's was seen to hold.
 MOST_TOGETHER = 64
 MEMORY_SHARE = 0.25
+HELD = 3
 # Options of one form that are timed before the rest is predicted from them.
 POINTS = 7
 # Channels of the input that the first neighbor makes the site's input of.
@@ -177,7 +179,7 @@ class LayerTimer:
         free = free_bytes(self.deployment.device)
         if free is None:
             return MOST_TOGETHER
-        fitting = int(MEMORY_SHARE * free / (values * example.element_size()))
+        fitting = int(MEMORY_SHARE * free / (HELD * values * example.element_size()))
         return min(max(1, fitting), MOST_TOGETHER)
 
     def _compared(self, contenders: Mapping[str, Prepared]) -> dict[str, Timed]:
