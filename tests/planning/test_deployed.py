@@ -262,18 +262,31 @@ def test_chains_whose_maps_are_large_are_timed_a_few_at_once(machine, net, monke
     known = machine(noise=0)
     all_at_once = planned(net, "latency=70%")
     most = max(map(len, known.sampled))
-    # Of the smallest chain, the last but one: the image of 16, 48 and 48 maps, and 64 and 64.
-    maps = 4 * 10 * 24 * (16 + 2 * 48 + 2 * 64)
-    free = 3.5 * timing.HELD * maps / timing.MEMORY_SHARE
-    monkeypatch.setattr(timing, "free_bytes", lambda _: free)
-    known = machine(noise=0)
-    few = planned(net, "latency=70%")
-    assert max(map(len, known.sampled)) < min(most, 1 + 7)
-    assert few.choices == all_at_once.choices
-    monkeypatch.setattr(timing, "free_bytes", lambda _: 0)
-    known = machine(noise=0)
-    assert planned(net, "latency=70%").choices == all_at_once.choices
-    assert max(map(len, known.sampled)) == 2
+    held = []
+    plain = timing._map_bytes
+
+    def noted(chain, example):
+        held.append(plain(chain, example))
+        return held[-1]
+
+    monkeypatch.setattr(timing, "_map_bytes", noted)
+    for room in (1.0, 0.0):  # megabytes: for a few chains, for none
+        monkeypatch.setattr(timing, "free_bytes", lambda _, room=room: 1e6 * room / 0.25)
+        known, taken = machine(noise=0), held.copy()
+        assert planned(net, "latency=70%").choices == all_at_once.choices
+        largest = max(map(len, known.sampled))
+        # Each with the original, and always one at least.
+        assert largest == 2 if not room else 2 < largest < most
+        assert held != taken
+
+
+def test_the_maps_of_a_chain_are_those_within_it_too():
+    """Depthwise layers of several filters a channel make maps that are larger than all others."""
+    inner = nn.Sequential(nn.Conv2d(4, 36, 3, padding=1, groups=4), nn.Conv2d(36, 5, 1))
+    chain = nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU(), inner, nn.AdaptiveAvgPool2d(1))
+    maps = (2 + 4 + 4 + 36 + 5) * 7 * 9 + 5
+    assert timing._map_bytes(chain, torch.randn(3, 2, 7, 9)) == 4 * 3 * maps
+    assert chain[0].weight.device.type == "cpu"
 
 
 def test_the_one_network_that_meets_a_budget_is_predicted_again_by_what_was_learned(

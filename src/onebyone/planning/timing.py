@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -35,11 +36,9 @@ ROUNDS = 9
 SECONDS_A_SITE = 6.0
 # More rounds, as many times, for options whose gain the first did not decide.
 MOST_TRIES = 4
-# Chains that are ready to run at once, the share of the free memory that they may take, and how
-# many times the bytes of its maps a chain of ONNX Runtime's was seen to hold.
-MOST_TOGETHER = 64
+# Some runtimes keep the memory of a call: of what is free, the maps of all chains that are ready to
+# run at once may take this share.
 MEMORY_SHARE = 0.25
-HELD = 3
 # Options of one form that are timed before the rest is predicted from them.
 POINTS = 7
 # Channels of the input that the first neighbor makes the site's input of.
@@ -160,27 +159,18 @@ class LayerTimer:
         with seeded(0, self.deployment.device), threads(self.deployment.threads):
             before, example = self._chain(options[0], as_it_is=True)
             original = prepare(before, example)
-            together = self._together(before, example)
-            for start in range(0, len(options), together):
-                contenders = {"": original}
-                for option in options[start : start + together]:
-                    chain, _ = self._chain(option)
-                    contenders[_key_of(option)] = prepare(chain, example)
-                found |= self._compared(contenders)
-        return found
-
-    def _together(self, chain: nn.Sequential, example: Tensor) -> int:
-        """Return how many chains may be ready to run at once: some runtimes keep their maps."""
-        x = example.to("meta")  # shapes alone
-        values = x.numel()
-        for part in copy.deepcopy(chain).to("meta"):
-            x = part(x)
-            values += x.numel()
-        free = free_bytes(self.deployment.device)
-        if free is None:
-            return MOST_TOGETHER
-        fitting = int(MEMORY_SHARE * free / (HELD * values * example.element_size()))
-        return min(max(1, fitting), MOST_TOGETHER)
+            free = free_bytes(self.deployment.device)
+            room = math.inf if free is None else MEMORY_SHARE * free
+            contenders, taken = {"": original}, 0
+            for option in options:
+                chain, _ = self._chain(option)
+                held = _map_bytes(chain, example)
+                if len(contenders) > 1 and taken + held > room:
+                    found |= self._compared(contenders)
+                    contenders, taken = {"": original}, 0
+                contenders[_key_of(option)] = prepare(chain, example)
+                taken += held
+            return found | self._compared(contenders)
 
     def _compared(self, contenders: Mapping[str, Prepared]) -> dict[str, Timed]:
         """Return times of rewritten chains, in turns with the original, whose name is empty."""
@@ -250,6 +240,24 @@ class LayerTimer:
     ) -> tuple[nn.Sequential, Tensor]:
         chain = nn.Sequential(*parts).to(self._dtype).eval()
         return chain, example_input(shape, device=self.deployment.device, dtype=self._dtype)
+
+
+def _map_bytes(chain: nn.Sequential, example: Tensor) -> int:
+    """Return what all maps between the layers of a chain take."""
+    x = example.to("meta")  # shapes alone
+    values = x.numel()
+    for layer in _in_order(copy.deepcopy(chain).to("meta")):
+        x = layer(x)
+        values += x.numel()
+    return values * x.element_size()
+
+
+def _in_order(chain: nn.Sequential) -> Iterator[nn.Module]:
+    for part in chain:
+        if type(part) is nn.Sequential:
+            yield from _in_order(part)
+        else:
+            yield part
 
 
 def _is_open(pair: Samples, name: str) -> bool:
