@@ -317,8 +317,8 @@ def distill(
 def _nearer(start: nn.Module, trained: Trained, teacher: nn.Module, judge: Split) -> Trained:
     """Return the trained network, or the one it started as where that is nearer to the teacher."""
     before = evaluation_copy(start)
-    apart = [_distance(teacher, network, judge) for network in (before, trained.model)]
-    if apart[1] < apart[0]:
+    at_start, at_end = _distances(teacher, [before, trained.model], judge)
+    if at_end < at_start:
         return trained
     return Trained(before, replace(trained.log, chosen_epoch=0))
 
@@ -374,29 +374,32 @@ def _tried_rate(
     part = examples.train.take(min(seen, total), seed)
     judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
     base = DISTILL_RATE * math.sqrt(batch / 128)
-    apart = {}
+    students: dict[float, nn.Module] = {}
     for multiple in TRIED:
         try:
-            student = again(part, epochs=passes, learning_rate=base * multiple).model
-            apart[base * multiple] = _distance(teacher, student, judge)
+            students[base * multiple] = again(
+                part, epochs=passes, learning_rate=base * multiple
+            ).model
         except ModelError:  # it diverged: too high, and so is what is higher
             break
-    if not apart:
+    if not students:
         return None, ""
+    apart = dict(zip(students, _distances(teacher, [*students.values()], judge), strict=True))
     best = min(apart, key=lambda rate: apart[rate])
     return best, f"; rate the best of {len(TRIED)} tried"
 
 
-def _distance(teacher: nn.Module, student: nn.Module, split: Split) -> float:
-    """Return the mean divergence of a student's outputs from its teacher's."""
-    device = next(student.parameters()).device
+def _distances(teacher: nn.Module, students: Sequence[nn.Module], split: Split) -> list[float]:
+    """Return the mean divergence of each student's outputs from their teacher's."""
+    device = next(students[0].parameters()).device
     guide = evaluation_copy(teacher, device=device)
-    total, count = 0.0, 0
+    totals = [0.0] * len(students)
     with torch.inference_mode():
         for inputs, _ in split.batches(250, device=str(device)):
-            total += float(divergence(guide(in_type_of(guide, inputs)), student(inputs)).sum())
-            count += len(inputs)
-    return total / count if math.isfinite(total) else math.inf
+            wanted = guide(in_type_of(guide, inputs))
+            for place, student in enumerate(students):
+                totals[place] += float(divergence(wanted, student(inputs)).sum())
+    return [total / len(split) if math.isfinite(total) else math.inf for total in totals]
 
 
 # ---------------------------------------------------------------- the job
