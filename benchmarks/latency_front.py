@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,16 +38,16 @@ def fronts(subject: Subject, args: argparse.Namespace) -> Iterator[list[str]]:
     network, data = subject.network().eval(), subject.data()
     examples = args.examples or subject.examples
     calibration = CalibrationData(data.train.take(examples, args.seed), data.name, args.seed)
-    with progress("options") as update:
-        planner = Planner(
-            network, calibration, runtime=args.runtimes[0], cache=False, progress=update
-        )
+    where: dict[str, Any] = {"batch": args.batch, "num_threads": args.threads, "cache": False}
+    planner: Planner | None = None
     for runtime in args.runtimes:
-        there = planner.for_runtime(
-            runtime, batch=args.batch, num_threads=args.threads, cache=False
-        )
+        if planner is None:
+            with progress("options") as update:
+                planner = Planner(network, calibration, runtime=runtime, progress=update, **where)
+        else:
+            planner = planner.for_runtime(runtime, **where)
         for share in args.shares:
-            row = [runtime, f"{share:g} %", *_point(there, share, subject, data, calibration)]
+            row = [runtime, f"{share:g} %", *_point(planner, share, subject, data, calibration)]
             print(*row, file=sys.stderr, flush=True)
             yield row
 
