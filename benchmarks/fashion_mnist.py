@@ -44,7 +44,7 @@ from kept_runs import run_once
 
 HEADS = ("gap", "exact", "context")
 # Hidden channels of the averaging head with context, by share of the parameters.
-CONTEXT: dict[float, int] = {2: 24, 6: 64}
+CONTEXT: dict[float, int] = {2: 24, 6: 64, 9: 96, 15: 128}
 
 
 def with_context(network: nn.Module, data: Data, share: float) -> Plan:

@@ -280,6 +280,20 @@ def test_chains_whose_maps_are_large_are_timed_a_few_at_once(machine, net, monke
         assert held != taken
 
 
+def test_of_layers_that_take_long_fewer_options_are_timed_and_the_budget_is_met_as_well(
+    machine, net, monkeypatch
+):
+    timed = []
+    for slow in (1e10, 0):
+        monkeypatch.setattr(timing, "SLOW_MACS", slow)
+        known = machine(noise=0)
+        made = planned(net, "latency=70%")
+        assert made.latency.measured_ms <= 0.71 * made.latency.before.median_ms
+        assert all(option.gain is not None for option in made.choices)
+        timed.append(max(map(len, known.sampled)))
+    assert timed[1] < 0.7 * timed[0]
+
+
 def test_the_maps_of_a_chain_are_those_within_it_too():
     """Depthwise layers of several filters a channel make maps that are larger than all others."""
     inner = nn.Sequential(nn.Conv2d(4, 36, 3, padding=1, groups=4), nn.Conv2d(36, 5, 1))

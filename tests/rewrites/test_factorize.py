@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -501,6 +502,53 @@ def test_weights_that_the_data_says_nothing_of_stay_the_kernels():
     chain, _ = factored(layer, "expand", [5], seen_by(layer, x))
     other = torch.randn(2, 6, *SIZE, dtype=torch.float64)
     assert_close(chain(other), layer(other))
+
+
+def rounded(moments):
+    """Return moments whose covariance is, as float32 sums are, less than semi-definite."""
+    side = len(moments.xx)
+    generator = torch.Generator().manual_seed(1)
+    values, vectors = torch.linalg.eigh(moments.xx)
+    noise = torch.linalg.eigvalsh(moments.xx).mean() * 3e-4
+    spread = torch.rand(side, generator=generator, dtype=torch.float64)
+    values = torch.where(values < 1e-9 * values[-1], -noise * spread, values)
+    return replace(moments, xx=vectors @ torch.diag(values) @ vectors.T)
+
+
+@pytest.mark.parametrize("form", KXK)
+@pytest.mark.parametrize("wide", [False, True])
+def test_inputs_along_few_directions_are_fitted_though_their_sums_are_rounded(
+    monkeypatch, form, wide
+):
+    """The last layers of a trained classifier: nothing but the class is left to vary."""
+    monkeypatch.setattr(regression, "WIDE", 1 if wide else 10_000)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(24, 10, 3, padding=1)
+    images = torch.randn(3, 24, 4, 5, dtype=torch.float64)
+    shares = torch.randn(40, 3, dtype=torch.float64)
+    x = torch.einsum("ns,schw->nchw", shares, images)
+    (exact,) = seen_by(copy.deepcopy(layer).double(), x)
+    moments = [rounded(exact)]
+    problems = problems_of(layer, moments)
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(problems[0].xx + problems[0].ridge * torch.eye(24 * 9))
+    settings_ = {"form": form, "ranks": [rank // 2 for rank in full(layer, form)]}
+    chain = factorize.build(layer, settings_)
+    (predicted,) = factorize.errors(problems, layer, [settings_])
+    fitted = factorize.fit(chain, problems, settings_, layer)
+    assert measured_error(layer, chain, x.float()) == pytest.approx(fitted, abs=5e-3)
+    assert predicted == pytest.approx(fitted, abs=2e-2)
+    _, unrounded = factored(layer, form, settings_["ranks"], [exact])
+    assert fitted == pytest.approx(unrounded, abs=5e-3)
+
+
+def test_a_covariance_that_no_damping_mends_is_refused():
+    square = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
+    with pytest.raises(torch.linalg.LinAlgError, match="positive definite"):
+        regression.damped(square, 1e-4)
+    lower, ridge = regression.damped(square + 1.01 * torch.eye(3), 0.0)
+    assert ridge == 0
+    assert_close(lower @ lower.T, square + 1.01 * torch.eye(3))
 
 
 # ---------------------------------------------------------------- refusals

@@ -148,15 +148,21 @@ def cut_mixed(images: Tensor, share: float, generator: torch.Generator) -> Tenso
         so is its center.
     """
     batch, _, height, width = images.shape
-    partner = torch.randperm(batch, generator=generator)
-    drawn = torch.rand(4, batch, generator=generator)
+    partner, drawn = (
+        each.to(images.device, non_blocking=True)
+        for each in (
+            torch.randperm(batch, generator=generator),
+            torch.rand(4, batch, generator=generator),
+        )
+    )
     side = torch.where(drawn[0] < share, drawn[1].sqrt(), 0.0)
     inside = [
-        (torch.arange(size) - size * center[:, None]).abs() < size * side[:, None] / 2
+        (torch.arange(size, device=images.device) - size * center[:, None]).abs()
+        < size * side[:, None] / 2
         for size, center in zip((height, width), drawn[2:], strict=True)
     ]
-    cut = (inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
-    return torch.where(cut, images[partner.to(images.device)], images)
+    cut = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return torch.where(cut, images[partner], images)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

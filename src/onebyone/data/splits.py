@@ -185,17 +185,19 @@ class TensorSplit:
         order = self._order(generator if seed is not None else None)
         draws = draw(self._augment, len(self), generator) if augmented and self._augment else None
         inputs, targets = self._resident(device)
+        # Both at once: a copy of each batch's part would wait for the step before.
+        order = None if order is None else order.to(inputs.device)
+        draws = None if draws is None else draws.to(device)
         for start in range(0, len(self), batch_size):
             stop = min(start + batch_size, len(self))
             if order is None:
                 images, labels = inputs[start:stop], targets[start:stop]
             else:
                 rows = order[start:stop]
-                images = inputs.index_select(0, rows.to(inputs.device))
-                labels = targets.index_select(0, rows.to(targets.device))
+                images, labels = inputs.index_select(0, rows), targets.index_select(0, rows)
             images = images.to(device, non_blocking=True)
             if draws is not None:
-                images = augment(images, self._augment, draws.part(start, stop).to(device))
+                images = augment(images, self._augment, draws.part(start, stop))
             yield (
                 self._normalized(images, channels_last=channels_last),
                 labels.to(device, non_blocking=True),
@@ -222,11 +224,13 @@ class TensorSplit:
         batch = images.to(torch.float32)
         if self.mean is not None and self.std is not None:
             scale = 255.0 if images.dtype == torch.uint8 else 1.0
-            mean = torch.tensor(self.mean, device=batch.device).view(shape)
-            std = torch.tensor(self.std, device=batch.device).view(shape)
+            mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
+            factor, offset = (
+                each.to(batch.device, non_blocking=True) for each in (1 / (scale * std), mean / std)
+            )
             # The conversion from uint8 has made a copy already; a float batch is still the user's.
-            batch = batch.mul_(1 / (scale * std)) if scale != 1 else batch * (1 / std)
-            batch = batch.sub_(mean / std)
+            batch = batch.mul_(factor) if scale != 1 else batch * factor
+            batch = batch.sub_(offset)
         elif batch is images:
             batch = batch.clone()  # a network that works in place must not write into the data
         if channels_last and batch.ndim == 4:

@@ -41,6 +41,8 @@ MOST_TRIES = 4
 MEMORY_SHARE = 0.25
 # Options of one form that are timed before the rest is predicted from them.
 POINTS = 7
+# Of a site with more MACs a call than the second number, which takes a second and more on a core.
+FEWER_POINTS, SLOW_MACS = 4, 1e10
 # Channels of the input that the first neighbor makes the site's input of.
 LEAD_CHANNELS = 16
 # An input of no more channels than this is the network's own: nothing comes before it.
@@ -101,7 +103,7 @@ class LayerTimer:
         found: list[Option] = []
         for done, (site, mine) in enumerate(by_site.items()):
             try:
-                timed = self._measured(_spread(mine))
+                timed = self._measured(_spread(mine, points=self._points(mine[0])))
             except OneByOneError as error:
                 self.failures[site] = f"{self.deployment.runtime} cannot run it: {error}"
             else:
@@ -122,6 +124,11 @@ class LayerTimer:
                 found.append(option)
         self.timings.save()
         return found
+
+    def _points(self, option: Option) -> int:
+        """Return how many options of each form are timed at a site."""
+        macs = self.deployment.batch * option.before.macs
+        return FEWER_POINTS if macs > SLOW_MACS else POINTS
 
     def _measured(self, options: Sequence[Option]) -> dict[str, Timed]:
         """Return times by settings, of options of one site; only those not known are run."""
@@ -308,15 +315,15 @@ def _form_of(option: Option) -> str:
     return f"{option.rewrite} {option.settings.get('form')}"
 
 
-def _spread(options: Sequence[Option]) -> list[Option]:
-    """Return a few options of each form, from the cheapest to the dearest."""
+def _spread(options: Sequence[Option], *, points: int = POINTS) -> list[Option]:
+    """Return so many options of each form, from the cheapest to the dearest."""
     groups: dict[str, list[Option]] = defaultdict(list)
     for option in options:
         groups[_form_of(option)].append(option)
     found = []
     for group in groups.values():
         ordered = sorted(group, key=lambda option: option.after.macs)
-        spots = np.linspace(0, len(ordered) - 1, min(POINTS, len(ordered))).round().astype(int)
+        spots = np.linspace(0, len(ordered) - 1, min(points, len(ordered))).round().astype(int)
         found += [ordered[spot] for spot in sorted({int(s) for s in spots})]
     return found
 

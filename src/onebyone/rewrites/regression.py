@@ -22,6 +22,9 @@ from onebyone.kernels import bias_of, kernel_of, shape_of
 
 # Damping of the normal equations, relative to their mean diagonal: dead channels stay solvable.
 DAMPING = 1e-4
+# Where that leaves them less than positive definite, ten times as much, and again, up to this:
+# float32 sums of inputs that vary along few directions have negative eigenvalues.
+MOST_DAMPING = 1e-1
 # The metric's floor, relative to its mean diagonal: no output may be lost for nothing.
 METRIC_FLOOR = 1e-2
 HOOI_SWEEPS = 2
@@ -311,16 +314,33 @@ def regress(problem: Problem) -> Tensor:
     rounding = ROUNDING[residual.dtype]
     if float(residual.abs().max()) <= rounding * max(float(problem.yx.abs().max()), 1e-300):
         return prior
-    step = torch.cholesky_solve(residual.T, _cholesky(problem, problem.xx)).T
+    step = torch.cholesky_solve(residual.T, damped(problem.xx, problem.ridge)[0]).T
     return prior + step
 
 
-def _cholesky(problem: Problem, xx: Tensor) -> Tensor:
-    """Return the Cholesky factor of a covariance of a problem's inputs, damped."""
-    damped = xx.clone()
-    damped.diagonal().add_(problem.ridge)
-    lower: Tensor = torch.linalg.cholesky(damped)
-    return lower
+def damped(square: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """Return the Cholesky factor of a covariance with a ridge on its diagonal, and the ridge.
+
+    Args:
+        square: Symmetric, and but for rounding positive semi-definite. Not modified.
+        ridge: Where it is too small for float64, a greater one is taken.
+
+    Raises:
+        torch.linalg.LinAlgError: If it is too small for float32, or nothing helps.
+    """
+    most = MOST_DAMPING * float(square.diagonal().mean())
+    while True:
+        lifted = square.clone()
+        lifted.diagonal().add_(ridge)
+        lower, failed = torch.linalg.cholesky_ex(lifted)
+        if not failed:
+            return lower, ridge
+        if square.dtype != torch.float64 or not ridge < most:
+            raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+                f"A covariance of shape {tuple(square.shape)} must be positive definite, and is "
+                f"not with {ridge:.2g} on its diagonal."
+            )
+        ridge *= 10
 
 
 @dataclass(frozen=True)
@@ -407,11 +427,12 @@ class Nested:
         self.most = most
         self.problem = projected(problem, channel_basis(problem)[:, :most])
         self._lower: Tensor | None = None
+        self._ridge = 0.0
         self._half: Tensor | None = None
         if self.problem.xx is not None and self.problem.yx is not None:
-            self._lower = _cholesky(self.problem, self.problem.xx)
+            self._lower, self._ridge = damped(self.problem.xx, self.problem.ridge)
             prior = self.problem.weight.flatten(1)
-            target = (self.problem.yx + self.problem.ridge * prior).T
+            target = (self.problem.yx + self._ridge * prior).T
             self._half = torch.linalg.solve_triangular(self._lower, target, upper=False)
 
     def fit(self, rank: int) -> Fit:
@@ -424,7 +445,7 @@ class Nested:
         size = rank * taps
         half = self._half[:size]
         weight = torch.linalg.solve_triangular(self._lower[:size, :size].T, half, upper=True).T
-        given = half.T @ half - self.problem.ridge * (weight @ weight.T)
+        given = half.T @ half - self._ridge * (weight @ weight.T)
         assert self.problem.yx is not None
         return _fit(self.problem, weight, given, weight @ self.problem.yx[:, :size].T)
 

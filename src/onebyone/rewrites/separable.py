@@ -31,7 +31,15 @@ from onebyone.kernels import (
     why_unknown,
 )
 from onebyone.records import Cost, Settings
-from onebyone.rewrites.regression import DAMPING, Problem, eigen, is_wide, regress, relative
+from onebyone.rewrites.regression import (
+    DAMPING,
+    Problem,
+    damped,
+    eigen,
+    is_wide,
+    regress,
+    relative,
+)
 
 # Form -> what it makes of a layer from C to O channels, with T terms. Of a grouped layer the 1×1
 # has the same groups.
@@ -426,27 +434,30 @@ def _swept(data: _Data, terms: _Terms) -> _Terms:
         for channel in range(start, end):
             inside = slice((channel - start) * places, (channel - start + 1) * places)
             own = slice(channel * places, (channel + 1) * places)
-            seen = data.xx[own, own].clone()
-            seen.diagonal().add_(data.problem.ridge)
+            seen = data.xx[own, own]
+            # In float64 whatever the rest is in: neighbouring places may be nearly one and the same.
+            lower, ridge = damped(seen.double(), data.problem.ridge)
             old = kernel[:, own].clone()
-            wanted = missing[:, inside] + old @ seen
-            filters[channel], mix[channel] = _reduced_rank(wanted, seen, data.metric, count)
+            wanted = missing[:, inside] + old @ seen + ridge * old
+            filters[channel], mix[channel] = _reduced_rank(
+                wanted, lower.to(seen), data.metric, count
+            )
             kernel[:, own] = mix[channel] @ filters[channel]
             missing -= (kernel[:, own] - old) @ data.xx[own, columns]
     return _Terms(filters, mix)
 
 
-def _reduced_rank(wanted: Tensor, seen: Tensor, metric: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _reduced_rank(
+    wanted: Tensor, lower: Tensor, metric: Tensor, rank: int
+) -> tuple[Tensor, Tensor]:
     """Return filters ``(rank, places)`` of length 1 and their mix ``(out, rank)``.
 
     Args:
         wanted: Covariance of outputs and inputs, shape ``(out, places)``.
-        seen: Covariance of the inputs, positive definite, shape ``(places, places)``.
+        lower: Cholesky factor of the inputs' covariance, shape ``(places, places)``.
         metric: On the outputs.
         rank: How many filters.
     """
-    # In float64 whatever the rest is in: neighbouring places may be nearly one and the same.
-    lower = torch.linalg.cholesky(seen.double()).to(seen)
     white = torch.linalg.solve_triangular(lower, wanted.T, upper=False).T
     _, vectors = eigen(white.T @ metric @ white)
     leading = vectors.flip(1)[:, :rank]
