@@ -233,3 +233,17 @@ def test_labels_take_their_share_of_the_distilling(trained, shrunk, digits):
     assert "labels" not in shrunk[0].record.training.objective
     with pytest.raises(OptionError, match="`label_weight` must be from 0 to 1, got 2"):
         ShrinkSettings(label_weight=2)
+
+
+def test_images_are_mixed_as_asked(trained, shrunk, digits):
+    plan = shrunk[0].record.plan
+    how = {"plan": plan, "epochs": 1, "calibration_examples": 200}
+    assert (
+        "25% with a rectangle"
+        in obo.shrink(trained, digits, **how, mix=0.25).record.training.augmentation
+    )
+    assert "rectangle" not in obo.shrink(trained, digits, **how, mix=0).record.training.augmentation
+    with pytest.raises(OptionError, match="`mix` must be from 0 to 1, got 2"):
+        ShrinkSettings(mix=2)
+    with pytest.raises(OptionError, match="no label fits a mixture"):
+        ShrinkSettings(mix=0.5, label_weight=0.1)

@@ -37,7 +37,7 @@ from onebyone.runs import CHECKPOINT, ONE_SHOT, RunFolder, load_source
 from onebyone.runtimes import describe_machine
 from onebyone.sites import check_finite, evaluation_copy
 from onebyone.tolerance import plan_within
-from onebyone.training import distill, train
+from onebyone.training import check_mix, distill, train
 
 Progress = Callable[[int, int, str], None]
 
@@ -195,6 +195,8 @@ class ShrinkSettings(RunSettings):
         epochs: Of distilling from the original; 0 stops before fine-tuning.
         learning_rate: Of the distilling, if not its default.
         label_weight: Share of the distilling's loss that the labels get, from 0 to 1.
+        mix: Share of the distilling's images in which a rectangle is another one's; see
+            :func:`onebyone.distill`.
         calibration_examples: Training inputs, without labels, that weights are fitted on; where
             not given 1,024, or more for a cheap network with a wide linear layer.
     """
@@ -211,6 +213,7 @@ class ShrinkSettings(RunSettings):
     epochs: int = EPOCHS
     learning_rate: float | None = None
     label_weight: float = 0.0
+    mix: float | None = None
     calibration_examples: int | None = None
 
     def __post_init__(self) -> None:
@@ -223,6 +226,7 @@ class ShrinkSettings(RunSettings):
             raise OptionError("`fastest` needs a `budget`, such as `params=50%`.")
         if not 0 <= self.label_weight <= 1:
             raise OptionError(f"`label_weight` must be from 0 to 1, got {self.label_weight}.")
+        check_mix(self.mix, self.label_weight)
         if self.max_drop is not None and self.max_drop < 0:
             raise OptionError(f"`max_drop` must be 0 or more, got {self.max_drop}.")
         if self.calibration_examples is not None:
@@ -337,6 +341,7 @@ def shrink_loaded(
                 epochs=settings.epochs,
                 learning_rate=settings.learning_rate,
                 label_weight=settings.label_weight,
+                mix=settings.mix,
                 **line.training,
             )
             small = trained.model

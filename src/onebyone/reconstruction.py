@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +43,8 @@ from onebyone.sites import (
     copy_network,
     evaluation_copy,
     floating_type,
-    hooks_removed,
     in_type_of,
-    module_at,
+    outputs_of_modules,
     run,
 )
 
@@ -349,8 +347,8 @@ def _run(
     stopped: Stopped = "steps"
     optimizer = _Turned(job.student, job.bases())
     with (
-        _outputs_of(job.student, job.features) as ours,
-        _outputs_of(job.guide, job.features) as theirs,
+        outputs_of_modules(job.student, job.features) as ours,
+        outputs_of_modules(job.guide, job.features) as theirs,
         composed(job.student, bf16=job.bf16, device=torch.device(job.judge.device)),
     ):
         for inputs, wanted in job.batches():
@@ -543,18 +541,3 @@ def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
 def _in_full(outputs: Tensor) -> Tensor:
     """Return what was computed in bf16 in float32."""
     return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
-
-
-@contextmanager
-def _outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep the outputs of modules at each pass."""
-    kept: dict[str, Tensor] = {}
-    handles: list[Any] = []
-    with hooks_removed(handles):
-        for name in names:
-
-            def keep(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
-                kept[name] = output
-
-            handles.append(module_at(network, name).register_forward_hook(keep))
-        yield kept

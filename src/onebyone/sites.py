@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -194,3 +194,23 @@ def hooks_removed(handles: list[Any]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def outputs_of_modules(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep the outputs of modules, at each pass inside, in the mapping that is yielded.
+
+    Args:
+        network: Gets hooks, which are removed at the end.
+        names: Of modules whose output is a tensor.
+    """
+    kept: dict[str, Tensor] = {}
+    handles: list[Any] = []
+    with hooks_removed(handles):
+        for name in names:
+
+            def keep(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
+                kept[name] = output
+
+            handles.append(module_at(network, name).register_forward_hook(keep))
+        yield kept

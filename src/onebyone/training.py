@@ -40,9 +40,8 @@ from onebyone.rewrites.composed import composed
 from onebyone.sites import (
     copy_network,
     evaluation_copy,
-    hooks_removed,
     in_type_of,
-    module_at,
+    outputs_of_modules,
     run,
 )
 
@@ -294,7 +293,10 @@ def distill(
     job.settings["teacher"] = _fingerprint(guide)
     job.teacher = guide
 
-    with _outputs_of(job.student, features) as ours, _outputs_of(guide, features) as theirs:
+    with (
+        outputs_of_modules(job.student, features) as ours,
+        outputs_of_modules(guide, features) as theirs,
+    ):
 
         def objective(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad(), job.autocast():
@@ -323,6 +325,19 @@ def _nearer(start: nn.Module, trained: Trained, teacher: nn.Module, judge: Split
     return Trained(before, replace(trained.log, chosen_epoch=0))
 
 
+def check_mix(mix: float | None, label_weight: float) -> None:
+    """Refuse a share of mixed images that cannot be, or that no label fits."""
+    if mix is None:
+        return
+    if not 0 <= mix <= 1:
+        raise OptionError(f"`mix` must be from 0 to 1, got {mix}.")
+    if mix and label_weight:
+        raise OptionError(
+            f"`mix` must be 0 where labels have a weight, for no label fits a mixture, got {mix} "
+            f"and a `label_weight` of {label_weight}."
+        )
+
+
 def _share_mixed(
     asked: float | None,
     examples: _Examples,
@@ -332,6 +347,7 @@ def _share_mixed(
     label_weight: float,
 ) -> float:
     """Return the share of the images that are mixed."""
+    check_mix(asked, label_weight)
     images = len(examples.train.input_shape) == 3
     if asked is None:
         if label_weight or not images or not augment or examples.train.augmentation == "none":
@@ -341,13 +357,6 @@ def _share_mixed(
         inputs, _ = next(iter(examples.train.batches(2, device=place)))
         outputs = _one_tensor(run(guide, in_type_of(guide, inputs)), "teacher")
         return MIXED if is_classifier_output(outputs) else 0.0
-    if not 0 <= asked <= 1:
-        raise OptionError(f"`mix` must be from 0 to 1, got {asked}.")
-    if asked and label_weight:
-        raise OptionError(
-            f"`mix` must be 0 where labels have a weight, for no label fits a mixture, got {asked} "
-            f"and a `label_weight` of {label_weight}."
-        )
     if asked and not images:
         raise OptionError(
             f"`mix` must be 0 for inputs that are no images of shape (channels, height, width), "
@@ -651,20 +660,6 @@ def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
     wanted = theirs.float()
     power = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
     return F.mse_loss(ours.float(), wanted) / power
-
-
-@contextmanager
-def _outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    kept: dict[str, Tensor] = {}
-    handles: list[Any] = []
-    with hooks_removed(handles):
-        for name in names:
-
-            def keep(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
-                kept[name] = output
-
-            handles.append(module_at(model, name).register_forward_hook(keep))
-        yield kept
 
 
 def _one_tensor(outputs: Any, whose: str) -> Tensor:

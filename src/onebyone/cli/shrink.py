@@ -91,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the distilling's loss that the labels get, from 0 to 1 (0: no labels)",
     )
+    parser.add_argument(
+        "--mix",
+        type=float,
+        metavar="SHARE",
+        help="of the distilling's images, those in which a rectangle is another one's (half of "
+        "them where images are augmented and labels have no weight, else none)",
+    )
     add_metric(parser)
     add_measuring(parser)
     add_run_folder(parser)
@@ -121,6 +128,7 @@ def run(args: argparse.Namespace) -> None:
             epochs=args.epochs,
             learning_rate=args.rate,
             label_weight=args.label_weight,
+            mix=args.mix,
             calibration_examples=args.calibration,
             **run_settings(args, out, update),
         )

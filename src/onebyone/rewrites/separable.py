@@ -435,7 +435,7 @@ def _swept(data: _Data, terms: _Terms) -> _Terms:
             inside = slice((channel - start) * places, (channel - start + 1) * places)
             own = slice(channel * places, (channel + 1) * places)
             seen = data.xx[own, own]
-            # In float64 whatever the rest is in: neighbouring places may be nearly one and the same.
+            # In float64 whatever the rest is in: neighbouring places may be nearly the same.
             lower, ridge = damped(seen.double(), data.problem.ridge)
             old = kernel[:, own].clone()
             wanted = missing[:, inside] + old @ seen + ridge * old
