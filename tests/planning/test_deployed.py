@@ -10,6 +10,7 @@ from onebyone.planning import Planner, deployed, timing
 from onebyone.planning.timings import Timings
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Plan
+from onebyone.runtimes import RUNTIMES, Runtime
 
 SHAPE = (1, 3, 20, 24)
 
@@ -280,18 +281,25 @@ def test_chains_whose_maps_are_large_are_timed_a_few_at_once(machine, net, monke
         assert held != taken
 
 
-def test_of_layers_that_take_long_fewer_options_are_timed_and_the_budget_is_met_as_well(
-    machine, net, monkeypatch
-):
-    timed = []
-    for slow in (1e10, 0):
-        monkeypatch.setattr(timing, "SLOW_MACS", slow)
+def test_layers_that_take_long_are_timed_with_a_part_of_the_batch(machine, net, monkeypatch):
+    whole, plans = [], []
+    for most in (1e10, 2e6):
+        monkeypatch.setattr(timing, "MOST_MACS", most)
         known = machine(noise=0)
-        made = planned(net, "latency=70%")
-        assert made.latency.measured_ms <= 0.71 * made.latency.before.median_ms
-        assert all(option.gain is not None for option in made.choices)
-        timed.append(max(map(len, known.sampled)))
-    assert timed[1] < 0.7 * timed[0]
+        prepare, seen = known.prepare, set()
+
+        def watched(network, example, prepare=prepare, seen=seen):
+            if isinstance(network, nn.Sequential):
+                seen.add(len(example))
+            return prepare(network, example)
+
+        monkeypatch.setitem(RUNTIMES, "known", Runtime("known", watched))
+        plans.append(planned(net, "latency=70%", batch=24))
+        whole.append(seen)
+    assert whole[0] == {24}
+    assert {2, 24} <= whole[1] <= {1, 2, 4, 8, 16, 24}  # small layers are timed as they are
+    assert plans[0].choices == plans[1].choices
+    assert plans[0].latency.deployment.batch == plans[1].latency.deployment.batch == 24
 
 
 def test_the_maps_of_a_chain_are_those_within_it_too():

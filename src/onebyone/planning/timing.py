@@ -41,8 +41,9 @@ MOST_TRIES = 4
 MEMORY_SHARE = 0.25
 # Options of one form that are timed before the rest is predicted from them.
 POINTS = 7
-# Of a site with more MACs a call than the second number, which takes a second and more on a core.
-FEWER_POINTS, SLOW_MACS = 4, 1e10
+# A site is timed with as many examples of a batch as take no more MACs a call, a tenth of a second
+# on a core: its maps are larger than all caches then, and more examples take as much longer.
+MOST_MACS = 1e10
 # Channels of the input that the first neighbor makes the site's input of.
 LEAD_CHANNELS = 16
 # An input of no more channels than this is the network's own: nothing comes before it.
@@ -103,7 +104,7 @@ class LayerTimer:
         found: list[Option] = []
         for done, (site, mine) in enumerate(by_site.items()):
             try:
-                timed = self._measured(_spread(mine, points=self._points(mine[0])))
+                timed = self._measured(_spread(mine))
             except OneByOneError as error:
                 self.failures[site] = f"{self.deployment.runtime} cannot run it: {error}"
             else:
@@ -124,11 +125,6 @@ class LayerTimer:
                 found.append(option)
         self.timings.save()
         return found
-
-    def _points(self, option: Option) -> int:
-        """Return how many options of each form are timed at a site."""
-        macs = self.deployment.batch * option.before.macs
-        return FEWER_POINTS if macs > SLOW_MACS else POINTS
 
     def _measured(self, options: Sequence[Option]) -> dict[str, Timed]:
         """Return times by settings, of options of one site; only those not known are run."""
@@ -177,7 +173,21 @@ class LayerTimer:
                     contenders, taken = {"": original}, 0
                 contenders[_key_of(option)] = prepare(chain, example)
                 taken += held
-            return found | self._compared(contenders)
+            found |= self._compared(contenders)
+        longer = self.deployment.batch / self._examples(options[0])
+        return {
+            name: replace(
+                timed, before_ms=longer * timed.before_ms, after_ms=longer * timed.after_ms
+            )
+            for name, timed in found.items()
+        }
+
+    def _examples(self, option: Option) -> int:
+        """Return how many examples of the batch a site is timed with; a power of two if not all."""
+        batch = self.deployment.batch
+        if self.deployment.device != "cpu" or batch * option.before.macs <= MOST_MACS:
+            return batch
+        return 2 ** int(math.log2(max(1.0, MOST_MACS / option.before.macs)))
 
     def _compared(self, contenders: Mapping[str, Prepared]) -> dict[str, Timed]:
         """Return times of rewritten chains, in turns with the original, whose name is empty."""
@@ -210,7 +220,7 @@ class LayerTimer:
             inner = layer_rewrite(option.rewrite).build(module, option.settings, site=option.site)
             _fill(inner)
         size, linear = layer.input_shape, is_linear(module)
-        batch = self.deployment.batch * _rows(module, layer)
+        batch = self._examples(option) * _rows(module, layer)
         if linear:
             lead: nn.Module = nn.Linear(LEAD_CHANNELS, size[-1])
             tail: nn.Module = nn.Identity()
@@ -239,7 +249,7 @@ class LayerTimer:
             classes = head.linears[-1].out_features
             inner = [GlobalAverageHead(head.channels, classes, hidden, context=context)]
         lead = nn.Conv2d(LEAD_CHANNELS, head.channels, 1)
-        shape = (self.deployment.batch, LEAD_CHANNELS, head.map_height, head.map_width)
+        shape = (self._examples(option), LEAD_CHANNELS, head.map_height, head.map_width)
         return self._ready([lead, nn.ReLU(), *inner], shape)
 
     def _ready(
@@ -315,15 +325,15 @@ def _form_of(option: Option) -> str:
     return f"{option.rewrite} {option.settings.get('form')}"
 
 
-def _spread(options: Sequence[Option], *, points: int = POINTS) -> list[Option]:
-    """Return so many options of each form, from the cheapest to the dearest."""
+def _spread(options: Sequence[Option]) -> list[Option]:
+    """Return a few options of each form, from the cheapest to the dearest."""
     groups: dict[str, list[Option]] = defaultdict(list)
     for option in options:
         groups[_form_of(option)].append(option)
     found = []
     for group in groups.values():
         ordered = sorted(group, key=lambda option: option.after.macs)
-        spots = np.linspace(0, len(ordered) - 1, min(points, len(ordered))).round().astype(int)
+        spots = np.linspace(0, len(ordered) - 1, min(POINTS, len(ordered))).round().astype(int)
         found += [ordered[spot] for spot in sorted({int(s) for s in spots})]
     return found
 

@@ -25,7 +25,7 @@ class Timed:
     """An option's time beside that of the site as it is.
 
     Attributes:
-        before_ms: Of a call with the site as it is, between its neighbors.
+        before_ms: Of a batch with the site as it is, between its neighbors.
         after_ms: With the option instead, in the same rounds.
         gain: Time before / time after.
         disturbed: Whether the machine was too busy for a verdict: such times are not kept.
