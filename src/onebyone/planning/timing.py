@@ -41,9 +41,9 @@ MOST_TRIES = 4
 MEMORY_SHARE = 0.25
 # Options of one form that are timed before the rest is predicted from them.
 POINTS = 7
-# A site is timed with as many examples of a batch as take no more MACs a call, a tenth of a second
-# on a core: its maps are larger than all caches then, and more examples take as much longer.
-MOST_MACS = 1e10
+# A site is timed with as many examples of a batch as take no more MACs a call, less than a tenth
+# of a second on a core: its maps are larger than the caches then, and more take as much longer.
+MOST_MACS = 4e9
 # Channels of the input that the first neighbor makes the site's input of.
 LEAD_CHANNELS = 16
 # An input of no more channels than this is the network's own: nothing comes before it.
