@@ -96,6 +96,23 @@ def test_no_network_is_begun_after_the_time_is_over(machine, net, monkeypatch):
     assert sum(point.ratio is not None for point in front) == 1
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_no_layer_is_timed_after_the_time_is_over(machine, net, monkeypatch, measured):
+    known = machine()
+    mine = planner(net)
+    monkeypatch.setattr(timed_front, "FRONT_SECONDS", 0.0)
+    monkeypatch.setattr("onebyone.planning.planner.FRONT_SECONDS", 0.0)
+    first = len(known.sampled)
+    front = mine.front("latency", measured=measured)
+    after = known.sampled[first:]
+    built = next(place for place, names in enumerate(after) if "after" in names)
+    # The most that is asked for is planned for as well, to know where the front ends.
+    assert len(after[built + 1 :]) <= 2
+    assert len(front) >= 6
+    for near, far in itertools.pairwise(front):
+        assert near.after.ms < far.after.ms
+
+
 def test_a_network_that_the_runtime_cannot_run_leaves_the_front_predicted(
     machine, net, monkeypatch
 ):

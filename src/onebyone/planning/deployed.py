@@ -156,16 +156,19 @@ class Deployed:
             exact=exact,
         )
 
-    def predict(self, budgets: Sequence[Budget], make: MakePlan) -> Plan:
+    def predict(self, budgets: Sequence[Budget], make: MakePlan, *, timed: bool = True) -> Plan:
         """Plan by the times that are known; nothing is built, but what is chosen is timed.
 
         Args:
             budgets: Upper bounds.
             make: Chooses among the options of a survey.
+            timed: Whether it is; else options keep the times that others of their form foretell.
 
         Raises:
             BudgetError: If a budget cannot be reached; says what is reachable.
         """
+        if not timed:
+            return self.foreseen(make(self.survey(budgets), budgets))
         return self._with_own_times(lambda: budgets, make)
 
     def least(self, quantity: Quantity, make: MakePlan) -> Plan:

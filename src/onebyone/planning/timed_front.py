@@ -13,7 +13,8 @@ from onebyone.planning.deployed import Deployed, MakePlan
 from onebyone.planning.front import POINTS, budget_of, point_of
 from onebyone.records import Budget, FrontPoint, Plan, Quantity
 
-# No network of a front is begun later after its smallest: a minute, whatever the network.
+# No network of a front is begun, and no layer timed, later after its smallest: a minute, whatever
+# the network.
 FRONT_SECONDS = 60.0
 
 
@@ -46,6 +47,7 @@ def timed_front(
         return ()
     least = _built(deployed, deployed.least(quantity, make))
     ends = time.monotonic() + seconds
+    times_end = time.monotonic() + FRONT_SECONDS
     before = deployed.survey().before
     whole = deployed.predict([budget_of(quantity, before.amount(quantity))], make)
     first, last = _amount(least, quantity), whole.after.amount(quantity)
@@ -60,15 +62,21 @@ def timed_front(
         planned = _predicted(deployed, budgets[place], make)
         if planned is not None and planned.choices:
             measured[place] = _built(deployed, planned)
-    made = [measured.get(i) or _predicted(deployed, budgets[i], make) for i in range(points)]
+    made = [
+        measured.get(i)
+        or _predicted(deployed, budgets[i], make, timed=time.monotonic() < times_end)
+        for i in range(points)
+    ]
     found = [_point(each, quantity, foreseen=deployed.foreseen(each)) for each in made if each]
     return _unbeaten(found, quantity)
 
 
-def _predicted(deployed: Deployed, budget: Budget, make: MakePlan) -> Plan | None:
+def _predicted(
+    deployed: Deployed, budget: Budget, make: MakePlan, *, timed: bool = True
+) -> Plan | None:
     """Return a plan for one budget; none where later measurements put it out of reach."""
     try:
-        return deployed.predict([budget], make)
+        return deployed.predict([budget], make, timed=timed)
     except BudgetError:
         return None
 
