@@ -500,13 +500,17 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
     for parameter in teacher.parameters():
         parameter.data *= 3
     student = nn.Sequential(nn.Flatten(), nn.Linear(42, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
-    tried = []
+    found = []
     distances = training._distances
     monkeypatch.setattr(
-        training, "_distances", lambda *args: tried.extend(distances(*args)) or tried[-3:]
+        training,
+        "_distances",
+        lambda *args, **how: found.append(distances(*args, **how)) or found[-1],
     )
     first = training.distill(student, split, teacher=teacher, epochs=20)
+    ((start, *tried),) = found
     assert len(tried) == len(training.TRIED)
+    assert min(tried) < start
     rates = [
         training.DISTILL_RATE * (first.log.batch_size / 128) ** 0.5 * m for m in training.TRIED
     ]
@@ -516,3 +520,22 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
     again = training.distill(student, split, teacher=teacher, epochs=20)
     for name, value in first.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_student_that_all_rates_lead_away_from_its_teacher_is_trained_at_a_lower_one():
+    """What is nearly there is led away by steps that bring another one nearer."""
+    from onebyone import training
+    from onebyone.data import TensorSplit
+
+    generator = torch.Generator().manual_seed(0)
+    split = TensorSplit(torch.randn(600, 1, 6, 7, generator=generator))
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(42, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(3e-4 * torch.randn(parameter.shape, generator=generator))
+    log = training.distill(student, split, teacher=teacher, epochs=20).log
+    base = training.DISTILL_RATE * (log.batch_size / 128) ** 0.5
+    assert log.learning_rate < base
+    assert "best of 5 tried" in log.objective

@@ -40,6 +40,7 @@ from onebyone.rewrites.composed import composed
 from onebyone.sites import (
     copy_network,
     evaluation_copy,
+    in_evaluation_mode,
     in_type_of,
     outputs_of_modules,
     run,
@@ -54,6 +55,8 @@ DISTILL_RATE = 1e-3
 # Rates that a distillation tries, as multiples of that: a network that is close to its teacher
 # already wants the low one, one with a new head a high one, and nothing told beforehand which.
 TRIED = (1, 4, 16)
+# And where all of these lead away from the teacher.
+LOWER = (1 / 16, 1 / 4)
 TRIAL_STEPS = 100
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
@@ -217,9 +220,9 @@ def distill(
         feature_weight: Weight of each such module's relative squared error.
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
-            of 128 (with its square root at others), for 100 steps each, and the one is taken that
-            comes nearest to the teacher on validation data; a training too short for that takes
-            the lowest.
+            of 128 (with its square root at others), for 100 steps each, and two below if all of
+            them lead away from the teacher; the one is taken that comes nearest to it on
+            validation data. A training too short for that takes 0.001.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -263,7 +266,7 @@ def distill(
             mix=mix, precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
         learning_rate, how = _tried_rate(
-            again, examples, teacher, epochs=epochs, batch=batch, seed=seed
+            model, again, examples, teacher, epochs=epochs, batch=batch, seed=seed, device=device
         )
     options = _Options(
         epochs=epochs,
@@ -313,13 +316,16 @@ def distill(
         trained = _fit(job, objective)
     if label_weight or examples.validation is None:
         return trained
-    return _nearer(model, trained, teacher, examples.validation.take(JUDGED_EXAMPLES, seed))
+    judge = examples.validation.take(JUDGED_EXAMPLES, seed)
+    return _nearer(model, trained, teacher, judge, device=job.device)
 
 
-def _nearer(start: nn.Module, trained: Trained, teacher: nn.Module, judge: Split) -> Trained:
+def _nearer(
+    start: nn.Module, trained: Trained, teacher: nn.Module, judge: Split, *, device: torch.device
+) -> Trained:
     """Return the trained network, or the one it started as where that is nearer to the teacher."""
     before = evaluation_copy(start)
-    at_start, at_end = _distances(teacher, [before, trained.model], judge)
+    at_start, at_end = _distances(teacher, [before, trained.model], judge, device=device)
     if at_end < at_start:
         return trained
     return Trained(before, replace(trained.log, chosen_epoch=0))
@@ -366,6 +372,7 @@ def _share_mixed(
 
 
 def _tried_rate(
+    model: nn.Module,
     again: Callable[..., Trained],
     examples: _Examples,
     teacher: nn.Module,
@@ -373,6 +380,7 @@ def _tried_rate(
     epochs: int,
     batch: int,
     seed: int,
+    device: torch.device | str | None,
 ) -> tuple[float | None, str]:
     """Return the rate that comes nearest to the teacher in a short trial, and how it was found."""
     total = len(examples.train)
@@ -383,31 +391,54 @@ def _tried_rate(
     part = examples.train.take(min(seen, total), seed)
     judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
     base = DISTILL_RATE * math.sqrt(batch / 128)
-    students: dict[float, nn.Module] = {}
-    for multiple in TRIED:
-        try:
-            students[base * multiple] = again(
-                part, epochs=passes, learning_rate=base * multiple
-            ).model
-        except ModelError:  # it diverged: too high, and so is what is higher
-            break
+
+    def tried(multiples: Sequence[float]) -> dict[float, nn.Module]:
+        students: dict[float, nn.Module] = {}
+        for multiple in multiples:
+            rate = base * multiple
+            try:
+                students[rate] = again(part, epochs=passes, learning_rate=rate).model
+            except ModelError:  # it diverged: too high, and so is what is higher
+                break
+        return students
+
+    measured = partial(_distances, teacher, split=judge, device=device)
+    students = tried(TRIED)
+    at_start, *apart = measured([model, *students.values()])
+    if min(apart, default=math.inf) > at_start:  # all lead away: it is nearly there
+        lower = tried(LOWER)
+        students |= lower
+        apart += measured([*lower.values()])
     if not students:
         return None, ""
-    apart = dict(zip(students, _distances(teacher, [*students.values()], judge), strict=True))
-    best = min(apart, key=lambda rate: apart[rate])
-    return best, f"; rate the best of {len(TRIED)} tried"
+    best, _ = min(zip(students, apart, strict=True), key=lambda pair: pair[1])
+    return best, f"; rate the best of {len(students)} tried"
 
 
-def _distances(teacher: nn.Module, students: Sequence[nn.Module], split: Split) -> list[float]:
-    """Return the mean divergence of each student's outputs from their teacher's."""
-    device = next(students[0].parameters()).device
+def _distances(
+    teacher: nn.Module,
+    students: Sequence[nn.Module],
+    split: Split,
+    *,
+    device: torch.device | str | None,
+) -> list[float]:
+    """Return the mean divergence of each student's outputs from their teacher's.
+
+    Args:
+        teacher: Not modified; nor are the students.
+        students: All run on the same batches.
+        split: Whose inputs they get.
+        device: Where they run; the teacher's own where not given.
+    """
     guide = evaluation_copy(teacher, device=device)
-    totals = [0.0] * len(students)
+    place = device or next((p.device for p in guide.parameters()), torch.device("cpu"))
+    each = [in_evaluation_mode(student, device=place) for student in students]
+    totals = [0.0] * len(each)
     with torch.inference_mode():
-        for inputs, _ in split.batches(250, device=str(device)):
+        for inputs, _ in split.batches(250, device=place):
             wanted = guide(in_type_of(guide, inputs))
-            for place, student in enumerate(students):
-                totals[place] += float(divergence(wanted, student(inputs)).sum())
+            for position, student in enumerate(each):
+                totals[position] += float(divergence(wanted, student(inputs)).sum())
     return [total / len(split) if math.isfinite(total) else math.inf for total in totals]
 
 
