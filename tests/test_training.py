@@ -118,9 +118,6 @@ def test_the_teacher_sees_the_mixtures_that_the_student_sees(mix, monkeypatch):
         return made
 
     monkeypatch.setattr(training, "cut_mixed", watched)
-    for module in teacher.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.requires_grad_(False)
     log = distill(
         teacher, toy(), teacher=teacher, epochs=2, mix=mix, learning_rate=1e-9, precision="float32"
     ).log
@@ -251,6 +248,19 @@ def test_the_network_and_the_teacher_are_untouched(mode):
     distill(model, toy(), teacher=teacher, epochs=1, features=["0"])
     assert_unchanged(model, before[0])
     assert_unchanged(teacher, before[1])
+
+
+@pytest.mark.parametrize("training_mode", [False, True])
+def test_statistics_are_kept_in_a_distillation_of_a_network_in_evaluation_mode(training_mode):
+    model, teacher = network().train(training_mode), network(seed=1).eval()
+    how = {"epochs": 2, "learning_rate": 1e-2}
+    for made, kept in (
+        (distill(model, toy().train, teacher=teacher, **how).model, not training_mode),
+        (train(model, toy(), **how).model, False),
+    ):
+        for name in ("running_mean", "running_var"):
+            assert torch.equal(getattr(made[1], name), getattr(model[1], name)) == kept
+        assert not torch.equal(made[1].weight, model[1].weight)
 
 
 def test_frozen_parameters_and_statistics_stay_as_they_are():

@@ -204,9 +204,11 @@ def distill(
 
     For class scores the loss is the Kullback-Leibler divergence from the teacher's softened
     scores, times the temperature squared so that its gradients do not shrink with it; for other
-    outputs the mean squared error. The rest is as in :func:`train`, but for one thing: a network
-    that was nearer to its teacher than it is after the last epoch, by the mean divergence on
-    validation data, is returned as it was. A short training leads one away that is close already.
+    outputs the mean squared error. The rest is as in :func:`train`, but for two things. Batch norms
+    of a network in evaluation mode keep their statistics, as the teacher's do: what a batch's own
+    add in noise leads one away that is close already. And a network that was nearer to its teacher
+    than it is after the last epoch, by the mean divergence on validation data, is returned as it
+    was.
 
     Args:
         model: The network that learns. Not modified.
@@ -289,7 +291,10 @@ def distill(
     if features:
         name += f", features of {', '.join(features)} × {feature_weight:g}"
     name += how
-    job = _prepare(model, examples, options, default_rate=DISTILL_RATE, name=name, device=device)
+    job = _prepare(
+        model, examples, options, default_rate=DISTILL_RATE, name=name, device=device,
+        keeps_statistics=True,
+    )  # fmt: skip
     # Always a copy: the layout of its weights changes with channels last.
     guide = evaluation_copy(teacher, device=job.device)
     guide.to(memory_format=torch.channels_last)
@@ -528,6 +533,7 @@ def _prepare(
     default_rate: float,
     name: str,
     device: torch.device | str | None,
+    keeps_statistics: bool = False,
 ) -> _Job:
     student = copy_network(model)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -566,6 +572,7 @@ def _prepare(
         "examples": len(examples.train),
         "input_shape": list(examples.train.input_shape),
         "network": initial,
+        "statistics": "kept" if keeps_statistics else "updated",
     }
     return _Job(
         student=student,
@@ -581,7 +588,7 @@ def _prepare(
         ),
         name=name,
         settings=settings,
-        training_modes=_training_modes(student),
+        training_modes=_training_modes(student, keeps_statistics=keeps_statistics),
     )
 
 
@@ -613,19 +620,18 @@ def _optimizer(
     return optimizer
 
 
-def _training_modes(student: nn.Module) -> dict[str, bool]:
+def _training_modes(student: nn.Module, *, keeps_statistics: bool) -> dict[str, bool]:
     if student.training:
         return {name: module.training for name, module in student.named_modules()}
-    return {name: not _is_frozen_norm(module) for name, module in student.named_modules()}
+    return {
+        name: not (isinstance(module, _BatchNorm) and (keeps_statistics or _is_frozen(module)))
+        for name, module in student.named_modules()
+    }
 
 
-def _is_frozen_norm(module: nn.Module) -> bool:
-    parameters = list(module.parameters(recurse=False))
-    return (
-        isinstance(module, _BatchNorm)
-        and bool(parameters)
-        and not any(parameter.requires_grad for parameter in parameters)
-    )
+def _is_frozen(norm: nn.Module) -> bool:
+    parameters = list(norm.parameters(recurse=False))
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def _fingerprint(model: nn.Module) -> str:
