@@ -187,7 +187,7 @@ class LayerTimer:
         batch = self.deployment.batch
         if self.deployment.device != "cpu" or batch * option.before.macs <= MOST_MACS:
             return batch
-        return 2 ** int(math.log2(max(1.0, MOST_MACS / option.before.macs)))
+        return 1 << int(math.log2(max(1.0, MOST_MACS / option.before.macs)))
 
     def _compared(self, contenders: Mapping[str, Prepared]) -> dict[str, Timed]:
         """Return times of rewritten chains, in turns with the original, whose name is empty."""
