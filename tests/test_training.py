@@ -250,17 +250,45 @@ def test_the_network_and_the_teacher_are_untouched(mode):
     assert_unchanged(teacher, before[1])
 
 
-@pytest.mark.parametrize("training_mode", [False, True])
-def test_statistics_are_kept_in_a_distillation_of_a_network_in_evaluation_mode(training_mode):
-    model, teacher = network().train(training_mode), network(seed=1).eval()
-    how = {"epochs": 2, "learning_rate": 1e-2}
-    for made, kept in (
-        (distill(model, toy().train, teacher=teacher, **how).model, not training_mode),
-        (train(model, toy(), **how).model, False),
-    ):
-        for name in ("running_mean", "running_var"):
-            assert torch.equal(getattr(made[1], name), getattr(model[1], name)) == kept
-        assert not torch.equal(made[1].weight, model[1].weight)
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("keep", [None, True, False])
+def test_statistics_of_a_network_in_evaluation_mode_are_kept_if_asked(mode, keep):
+    model, teacher = network().train(mode), network(seed=1).eval()
+    made, log = distill(
+        model, toy().train, teacher=teacher, epochs=2, learning_rate=1e-2, keep_statistics=keep
+    )
+    for name in ("running_mean", "running_var"):
+        same = torch.equal(getattr(made[1], name), getattr(model[1], name))
+        assert same == (bool(keep) and not mode)
+    assert not torch.equal(made[1].weight, model[1].weight)
+    assert ("statistics of batch norms kept" in log.objective) == bool(keep)
+
+
+def test_a_network_that_is_nearly_there_keeps_its_statistics_and_ends_nearer():
+    """Steps with a batch's own statistics would lead it away."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(800, 1, 6, 6, generator=generator)
+    inputs *= torch.randn(800, 1, 1, 1, generator=generator).exp()  # a batch is unlike another
+    teacher = network(seed=1)
+    with torch.no_grad():
+        for _ in range(60):
+            teacher.train()(inputs[:600])
+    student = copy.deepcopy(teacher.eval())
+    with torch.no_grad():
+        student[6].weight += 0.005 * torch.randn(3, 72, generator=generator)
+    unseen = TensorSplit(inputs[600:])
+    data = Data(
+        name="uneven",
+        train=TensorSplit(inputs[:600]),
+        validation=unseen,
+        test=unseen,
+        classes=("a", "b", "c"),
+    )
+    log = distill(student, data, teacher=teacher, epochs=20).log
+    assert "best of 5 tried, statistics of batch norms kept" in log.objective
+    assert log.chosen_epoch == 20
+    given = {"epochs": 20, "learning_rate": log.learning_rate, "keep_statistics": False}
+    assert distill(student, data, teacher=teacher, **given).log.chosen_epoch == 0
 
 
 def test_frozen_parameters_and_statistics_stay_as_they_are():
@@ -530,22 +558,3 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
     again = training.distill(student, split, teacher=teacher, epochs=20)
     for name, value in first.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], value, rtol=0, atol=0)
-
-
-def test_a_student_that_all_rates_lead_away_from_its_teacher_is_trained_at_a_lower_one():
-    """What is nearly there is led away by steps that bring another one nearer."""
-    from onebyone import training
-    from onebyone.data import TensorSplit
-
-    generator = torch.Generator().manual_seed(0)
-    split = TensorSplit(torch.randn(600, 1, 6, 7, generator=generator))
-    torch.manual_seed(0)
-    teacher = nn.Sequential(nn.Flatten(), nn.Linear(42, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
-    student = copy.deepcopy(teacher)
-    with torch.no_grad():
-        for parameter in student.parameters():
-            parameter.add_(3e-4 * torch.randn(parameter.shape, generator=generator))
-    log = training.distill(student, split, teacher=teacher, epochs=20).log
-    base = training.DISTILL_RATE * (log.batch_size / 128) ** 0.5
-    assert log.learning_rate < base
-    assert "best of 5 tried" in log.objective

@@ -55,8 +55,9 @@ DISTILL_RATE = 1e-3
 # Rates that a distillation tries, as multiples of that: a network that is close to its teacher
 # already wants the low one, one with a new head a high one, and nothing told beforehand which.
 TRIED = (1, 4, 16)
-# And where all of these lead away from the teacher.
-LOWER = (1 / 16, 1 / 4)
+# Where all of these lead away from the teacher, the network is nearly there, and what a batch's own
+# statistics add in noise is more than it has to learn: these are tried with the norms' kept.
+TRIED_KEEPING = (1 / 4, 1)
 TRIAL_STEPS = 100
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
@@ -192,6 +193,7 @@ def distill(
     loss: Loss | None = None,
     augment: bool = True,
     mix: float | None = None,
+    keep_statistics: bool | None = None,
     precision: Precision = "auto",
     capture: bool = True,
     seed: int = 0,
@@ -204,11 +206,9 @@ def distill(
 
     For class scores the loss is the Kullback-Leibler divergence from the teacher's softened
     scores, times the temperature squared so that its gradients do not shrink with it; for other
-    outputs the mean squared error. The rest is as in :func:`train`, but for two things. Batch norms
-    of a network in evaluation mode keep their statistics, as the teacher's do: what a batch's own
-    add in noise leads one away that is close already. And a network that was nearer to its teacher
-    than it is after the last epoch, by the mean divergence on validation data, is returned as it
-    was.
+    outputs the mean squared error. The rest is as in :func:`train`, but for one thing: a network
+    that was nearer to its teacher than it is after the last epoch, by the mean divergence on
+    validation data, is returned as it was. A short training leads one away that is close already.
 
     Args:
         model: The network that learns. Not modified.
@@ -222,9 +222,9 @@ def distill(
         feature_weight: Weight of each such module's relative squared error.
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
-            of 128 (with its square root at others), for 100 steps each, and two below if all of
-            them lead away from the teacher; the one is taken that comes nearest to it on
-            validation data. A training too short for that takes 0.001.
+            of 128 (with its square root at others), for 100 steps each, and the one is taken that
+            comes nearest to the teacher on validation data; a training too short for that takes
+            the lowest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -232,6 +232,10 @@ def distill(
         mix: Share of the images in which a rectangle is another one's; the teacher is asked about
             the mixture, which no label fits. By default half, where images are augmented, outputs
             are class scores and labels have no weight; else none.
+        keep_statistics: Whether batch norms of a network in evaluation mode keep their running
+            statistics. By default they do only where all rates that are tried lead away from the
+            teacher otherwise, and one of two that are then tried with them ends nearer: for a
+            network that is close already the noise of a batch's own statistics is too much.
         precision: As for :func:`train`.
         capture: As for :func:`train`.
         seed: As for :func:`train`.
@@ -259,7 +263,7 @@ def distill(
     examples = _examples(data)
     mix = _share_mixed(mix, examples, teacher, augment=augment, label_weight=label_weight)
     batch = batch_size or _default_batch(len(examples.train))
-    how = ""
+    keep, how = bool(keep_statistics), ""
     if learning_rate is None:
         again = partial(
             distill, model, teacher=teacher, temperature=temperature, label_weight=label_weight,
@@ -267,9 +271,10 @@ def distill(
             weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
             mix=mix, precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
-        learning_rate, how = _tried_rate(
-            model, again, examples, teacher, epochs=epochs, batch=batch, seed=seed, device=device
-        )
+        learning_rate, keep, how = _tried_rate(
+            model, again, examples, teacher, epochs=epochs, batch=batch, seed=seed, device=device,
+            keep=keep_statistics,
+        )  # fmt: skip
     options = _Options(
         epochs=epochs,
         batch_size=batch,
@@ -290,10 +295,10 @@ def distill(
         name += f", smoothed by {label_smoothing:g}" if label_smoothing else ""
     if features:
         name += f", features of {', '.join(features)} × {feature_weight:g}"
-    name += how
+    name += how + (", statistics of batch norms kept" if keep else "")
     job = _prepare(
         model, examples, options, default_rate=DISTILL_RATE, name=name, device=device,
-        keeps_statistics=True,
+        keeps_statistics=keep,
     )  # fmt: skip
     # Always a copy: the layout of its weights changes with channels last.
     guide = evaluation_copy(teacher, device=job.device)
@@ -386,38 +391,42 @@ def _tried_rate(
     batch: int,
     seed: int,
     device: torch.device | str | None,
-) -> tuple[float | None, str]:
-    """Return the rate that comes nearest to the teacher in a short trial, and how it was found."""
+    keep: bool | None,
+) -> tuple[float | None, bool, str]:
+    """Return what comes nearest to the teacher in a short trial.
+
+    That is the rate, whether batch norms keep their statistics, and how it was found.
+    """
     total = len(examples.train)
     seen = int(min(TRIAL_STEPS * batch, TRIAL_SHARE * epochs * total))
     if seen < FEWEST_TRIAL_STEPS * batch:
-        return None, ""
+        return None, bool(keep), ""
     passes = max(1, round(seen / total))
     part = examples.train.take(min(seen, total), seed)
     judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
     base = DISTILL_RATE * math.sqrt(batch / 128)
 
-    def tried(multiples: Sequence[float]) -> dict[float, nn.Module]:
-        students: dict[float, nn.Module] = {}
-        for multiple in multiples:
-            rate = base * multiple
+    def tried(multiples: Sequence[float], *, keep: bool) -> dict[tuple[float, bool], nn.Module]:
+        students = {}
+        for rate in (base * multiple for multiple in multiples):
             try:
-                students[rate] = again(part, epochs=passes, learning_rate=rate).model
+                made = again(part, epochs=passes, learning_rate=rate, keep_statistics=keep)
             except ModelError:  # it diverged: too high, and so is what is higher
                 break
+            students[rate, keep] = made.model
         return students
 
     measured = partial(_distances, teacher, split=judge, device=device)
-    students = tried(TRIED)
+    students = tried(TRIED, keep=bool(keep))
     at_start, *apart = measured([model, *students.values()])
-    if min(apart, default=math.inf) > at_start:  # all lead away: it is nearly there
-        lower = tried(LOWER)
-        students |= lower
-        apart += measured([*lower.values()])
+    if keep is None and min(apart, default=math.inf) > at_start:
+        keeping = tried(TRIED_KEEPING, keep=True)
+        students |= keeping
+        apart += measured([*keeping.values()])
     if not students:
-        return None, ""
-    best, _ = min(zip(students, apart, strict=True), key=lambda pair: pair[1])
-    return best, f"; rate the best of {len(students)} tried"
+        return None, bool(keep), ""
+    (rate, kept), _ = min(zip(students, apart, strict=True), key=lambda pair: pair[1])
+    return rate, kept, f"; rate the best of {len(students)} tried"
 
 
 def _distances(
