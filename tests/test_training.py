@@ -119,7 +119,14 @@ def test_the_teacher_sees_the_mixtures_that_the_student_sees(mix, monkeypatch):
 
     monkeypatch.setattr(training, "cut_mixed", watched)
     log = distill(
-        teacher, toy(), teacher=teacher, epochs=2, mix=mix, learning_rate=1e-9, precision="float32"
+        teacher,
+        toy(),
+        teacher=teacher,
+        epochs=2,
+        mix=mix,
+        learning_rate=1e-9,
+        keep_statistics=True,
+        precision="float32",
     ).log
     assert any(seen)
     assert log.epochs[0].loss < 1e-6
