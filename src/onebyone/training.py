@@ -295,6 +295,7 @@ def distill(
         name += f", smoothed by {label_smoothing:g}" if label_smoothing else ""
     if features:
         name += f", features of {', '.join(features)} × {feature_weight:g}"
+    keep = keep and not model.training and any(isinstance(m, _BatchNorm) for m in model.modules())
     name += how + (", statistics of batch norms kept" if keep else "")
     job = _prepare(
         model, examples, options, default_rate=DISTILL_RATE, name=name, device=device,
