@@ -1,5 +1,6 @@
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -294,6 +295,9 @@ def test_a_network_that_is_nearly_there_keeps_its_statistics_and_ends_nearer():
     log = distill(student, data, teacher=teacher, epochs=20).log
     assert "best of 5 tried, statistics of batch norms kept" in log.objective
     assert log.chosen_epoch == 20
+    labelled = replace(data, train=TensorSplit(inputs[:600], torch.arange(600) % 3))
+    log_of_labels = distill(student, labelled, teacher=teacher, epochs=20, label_weight=0.5).log
+    assert "best of 3 tried" in log_of_labels.objective
     given = {"epochs": 20, "learning_rate": log.learning_rate, "keep_statistics": False}
     assert distill(student, data, teacher=teacher, **given).log.chosen_epoch == 0
 

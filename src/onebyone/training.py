@@ -233,9 +233,10 @@ def distill(
             the mixture, which no label fits. By default half, where images are augmented, outputs
             are class scores and labels have no weight; else none.
         keep_statistics: Whether batch norms of a network in evaluation mode keep their running
-            statistics. By default they do only where all rates that are tried lead away from the
-            teacher otherwise, and one of two that are then tried with them ends nearer: for a
-            network that is close already the noise of a batch's own statistics is too much.
+            statistics. By default they do only where labels have no weight, all rates that are
+            tried lead away from the teacher otherwise, and one of two that are then tried with them
+            ends nearer: for a network that is close already the noise of a batch's own statistics
+            is too much.
         precision: As for :func:`train`.
         capture: As for :func:`train`.
         seed: As for :func:`train`.
@@ -263,6 +264,8 @@ def distill(
     examples = _examples(data)
     mix = _share_mixed(mix, examples, teacher, augment=augment, label_weight=label_weight)
     batch = batch_size or _default_batch(len(examples.train))
+    if label_weight and keep_statistics is None:
+        keep_statistics = False  # to be near the teacher is not all that is asked of it
     keep, how = bool(keep_statistics), ""
     if learning_rate is None:
         again = partial(
