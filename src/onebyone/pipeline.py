@@ -37,7 +37,7 @@ from onebyone.runs import CHECKPOINT, ONE_SHOT, RunFolder, load_source
 from onebyone.runtimes import describe_machine
 from onebyone.sites import check_finite, evaluation_copy
 from onebyone.tolerance import plan_within
-from onebyone.training import check_mix, distill, train
+from onebyone.training import check_distillation, distill, train
 
 Progress = Callable[[int, int, str], None]
 
@@ -224,9 +224,7 @@ class ShrinkSettings(RunSettings):
             raise OptionError("Give one of `budget`, `max_drop` and `plan`.")
         if self.fastest and self.budget is None:
             raise OptionError("`fastest` needs a `budget`, such as `params=50%`.")
-        if not 0 <= self.label_weight <= 1:
-            raise OptionError(f"`label_weight` must be from 0 to 1, got {self.label_weight}.")
-        check_mix(self.mix, self.label_weight)
+        check_distillation(label_weight=self.label_weight, mix=self.mix)
         if self.max_drop is not None and self.max_drop < 0:
             raise OptionError(f"`max_drop` must be 0 or more, got {self.max_drop}.")
         if self.calibration_examples is not None:

@@ -43,6 +43,7 @@ from onebyone.sites import (
     copy_network,
     evaluation_copy,
     floating_type,
+    home_of,
     in_type_of,
     outputs_of_modules,
     run,
@@ -152,7 +153,7 @@ def reconstruct(
         2025; for the outputs of modules, Romero et al., "FitNets", ICLR 2015.
     """
     _check(steps, seconds, batch_size, learning_rate, temperature)
-    place = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
+    place = torch.device(device or home_of(model))
     bf16 = uses_bf16(precision, place)
     data = as_calibration(calibration, device=str(place), dtype=floating_type(model))
     fitted, judge = _divided(data, seed)

@@ -463,8 +463,8 @@ class FrontPoint(Record):
         obtained: How its time was: ``measured`` on the network that was built, in turns with the
             original; or ``corrected``: predicted from layers' times, some of them from those of
             other options of a form, and from what such savings came to in the networks that were
-            measured. ``None`` where nothing was timed, and in
-            plans of before front points were measured.
+            measured. ``None`` where nothing was timed, and in plans of before front points were
+            measured.
         timing: The network's, where it was built and measured. ``after.ms`` is the original's time
             by ``ratio``, which noise that both had does not move.
         ratio: Time of the original / time of the network, in the same rounds.

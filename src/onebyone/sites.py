@@ -61,6 +61,11 @@ def in_evaluation_mode(model: nn.Module, *, device: torch.device | str = "cpu") 
     return model
 
 
+def home_of(model: nn.Module) -> torch.device:
+    """Return the device of a network's first parameter; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def copy_beside(model: nn.Module, inputs: Inputs) -> nn.Module:
     """Return a deep copy in evaluation mode, on the device of the inputs."""
     return evaluation_copy(model, device=device_of(inputs))

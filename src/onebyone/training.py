@@ -40,6 +40,7 @@ from onebyone.rewrites.composed import composed
 from onebyone.sites import (
     copy_network,
     evaluation_copy,
+    home_of,
     in_evaluation_mode,
     in_type_of,
     outputs_of_modules,
@@ -57,7 +58,7 @@ DISTILL_RATE = 1e-3
 TRIED = (1, 4, 16)
 # Where all of these lead away from the teacher, the network is nearly there, and what a batch's own
 # statistics add in noise is more than it has to learn: these are tried with the norms' kept.
-TRIED_KEEPING = (1 / 4, 1)
+TRIED_NEAR = (1 / 4, 1)
 TRIAL_STEPS = 100
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
@@ -236,7 +237,7 @@ def distill(
             statistics. By default they do only where labels have no weight, all rates that are
             tried lead away from the teacher otherwise, and one of two that are then tried with them
             ends nearer: for a network that is close already the noise of a batch's own statistics
-            is too much.
+            is too much. One without such norms is tried at a lower rate then.
         precision: As for :func:`train`.
         capture: As for :func:`train`.
         seed: As for :func:`train`.
@@ -260,13 +261,14 @@ def distill(
         mixtures, Yun et al., "CutMix", ICCV 2019, and Beyer et al., "Knowledge distillation: a good
         teacher is patient and consistent", CVPR 2022.
     """
-    _check_distillation(temperature, label_weight, label_smoothing)
+    check_distillation(
+        temperature=temperature, label_weight=label_weight, label_smoothing=label_smoothing, mix=mix
+    )
     examples = _examples(data)
     mix = _share_mixed(mix, examples, teacher, augment=augment, label_weight=label_weight)
     batch = batch_size or _default_batch(len(examples.train))
-    if label_weight and keep_statistics is None:
-        keep_statistics = False  # to be near the teacher is not all that is asked of it
-    keep, how = bool(keep_statistics), ""
+    has_statistics = not model.training and any(isinstance(m, _BatchNorm) for m in model.modules())
+    keep, how = bool(keep_statistics) and has_statistics, ""
     if learning_rate is None:
         again = partial(
             distill, model, teacher=teacher, temperature=temperature, label_weight=label_weight,
@@ -274,9 +276,14 @@ def distill(
             weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
             mix=mix, precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
+        further: list[tuple[float, bool]] = []
+        if keep_statistics is None and not label_weight:  # else nearness is not all that is asked
+            # Without statistics to keep, a rate that was tried already would be tried again.
+            rates = [rate for rate in TRIED_NEAR if has_statistics or rate not in TRIED]
+            further = [(rate, has_statistics) for rate in rates]
         learning_rate, keep, how = _tried_rate(
             model, again, examples, teacher, epochs=epochs, batch=batch, seed=seed, device=device,
-            keep=keep_statistics,
+            ways=[(rate, keep) for rate in TRIED], further=further,
         )  # fmt: skip
     options = _Options(
         epochs=epochs,
@@ -298,7 +305,6 @@ def distill(
         name += f", smoothed by {label_smoothing:g}" if label_smoothing else ""
     if features:
         name += f", features of {', '.join(features)} × {feature_weight:g}"
-    keep = keep and not model.training and any(isinstance(m, _BatchNorm) for m in model.modules())
     name += how + (", statistics of batch norms kept" if keep else "")
     job = _prepare(
         model, examples, options, default_rate=DISTILL_RATE, name=name, device=device,
@@ -345,19 +351,6 @@ def _nearer(
     return Trained(before, replace(trained.log, chosen_epoch=0))
 
 
-def check_mix(mix: float | None, label_weight: float) -> None:
-    """Refuse a share of mixed images that cannot be, or that no label fits."""
-    if mix is None:
-        return
-    if not 0 <= mix <= 1:
-        raise OptionError(f"`mix` must be from 0 to 1, got {mix}.")
-    if mix and label_weight:
-        raise OptionError(
-            f"`mix` must be 0 where labels have a weight, for no label fits a mixture, got {mix} "
-            f"and a `label_weight` of {label_weight}."
-        )
-
-
 def _share_mixed(
     asked: float | None,
     examples: _Examples,
@@ -367,14 +360,12 @@ def _share_mixed(
     label_weight: float,
 ) -> float:
     """Return the share of the images that are mixed."""
-    check_mix(asked, label_weight)
     images = len(examples.train.input_shape) == 3
     if asked is None:
         if label_weight or not images or not augment or examples.train.augmentation == "none":
             return 0.0
         guide = evaluation_copy(teacher)
-        place = next((p.device for p in guide.parameters()), torch.device("cpu"))
-        inputs, _ = next(iter(examples.train.batches(2, device=place)))
+        inputs, _ = next(iter(examples.train.batches(2, device=home_of(guide))))
         outputs = _one_tensor(run(guide, in_type_of(guide, inputs)), "teacher")
         return MIXED if is_classifier_output(outputs) else 0.0
     if asked and not images:
@@ -395,24 +386,40 @@ def _tried_rate(
     batch: int,
     seed: int,
     device: torch.device | str | None,
-    keep: bool | None,
+    ways: Sequence[tuple[float, bool]],
+    further: Sequence[tuple[float, bool]],
 ) -> tuple[float | None, bool, str]:
     """Return what comes nearest to the teacher in a short trial.
 
-    That is the rate, whether batch norms keep their statistics, and how it was found.
+    Args:
+        model: The student as it is. Not modified.
+        again: Distils it anew.
+        examples: To train and to judge on.
+        teacher: Not modified.
+        epochs: Of the training that is to follow.
+        batch: Examples a step.
+        seed: Of what is drawn.
+        device: Where students are judged.
+        ways: What is tried: multiples of the least rate, and whether batch norms keep their
+            statistics; the rates rise.
+        further: What is tried too if all of these lead away from the teacher.
+
+    Returns:
+        The rate, whether batch norms keep their statistics, and how that was found.
     """
     total = len(examples.train)
     seen = int(min(TRIAL_STEPS * batch, TRIAL_SHARE * epochs * total))
     if seen < FEWEST_TRIAL_STEPS * batch:
-        return None, bool(keep), ""
+        return None, ways[0][1], ""
     passes = max(1, round(seen / total))
     part = examples.train.take(min(seen, total), seed)
     judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
     base = DISTILL_RATE * math.sqrt(batch / 128)
 
-    def tried(multiples: Sequence[float], *, keep: bool) -> dict[tuple[float, bool], nn.Module]:
+    def tried(ways: Sequence[tuple[float, bool]]) -> dict[tuple[float, bool], nn.Module]:
         students = {}
-        for rate in (base * multiple for multiple in multiples):
+        for multiple, keep in ways:
+            rate = base * multiple
             try:
                 made = again(part, epochs=passes, learning_rate=rate, keep_statistics=keep)
             except ModelError:  # it diverged: too high, and so is what is higher
@@ -421,16 +428,16 @@ def _tried_rate(
         return students
 
     measured = partial(_distances, teacher, split=judge, device=device)
-    students = tried(TRIED, keep=bool(keep))
+    students = tried(ways)
     at_start, *apart = measured([model, *students.values()])
-    if keep is None and min(apart, default=math.inf) > at_start:
-        keeping = tried(TRIED_KEEPING, keep=True)
-        students |= keeping
-        apart += measured([*keeping.values()])
+    if further and min(apart, default=math.inf) > at_start:
+        others = tried(further)
+        students |= others
+        apart += measured([*others.values()])
     if not students:
-        return None, bool(keep), ""
-    (rate, kept), _ = min(zip(students, apart, strict=True), key=lambda pair: pair[1])
-    return rate, kept, f"; rate the best of {len(students)} tried"
+        return None, ways[0][1], ""
+    (rate, keep), _ = min(zip(students, apart, strict=True), key=lambda pair: pair[1])
+    return rate, keep, f"; rate the best of {len(students)} tried"
 
 
 def _distances(
@@ -449,7 +456,7 @@ def _distances(
         device: Where they run; the teacher's own where not given.
     """
     guide = evaluation_copy(teacher, device=device)
-    place = device or next((p.device for p in guide.parameters()), torch.device("cpu"))
+    place = device or home_of(guide)
     each = [in_evaluation_mode(student, device=place) for student in students]
     totals = [0.0] * len(each)
     with torch.inference_mode():
@@ -660,13 +667,27 @@ def _fingerprint(model: nn.Module) -> str:
 # ---------------------------------------------------------------- losses
 
 
-def _check_distillation(temperature: float, label_weight: float, label_smoothing: float) -> None:
+def check_distillation(
+    *,
+    temperature: float = 4.0,
+    label_weight: float = 0.0,
+    label_smoothing: float = 0.0,
+    mix: float | None = None,
+) -> None:
+    """Refuse what a distillation cannot be asked for, before anything is computed."""
     if not 0 < temperature < math.inf:
         raise OptionError(f"`temperature` must be above 0, got {temperature}.")
     if not 0 <= label_weight <= 1:
         raise OptionError(f"`label_weight` must be from 0 to 1, got {label_weight}.")
     if not 0 <= label_smoothing < 1:
         raise OptionError(f"`label_smoothing` must be from 0 up to 1, got {label_smoothing}.")
+    if mix is not None and not 0 <= mix <= 1:
+        raise OptionError(f"`mix` must be from 0 to 1, got {mix}.")
+    if mix and label_weight:
+        raise OptionError(
+            f"`mix` must be 0 where labels have a weight, for no label fits a mixture, got {mix} "
+            f"and a `label_weight` of {label_weight}."
+        )
 
 
 def _label_loss(

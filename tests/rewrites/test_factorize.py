@@ -509,7 +509,7 @@ def rounded(moments):
     side = len(moments.xx)
     generator = torch.Generator().manual_seed(1)
     values, vectors = torch.linalg.eigh(moments.xx)
-    noise = torch.linalg.eigvalsh(moments.xx).mean() * 3e-4
+    noise = 3e-4 * values.mean()
     spread = torch.rand(side, generator=generator, dtype=torch.float64)
     values = torch.where(values < 1e-9 * values[-1], -noise * spread, values)
     return replace(moments, xx=vectors @ torch.diag(values) @ vectors.T)

@@ -148,13 +148,8 @@ def cut_mixed(images: Tensor, share: float, generator: torch.Generator) -> Tenso
         so is its center.
     """
     batch, _, height, width = images.shape
-    partner, drawn = (
-        each.to(images.device, non_blocking=True)
-        for each in (
-            torch.randperm(batch, generator=generator),
-            torch.rand(4, batch, generator=generator),
-        )
-    )
+    partner = torch.randperm(batch, generator=generator).to(images.device, non_blocking=True)
+    drawn = torch.rand(4, batch, generator=generator).to(images.device, non_blocking=True)
     side = torch.where(drawn[0] < share, drawn[1].sqrt(), 0.0)
     inside = [
         (torch.arange(size, device=images.device) - size * center[:, None]).abs()

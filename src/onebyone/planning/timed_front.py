@@ -46,8 +46,8 @@ def timed_front(
     if not deployed.options:
         return ()
     least = _built(deployed, deployed.least(quantity, make))
-    ends = time.monotonic() + seconds
-    times_end = time.monotonic() + FRONT_SECONDS
+    began = time.monotonic()
+    ends, times_end = began + seconds, began + FRONT_SECONDS
     before = deployed.survey().before
     whole = deployed.predict([budget_of(quantity, before.amount(quantity))], make)
     first, last = _amount(least, quantity), whole.after.amount(quantity)

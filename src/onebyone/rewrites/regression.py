@@ -328,13 +328,13 @@ def damped(square: Tensor, ridge: float) -> tuple[Tensor, float]:
     Raises:
         torch.linalg.LinAlgError: If it is too small for float32, or nothing helps.
     """
-    most = MOST_DAMPING * float(square.diagonal().mean())
     while True:
         lifted = square.clone()
         lifted.diagonal().add_(ridge)
         lower, failed = torch.linalg.cholesky_ex(lifted)
         if not failed:
             return lower, ridge
+        most = MOST_DAMPING * float(square.diagonal().mean())
         if square.dtype != torch.float64 or not ridge < most:
             raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
                 f"A covariance of shape {tuple(square.shape)} must be positive definite, and is "
