@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision.datasets
 from PIL import Image
 
 from onebyone.data import NAMED, folders, load_data
@@ -84,8 +85,9 @@ def test_published_data_matches_its_statistics(name):
 
 
 def test_fashion_mnist_reads_from_the_data_directory():
+    root = data_directory()[0]
     if not any(
-        (data_directory()[0] / place).is_dir() for place in ("fashion_mnist", "FashionMNIST")
+        any((root / place).glob("train-images*")) for place in ("fashion_mnist", "FashionMNIST/raw")
     ):
         pytest.skip("Fashion-MNIST is not in the data directory")
     data = load_data("fashion-mnist", limit=100)
@@ -102,6 +104,40 @@ def idx(path: Path, values: np.ndarray, *, packed: bool) -> None:
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(content))
     else:
         path.write_bytes(content)
+
+
+def downloads(tmp_path, monkeypatch, *, ends: bool):
+    """Pretend to download MNIST into an empty cache; the test part fails unless it ends."""
+
+    class Published:
+        def __init__(self, root, *, train, download):
+            assert download
+            raw = Path(root) / "MNIST" / "raw"
+            prefix, n = ("train", 5010) if train else ("t10k", 20)
+            idx(raw / f"{prefix}-images-idx3-ubyte", np.zeros((n, 28, 28)), packed=train)
+            if not train and not ends:
+                raise RuntimeError("connection lost")
+            idx(raw / f"{prefix}-labels-idx1-ubyte", np.arange(n) % 10, packed=train)
+
+    monkeypatch.delenv("ONEBYONE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchvision.datasets, "MNIST", Published)
+    return tmp_path / "cache" / "onebyone" / "data"
+
+
+def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    root = downloads(tmp_path, monkeypatch, ends=False)
+    with pytest.raises(DataError, match=r"MNIST could not be downloaded .*connection lost"):
+        load_data("mnist")
+    assert list(root.iterdir()) == []
+
+
+def test_a_download_fills_a_folder_that_one_before_had_left_empty(tmp_path, monkeypatch):
+    root = downloads(tmp_path, monkeypatch, ends=True)
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    assert len(load_data("mnist").test) == 20
+    assert [path.name for path in root.iterdir()] == ["MNIST"]
 
 
 @pytest.mark.parametrize(("folder", "packed"), [("mnist", True), ("MNIST/raw", False)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,13 +267,25 @@ def _download(published: str, root: Path, looked: tuple[Path, ...], *, may_downl
     dataset: Any = getattr(torchvision.datasets, published)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for train in (True, False):
-            dataset(str(root), train=train, download=True)
+        # Aside first: half a data set in its place would be taken for the whole one.
+        with tempfile.TemporaryDirectory(dir=root, prefix=f".{published}-") as aside:
+            for train in (True, False):
+                dataset(aside, train=train, download=True)
+            _move_folders(Path(aside), root)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{published} could not be downloaded to {root}: {error}. Check the connection, or "
             f"put its files into {places}, or into a folder that `{ENVIRONMENT}` names."
         ) from error
+
+
+def _move_folders(source: Path, target: Path) -> None:
+    """Move what lies in folders, into the same folders; archives beside them are left."""
+    for path in source.glob("*/**/*"):
+        if path.is_file():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
 
 
 _CIFAR10_CLASSES = (
