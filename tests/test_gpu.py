@@ -208,8 +208,9 @@ def test_an_interrupted_training_goes_on_where_it_stopped(tmp_path):
 
         def go(progress=None, path=path):
             return obo.train(
-                network(), examples, epochs=3, device=GPU, checkpoint=path, progress=progress
-            )
+                network(), examples, epochs=3, learning_rate=1e-3, precision="float32",
+                checkpoint=path, progress=progress, device=GPU,
+            )  # fmt: skip
 
         if interrupted:
 
@@ -221,8 +222,8 @@ def test_an_interrupted_training_goes_on_where_it_stopped(tmp_path):
                 go(stop)
         losses.append([epoch.loss for epoch in go().log.epochs])
     assert len(losses[1]) == 3
-    # Sums on a GPU come in any order.
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    # Sums on a GPU come in any order, which a large rate or bf16 would amplify.
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 def test_scores_are_those_of_the_cpu():
