@@ -108,6 +108,30 @@ def softened_divergence(reference: Tensor, outputs: Tensor, temperature: float) 
     )
 
 
+def feature_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
+    """Return a module's mean squared error relative to the variance of what it should give.
+
+    The variance, not the mean square: what a module gives on average must not hide what it tells.
+
+    Args:
+        ours: The module's outputs in the network that learns.
+        theirs: In its teacher, of the same shape.
+        name: The module's, for the error.
+
+    Raises:
+        ModelError: If the shapes differ.
+    """
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"The outputs of {name!r} must be of one shape in the network and its teacher, got "
+            f"{tuple(ours.shape)} and {tuple(theirs.shape)}. Leave it out of `features`."
+        )
+    mine, wanted = (
+        each.float() if each.dtype == torch.bfloat16 else each for each in (ours, theirs)
+    )
+    return F.mse_loss(mine, wanted) / wanted.var().clamp_min(1e-12)
+
+
 # ---------------------------------------------------------------- one network
 
 

@@ -29,6 +29,7 @@ from onebyone.data.splits import held_out
 from onebyone.errors import DataError, ModelError, OptionError
 from onebyone.evaluation import (
     divergence,
+    feature_error,
     is_classifier_output,
     one_tensor,
     softened_divergence,
@@ -519,7 +520,7 @@ def _loss(
         outputs = one_tensor(job.student(inputs), job.student)
     total = _softened(wanted, _in_full(outputs), job.temperature)
     for name in job.features:
-        total = total + _relative_error(ours[name], theirs[name], name)
+        total = total + feature_error(ours[name], theirs[name], name)
     return total
 
 
@@ -528,15 +529,6 @@ def _softened(wanted: Tensor, outputs: Tensor, temperature: float) -> Tensor:
     if not is_classifier_output(wanted):
         return divergence(wanted, outputs).mean()
     return softened_divergence(wanted, outputs, temperature)
-
-
-def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
-    if ours.shape != theirs.shape:
-        raise ModelError(
-            f"The outputs of {name!r} must be of one shape in the network and its teacher, got "
-            f"{tuple(ours.shape)} and {tuple(theirs.shape)}. Leave it out of `features`."
-        )
-    return F.mse_loss(_in_full(ours), theirs) / theirs.var().clamp_min(1e-12)
 
 
 def _in_full(outputs: Tensor) -> Tensor:

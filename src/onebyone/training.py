@@ -29,6 +29,7 @@ from onebyone.evaluation import (
     MetricFunction,
     divergence,
     evaluate,
+    feature_error,
     find_metric,
     is_classifier_output,
     softened_divergence,
@@ -220,7 +221,7 @@ def distill(
         temperature: Divides the scores before the softmax; above 0.
         label_weight: Share of the loss that the labels get, from 0 to 1.
         features: Names of modules in both networks whose outputs are to be alike as well.
-        feature_weight: Weight of each such module's relative squared error.
+        feature_weight: Weight of each such module's squared error relative to its variance.
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
             of 128 (with its square root at others), for 100 steps each, and the one is taken that
@@ -329,7 +330,7 @@ def distill(
                 labels = _label_loss(outputs, targets, loss=loss, label_smoothing=label_smoothing)
                 total = total + label_weight * labels
             for feature in features:
-                error = _relative_error(ours[feature], theirs[feature], feature)
+                error = feature_error(ours[feature], theirs[feature], feature)
                 total = total + feature_weight * error
             return total
 
@@ -720,17 +721,6 @@ def _imitation(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     if not is_classifier_output(wanted):
         return F.mse_loss(outputs, wanted)
     return softened_divergence(wanted, outputs, temperature)
-
-
-def _relative_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
-    if ours.shape != theirs.shape:
-        raise ModelError(
-            f"The outputs of {name} must be of one shape in the network and its teacher, got "
-            f"{tuple(ours.shape)} and {tuple(theirs.shape)}. Leave it out of `features`."
-        )
-    wanted = theirs.float()
-    power = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return F.mse_loss(ours.float(), wanted) / power
 
 
 def _one_tensor(outputs: Any, whose: str) -> Tensor:
