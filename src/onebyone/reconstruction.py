@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onebyone.calibration import (
@@ -26,7 +25,7 @@ from onebyone.calibration import (
 )
 from onebyone.data import DatasetSplit, Split, TensorSplit
 from onebyone.data.splits import held_out
-from onebyone.errors import DataError, ModelError, OptionError
+from onebyone.errors import DataError, OptionError
 from onebyone.evaluation import (
     divergence,
     feature_error,
