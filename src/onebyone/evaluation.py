@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
-from onebyone.precision import float32_in
+from onebyone.precision import float32_in, in_full
 from onebyone.records import Difference, Metric
 from onebyone.sites import in_evaluation_mode, in_type_of
 
@@ -126,10 +126,8 @@ def feature_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
             f"The outputs of {name!r} must be of one shape in the network and its teacher, got "
             f"{tuple(ours.shape)} and {tuple(theirs.shape)}. Leave it out of `features`."
         )
-    mine, wanted = (
-        each.float() if each.dtype == torch.bfloat16 else each for each in (ours, theirs)
-    )
-    return F.mse_loss(mine, wanted) / wanted.var().clamp_min(1e-12)
+    wanted = in_full(theirs)
+    return F.mse_loss(in_full(ours), wanted) / wanted.var().clamp_min(1e-12)
 
 
 # ---------------------------------------------------------------- one network

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from onebyone.errors import OptionError
 
@@ -36,6 +37,11 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     if precision not in PRECISIONS:
         raise OptionError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     return precision == "bf16" or (precision == "auto" and has_bf16(device))
+
+
+def in_full(outputs: Tensor) -> Tensor:
+    """Return what was computed in bf16 in float32, of any shape; anything else as it is."""
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
 
 @contextmanager

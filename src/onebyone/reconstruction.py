@@ -34,7 +34,7 @@ from onebyone.evaluation import (
     softened_divergence,
 )
 from onebyone.kernels import shape_of
-from onebyone.precision import Precision, float32_in, uses_bf16
+from onebyone.precision import Precision, float32_in, in_full, uses_bf16
 from onebyone.randomness import seeded
 from onebyone.records import Reconstruction
 from onebyone.rewrites.composed import composed
@@ -517,7 +517,7 @@ def _loss(
             wanted = one_tensor(job.guide(inputs), job.guide)
     with torch.autocast(job.judge.device.partition(":")[0], torch.bfloat16, enabled=job.bf16):
         outputs = one_tensor(job.student(inputs), job.student)
-    total = _softened(wanted, _in_full(outputs), job.temperature)
+    total = _softened(wanted, in_full(outputs), job.temperature)
     for name in job.features:
         total = total + feature_error(ours[name], theirs[name], name)
     return total
@@ -528,8 +528,3 @@ def _softened(wanted: Tensor, outputs: Tensor, temperature: float) -> Tensor:
     if not is_classifier_output(wanted):
         return divergence(wanted, outputs).mean()
     return softened_divergence(wanted, outputs, temperature)
-
-
-def _in_full(outputs: Tensor) -> Tensor:
-    """Return what was computed in bf16 in float32."""
-    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs

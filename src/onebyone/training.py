@@ -32,6 +32,7 @@ from onebyone.evaluation import (
     feature_error,
     find_metric,
     is_classifier_output,
+    one_tensor,
     softened_divergence,
 )
 from onebyone.precision import Precision, float32_in, uses_bf16
@@ -324,7 +325,7 @@ def distill(
 
         def objective(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad(), job.autocast():
-                wanted = _one_tensor(guide(in_type_of(guide, inputs)), "teacher").float()
+                wanted = one_tensor(guide(in_type_of(guide, inputs)), guide).float()
             total = _imitation(outputs, wanted, temperature) * (1 - label_weight)
             if label_weight:
                 labels = _label_loss(outputs, targets, loss=loss, label_smoothing=label_smoothing)
@@ -367,7 +368,7 @@ def _share_mixed(
             return 0.0
         guide = evaluation_copy(teacher)
         inputs, _ = next(iter(examples.train.batches(2, device=home_of(guide))))
-        outputs = _one_tensor(run(guide, in_type_of(guide, inputs)), "teacher")
+        outputs = one_tensor(run(guide, in_type_of(guide, inputs)), guide)
         return MIXED if is_classifier_output(outputs) else 0.0
     if asked and not images:
         raise OptionError(
@@ -723,15 +724,6 @@ def _imitation(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     return softened_divergence(wanted, outputs, temperature)
 
 
-def _one_tensor(outputs: Any, whose: str) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise ModelError(
-            f"The output of the {whose} must be one tensor, got {type(outputs).__name__}. "
-            "Wrap it in a module that returns the part to learn."
-        )
-    return outputs
-
-
 def _unlabelled(targets: Tensor) -> bool:
     return targets.ndim == 2 and targets.shape[1] == 0
 
@@ -909,7 +901,12 @@ def _forward(job: _Job, inputs: Tensor) -> Tensor:
             f"The network must take inputs of shape {tuple(inputs.shape)}, and failed: "
             f"{_first_line(error)}. Check the data against the network's first layer."
         ) from error
-    return _one_tensor(outputs, "network").float()
+    if not isinstance(outputs, Tensor):
+        raise ModelError(
+            f"The output of the network must be one tensor, got {type(outputs).__name__}. "
+            "Wrap it in a module that returns the part to learn."
+        )
+    return outputs.float()
 
 
 def _check_finite(mean: float, job: _Job, epoch: int, step: int) -> None:
