@@ -281,7 +281,7 @@ def _download(published: str, root: Path, looked: tuple[Path, ...], *, may_downl
 
 def _move_folders(source: Path, target: Path) -> None:
     """Move what lies in folders, into the same folders; archives beside them are left."""
-    for path in source.glob("*/**/*"):
+    for path in sorted(source.glob("*/**/*")):
         if path.is_file():
             place = target / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
