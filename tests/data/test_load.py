@@ -84,13 +84,8 @@ def test_published_data_matches_its_statistics(name):
     assert torch.bincount(data.validation.targets).min() > 400
 
 
-def test_fashion_mnist_reads_from_the_data_directory():
-    root = data_directory()[0]
-    if not any(
-        any((root / place).glob("train-images*")) for place in ("fashion_mnist", "FashionMNIST/raw")
-    ):
-        pytest.skip("Fashion-MNIST is not in the data directory")
-    data = load_data("fashion-mnist", limit=100)
+def test_fashion_mnist_reads_from_the_data_directory(fashion_mnist):
+    data = load_data(fashion_mnist, limit=100)
     assert data.classes[9] == "ankle boot"
     assert data.train.image(0).shape == (28, 28, 3)
     assert len(data.test) == 100
