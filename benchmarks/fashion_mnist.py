@@ -94,7 +94,7 @@ def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dic
                 how = {"plan": with_context(trained.model, data, share)}
             settings = ShrinkSettings(
                 **how, epochs=args.distil,
-                label_weight=args.label_weight, **common, **where,
+                label_weight=args.label_weight, mix=args.mix, **common, **where,
             )  # fmt: skip
             shrink_loaded(trained.model, trained.source, data, settings)
 
@@ -118,6 +118,7 @@ def main() -> None:
     )
     parser.add_argument("--heads", nargs="+", default=["gap", "exact"], choices=HEADS)
     parser.add_argument("--label-weight", type=float, default=0.0, help="share of the loss (0)")
+    parser.add_argument("--mix", type=float, help="share of mixed images (half without labels)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/fashion"))
     args = parser.parse_args()
@@ -151,6 +152,7 @@ def main() -> None:
         )
     write_text(args.out / "fashion.json", json.dumps(figures, indent=2) + "\n")
     n = original.metric.n
+    mixed = "as many as by default" if args.mix is None else f"{args.mix:.0%}"
     print_table(
         Table(
             columns=("head", ">params", ">smaller", ">one-shot, %", ">test, %", ">change"),
@@ -161,6 +163,7 @@ def main() -> None:
                 "Changes are from the classic network of the same seed.",
                 f"{args.epochs} epochs of training, {args.distil} of distilling.",
                 f"The labels have {args.label_weight:.0%} of the distilling's loss.",
+                f"Of its images {mixed} are mixed.",
             ],
         )
     )

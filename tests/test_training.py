@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from onebyone import training
-from onebyone.data import Augmentation, Data, TensorSplit, as_data, data_directory, load_data
+from onebyone.data import Augmentation, Data, TensorSplit, as_data, load_data
 from onebyone.errors import DataError, ModelError, OptionError, OutputError, RecordError
 from onebyone.evaluation import evaluate
 from onebyone.records import TrainLog
@@ -508,11 +508,8 @@ def test_a_copy_with_a_hook_still_runs():
 
 
 @pytest.mark.slow
-def test_fashion_mnist_is_learned():
-    root = data_directory()[0]
-    if not any((root / place).is_dir() for place in ("fashion_mnist", "FashionMNIST")):
-        pytest.skip("Fashion-MNIST is not in the data directory")
-    data = load_data("fashion-mnist", limit=3000)
+def test_fashion_mnist_is_learned(fashion_mnist):
+    data = load_data(fashion_mnist, limit=3000)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 5, stride=2),
         nn.ReLU(),
@@ -569,3 +566,28 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
     again = training.distill(student, split, teacher=teacher, epochs=20)
     for name, value in first.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("start", "multiple"), [(1.0, 4), (0.05, 1 / 4)])
+def test_where_all_rates_lead_away_a_far_network_takes_the_middle_and_a_near_one_a_lower(
+    start, multiple, monkeypatch
+):
+    from onebyone import training
+    from onebyone.data import TensorSplit
+
+    torch.manual_seed(0)
+    split = TensorSplit(torch.randn(600, 1, 6, 7))
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(42, 5)).eval() for _ in range(2))
+    asked = []
+
+    def distances(teacher, students, *_, **__):
+        asked.append(len(students))
+        if len(students) == 1:  # the lower rate, tried after the others
+            return [0.9 * start]
+        return [start * (1 + 0.1 * place) for place in range(len(students))]
+
+    monkeypatch.setattr(training, "_distances", distances)
+    log = training.distill(student, split, teacher=teacher, epochs=20).log
+    base = training.DISTILL_RATE * (log.batch_size / 128) ** 0.5
+    assert log.learning_rate == pytest.approx(base * multiple)
+    assert asked == ([4] if start > training.NEAR else [4, 1])

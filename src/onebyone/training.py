@@ -58,9 +58,12 @@ DISTILL_RATE = 1e-3
 # Rates that a distillation tries, as multiples of that: a network that is close to its teacher
 # already wants the low one, one with a new head a high one, and nothing told beforehand which.
 TRIED = (1, 4, 16)
-# Where all of these lead away from the teacher, the network is nearly there, and what a batch's own
-# statistics add in noise is more than it has to learn: these are tried with the norms' kept.
+# Where all of these lead away from a teacher that is near, what a batch's own statistics add in
+# noise is more than there is to learn: these are tried with the norms' kept.
 TRIED_NEAR = (1 / 4, 1)
+# So near, by the mean divergence. A network that is farther and is led away yet farther has a
+# longer way to go than a trial shows: the rate in the middle takes it there, the lowest does not.
+NEAR = 0.1
 TRIAL_STEPS = 100
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
@@ -226,8 +229,8 @@ def distill(
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
             of 128 (with its square root at others), for 100 steps each, and the one is taken that
-            comes nearest to the teacher on validation data; a training too short for that takes
-            the lowest.
+            comes nearest to the teacher on validation data, or the middle one if all lead a network
+            away that is far from it; a training too short for that takes the lowest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -237,9 +240,9 @@ def distill(
             are class scores and labels have no weight; else none.
         keep_statistics: Whether batch norms of a network in evaluation mode keep their running
             statistics. By default they do only where labels have no weight, all rates that are
-            tried lead away from the teacher otherwise, and one of two that are then tried with them
-            ends nearer: for a network that is close already the noise of a batch's own statistics
-            is too much. One without such norms is tried at a lower rate then.
+            tried lead away from a near teacher otherwise, and one of two that are then tried with
+            them ends nearer: for a network that is close already the noise of a batch's own
+            statistics is too much. One without such norms is tried at a lower rate then.
         precision: As for :func:`train`.
         capture: As for :func:`train`.
         seed: As for :func:`train`.
@@ -432,7 +435,11 @@ def _tried_rate(
     measured = partial(_distances, teacher, split=judge, device=device)
     students = tried(ways)
     at_start, *apart = measured([model, *students.values()])
-    if further and min(apart, default=math.inf) > at_start:
+    led_away = min(apart, default=math.inf) > at_start
+    if led_away and at_start > NEAR and students:
+        rate, keep = sorted(students)[len(students) // 2]
+        return rate, keep, f"; rate the middle of {len(students)} tried, all of which led away"
+    if led_away and further:
         others = tried(further)
         students |= others
         apart += measured([*others.values()])
