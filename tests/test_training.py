@@ -568,9 +568,19 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
         torch.testing.assert_close(again.model.state_dict()[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("start", "multiple"), [(1.0, 4), (0.05, 1 / 4)])
-def test_where_all_rates_lead_away_a_far_network_takes_the_middle_and_a_near_one_a_lower(
-    start, multiple, monkeypatch
+@pytest.mark.parametrize(
+    ("start", "apart", "multiple"),
+    [
+        (1.0, (1.1, 1.12, 1.14), 16),  # far, and all alike
+        (1.0, (1.1, 1.12, 1.4), 4),
+        (1.0, (1.1, 1.3, 1.4), 1),
+        (1.0, (1.1, 1.12, 0.9), 16),  # not led away: the nearest
+        (1.0, (0.9, 0.91, 0.92), 1),
+        (0.05, (0.06, 0.06, 0.06), 1 / 4),  # near: a lower one, tried after the others
+    ],
+)
+def test_what_is_taken_of_the_rates_depends_on_how_far_the_teacher_is(
+    start, apart, multiple, monkeypatch
 ):
     from onebyone import training
     from onebyone.data import TensorSplit
@@ -582,12 +592,10 @@ def test_where_all_rates_lead_away_a_far_network_takes_the_middle_and_a_near_one
 
     def distances(teacher, students, *_, **__):
         asked.append(len(students))
-        if len(students) == 1:  # the lower rate, tried after the others
-            return [0.9 * start]
-        return [start * (1 + 0.1 * place) for place in range(len(students))]
+        return [start, *apart] if len(students) > 1 else [0.9 * start]
 
     monkeypatch.setattr(training, "_distances", distances)
     log = training.distill(student, split, teacher=teacher, epochs=20).log
     base = training.DISTILL_RATE * (log.batch_size / 128) ** 0.5
     assert log.learning_rate == pytest.approx(base * multiple)
-    assert asked == ([4] if start > training.NEAR else [4, 1])
+    assert asked == ([4, 1] if multiple < 1 else [4])

@@ -61,9 +61,10 @@ TRIED = (1, 4, 16)
 # Where all of these lead away from a teacher that is near, what a batch's own statistics add in
 # noise is more than there is to learn: these are tried with the norms' kept.
 TRIED_NEAR = (1 / 4, 1)
-# So near, by the mean divergence. A network that is farther and is led away yet farther has a
-# longer way to go than a trial shows: the rate in the middle takes it there, the lowest does not.
-NEAR = 0.1
+# So near, by the mean divergence. A network that is farther has to be led away at first, and a
+# trial favors low rates, which then take it nowhere: of those that end as far, but for so much,
+# the highest is taken.
+NEAR, ALIKE = 0.1, 1.05
 TRIAL_STEPS = 100
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
@@ -229,8 +230,9 @@ def distill(
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
             of 128 (with its square root at others), for 100 steps each, and the one is taken that
-            comes nearest to the teacher on validation data, or the middle one if all lead a network
-            away that is far from it; a training too short for that takes the lowest.
+            comes nearest to the teacher on validation data; of a network that is far from it and
+            that all lead away, the highest that ends as near. A training too short for that takes
+            the lowest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -437,8 +439,9 @@ def _tried_rate(
     at_start, *apart = measured([model, *students.values()])
     led_away = min(apart, default=math.inf) > at_start
     if led_away and at_start > NEAR and students:
-        rate, keep = sorted(students)[len(students) // 2]
-        return rate, keep, f"; rate the middle of {len(students)} tried, all of which led away"
+        alike = [way for way, far in zip(students, apart, strict=True) if far <= ALIKE * min(apart)]
+        rate, keep = max(alike)
+        return rate, keep, f"; rate the highest of {len(alike)} alike of {len(students)} tried"
     if led_away and further:
         others = tried(further)
         students |= others
