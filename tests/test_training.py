@@ -535,9 +535,6 @@ def test_training_runs_on_a_gpu():
 
 def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeypatch):
     """A student far from its teacher gets there at a higher rate than the lowest."""
-    from onebyone import training
-    from onebyone.data import TensorSplit
-
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(600, 1, 6, 7, generator=generator)
     split = TensorSplit(inputs)
@@ -582,9 +579,6 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
 def test_what_is_taken_of_the_rates_depends_on_how_far_the_teacher_is(
     start, apart, multiple, monkeypatch
 ):
-    from onebyone import training
-    from onebyone.data import TensorSplit
-
     torch.manual_seed(0)
     split = TensorSplit(torch.randn(600, 1, 6, 7))
     teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(42, 5)).eval() for _ in range(2))
