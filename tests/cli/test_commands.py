@@ -104,6 +104,10 @@ BAD = {
          "mac=50%"],
         2, "Did you mean 'macs'",
     ),
+    "budget typo before all else": (
+        ["plan", "net.py:fails", "--data", "nowhere", "--budget", "latency=5furlongs"],
+        2, "time with its unit.*'5furlongs'",
+    ),
     "foreign folder": (
         ["shrink", "onebyone:classic", "--weights", "WEIGHTS", "--data", "digits", "--out", "mine"],
         1, "other files, such as 'thesis.tex'",

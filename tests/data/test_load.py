@@ -159,6 +159,14 @@ def test_a_broken_file_is_named(tmp_path, monkeypatch):
         load_data("mnist")
 
 
+def test_half_a_data_set_is_to_be_deleted(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEBYONE_DATA", str(tmp_path))
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half")
+    with pytest.raises(DataError, match=r"Cannot read CIFAR-10 in .*Delete that folder"):
+        load_data("cifar10")
+
+
 def test_missing_files_are_said_with_where_they_belong(tmp_path, monkeypatch):
     monkeypatch.setenv("ONEBYONE_DATA", str(tmp_path))
     for name in ("mnist", "cifar10"):

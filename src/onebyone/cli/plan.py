@@ -177,11 +177,13 @@ def _uniform(args: argparse.Namespace) -> Plan:
 
 
 def _planned(args: argparse.Namespace) -> Plan:
-    loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
     from onebyone.calibration import drawn_for
     from onebyone.data import load_data
-    from onebyone.planning import plan
+    from onebyone.planning import check_budgets, plan
 
+    budget = args.budget or ["macs=50%"]
+    check_budgets(budget)  # a typing error should not wait for the network and the data
+    loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
     device = device_of(args.device)
     data = load_data(args.data, seed=args.seed, limit=args.limit)
     calibration = drawn_for(
@@ -196,7 +198,7 @@ def _planned(args: argparse.Namespace) -> Plan:
         return plan(
             loaded.model,
             calibration,
-            budget=args.budget or ["macs=50%"],
+            budget=budget,
             head=args.head,
             leave=args.leave,
             runtime=args.runtime,

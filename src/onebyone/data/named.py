@@ -193,7 +193,10 @@ def _cifar10() -> Raw:
         # torchvision compares checksums first, so what it unpickles is the published file.
         parts = [CIFAR10(str(root), train=train) for train in (True, False)]
     except (RuntimeError, OSError) as error:
-        raise DataError(f"Cannot read CIFAR-10 in {published}: {error}.") from error
+        raise DataError(
+            f"Cannot read CIFAR-10 in {published}: {str(error).rstrip('.')}. Delete that folder to "
+            "have it looked for or downloaded again, or put the whole data set there."
+        ) from error
     images, test_images = (
         torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts
     )
