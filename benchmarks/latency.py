@@ -8,7 +8,7 @@ of ``planning.py`` for ResNet-18. Goals: P1 1.9 and no layer below 1; P2 1.35; P
 2.0 and 1.9; P5 1.7; P6 0.95 and 0.9; P7 none. They were set on one processor; so that others can
 be judged, P1, P2 and P4 also say what the ratio would be if every MAC ran at this one's peak (the
 speed of a large product, measured first): no float32 runtime that computes all of them comes to
-more. Where the processor has bf16, its ratio stands beside: it is another precision, not the goal's.
+more. Where the processor has bf16, its ratio stands beside: another precision, not the goal's.
 """
 
 from __future__ import annotations
