@@ -21,19 +21,26 @@ class Clock:
         self.ns = 0
         self.calls = []
         self.delay_ns = 0.0
+        self.cpu_ns = 0
         monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: self.ns)
+        monkeypatch.setattr(latency.time, "process_time_ns", lambda: self.cpu_ns)
         monkeypatch.setattr(latency, "run_delay_ns", lambda: self.delay_ns)
 
-    def contender(self, name, ms, waits=()):
-        """Each call takes its time, and as long as ``waits`` says in the queue for a processor."""
+    def contender(self, name, ms, waits=(), helper_waits=0.0):
+        """Each call takes its time, and as long as ``waits`` says in the queue for a processor.
+
+        A thread that helps, and has nothing to do, waits for one too while the other works.
+        """
         times = iter(ms) if isinstance(ms, list) else None
         queue = iter(waits)
 
         def run():
             waited = next(queue, 0.0)
             self.calls.append(name)
-            self.ns += int(((next(times) if times else ms) + waited) * 1e6)
-            self.delay_ns += waited * 1e6
+            worked = next(times) if times else ms
+            self.ns += int((worked + waited) * 1e6)
+            self.cpu_ns += int(worked * 1e6)
+            self.delay_ns += (waited + helper_waits) * 1e6
 
         return run
 
@@ -142,10 +149,17 @@ def test_with_one_thread_the_wait_for_a_processor_is_not_counted(monkeypatch, bu
     fast = clock.contender("fast", 4.0, random_waits(1, busy))
     samples = interleave({"slow": slow, "fast": fast}, rounds=30)
     timing = samples.timing("slow", runtime="eager", batch=1)
-    # Of a call that waited ten times as long as it worked, a tenth is kept: no time is negative.
     assert timing.median_ms == pytest.approx(6.0, rel=1e-6)
     assert samples.ratio("slow", "fast").value == pytest.approx(1.5, rel=1e-3)
     assert (timing.waited > 0.5) is (busy > 0.5)
+
+
+def test_what_another_thread_waits_is_not_taken_off_the_time_of_the_one_that_works(monkeypatch):
+    one_thread(monkeypatch)
+    clock = Clock(monkeypatch)
+    waits = random_waits(0, 0.5)
+    samples = interleave({"a": clock.contender("a", 6.0, waits, helper_waits=50.0)}, rounds=30)
+    assert samples.timing("a", runtime="eager", batch=1).median_ms == pytest.approx(6.0, rel=1e-6)
 
 
 def test_with_several_threads_rounds_that_waited_are_left_out(monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,9 +37,10 @@ class Samples:
     """Milliseconds a call of each contender, round by round, measured in turn.
 
     On a busy machine a call also waits for a processor, and the kernel counts how long
-    (``/proc/self/task/*/schedstat``). With one thread that wait is subtracted. With several it
-    cannot be, for one thread may wait while another works: there, rounds with a wait are left out
-    if enough are without; otherwise all rounds count, and are said to be disturbed.
+    (``/proc/self/task/*/schedstat``). With one thread that wait is subtracted, down to the time
+    that processors spent on the call: a runtime may have threads of its own, of which one waits
+    while another works. With several it cannot be: there, rounds with a wait are left out if enough
+    are without; otherwise all rounds count, and are said to be disturbed.
 
     Attributes:
         ms: An array of shape ``(rounds,)`` for each contender.
@@ -147,29 +149,37 @@ def interleave(
         raise OptionError(f"`rounds` must be 3 or more with something to time, got {rounds}.")
     wait = _waiter(device)
     names = list(callables)
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    samples: dict[str, list[_Sample]] = {name: [] for name in names}
     with _quiet_interpreter():
         paces = {name: _calibrated(callables[name], warmup, wait) for name in names}
         started = time.monotonic()
         for turn in range(rounds):
             for name in names if turn % 2 == 0 else reversed(names):
-                samples[name].append(_sample(callables[name], paces[name], wait))
+                samples[name].append(_sampled(callables[name], paces[name], wait))
             if seconds is not None and turn >= 2 and time.monotonic() - started > seconds:
                 break
     return _collected(samples, device)
 
 
-def _collected(samples: Mapping[str, list[tuple[float, float]]], device: str) -> Samples:
+class _Sample(NamedTuple):
+    """Milliseconds of a call: on the clock, in the queue for a processor, and on processors."""
+
+    wall: float
+    delay: float
+    cpu: float
+
+
+def _collected(samples: Mapping[str, list[_Sample]], device: str) -> Samples:
     threads = torch.get_num_threads()
-    wall = {name: np.asarray([w for w, _ in pairs]) for name, pairs in samples.items()}
-    delay = {name: np.asarray([d for _, d in pairs]) for name, pairs in samples.items()}
+    ms: dict[str, Milliseconds] = {}
     waited: dict[str, Milliseconds] = {}
-    if not any(np.isnan(values).any() for values in delay.values()):
-        waited = {name: delay[name] / np.maximum(wall[name], 1e-9) for name in wall}
-        if threads == 1:
-            # Helper threads may have waited too, while this one worked: at most nine tenths.
-            wall = {name: wall[name] - np.minimum(delay[name], 0.9 * wall[name]) for name in wall}
-    return Samples(ms=wall, device=device, threads=threads, waited=waited)
+    for name, each in samples.items():
+        wall, delay, cpu = np.array(each).T
+        ms[name], waited[name] = wall, delay / np.maximum(wall, 1e-9)
+        if threads == 1 and not np.isnan(delay).any():
+            ms[name] = np.minimum(np.maximum(wall - delay, cpu), wall)
+    told = not any(np.isnan(values).any() for values in waited.values())
+    return Samples(ms=ms, device=device, threads=threads, waited=waited if told else {})
 
 
 @dataclass(frozen=True)
@@ -180,22 +190,20 @@ class _Pace:
     settled: bool = True
 
 
-def _sample(
-    function: Callable[[], object], pace: _Pace, wait: Callable[[], None]
-) -> tuple[float, float]:
-    """Return the milliseconds of a call, and those that its threads waited for a processor."""
+def _sampled(function: Callable[[], object], pace: _Pace, wait: Callable[[], None]) -> _Sample:
     if pace.settled:
         function()
         wait()
-    delayed = run_delay_ns()
+    delayed, worked = run_delay_ns(), time.process_time_ns()
     start = time.perf_counter_ns()
     for _ in range(pace.calls):
         function()
     wait()
     wall = time.perf_counter_ns() - start
+    cpu = time.process_time_ns() - worked
     # A thread that ended takes its count with it.
     delay = max(run_delay_ns() - delayed, 0.0)
-    return wall / pace.calls / 1e6, delay / pace.calls / 1e6
+    return _Sample(*(ns / pace.calls / 1e6 for ns in (wall, delay, cpu)))
 
 
 def run_delay_ns() -> float:
@@ -221,12 +229,12 @@ def _calibrated(function: Callable[[], object], warmup: int, wait: Callable[[], 
     """Warm up, and return how samples are taken that are long enough for the clock."""
     function()
     wait()
-    if _sample(function, _Pace(settled=False), wait)[0] >= LONG_MS:
+    if _sampled(function, _Pace(settled=False), wait).wall >= LONG_MS:
         return _Pace(settled=False)
     for _ in range(warmup - 2):
         function()
     wait()
-    once = min(_sample(function, _Pace(), wait)[0] for _ in range(3))
+    once = min(_sampled(function, _Pace(), wait).wall for _ in range(3))
     return _Pace(int(np.clip(np.ceil(SAMPLE_MS / max(once, 1e-6)), 1, MAX_CALLS_A_SAMPLE)))
 
 

@@ -15,7 +15,7 @@ from onebyone.sites import evaluation_copy
 
 
 def prepare_executorch(model: nn.Module, example: Tensor) -> Prepared:
-    """Run a program in ExecuTorch. It sets its own threads: those that XNNPACK finds best."""
+    """Run a program in ExecuTorch."""
     need_device(example, "cpu", "executorch")
     network = evaluation_copy(model, device="cpu")
     try:
@@ -27,8 +27,17 @@ def prepare_executorch(model: nn.Module, example: Tensor) -> Prepared:
         raise ModelError(
             f"The network {type(model).__name__} could not be lowered to ExecuTorch: {error}"
         ) from error
-    run = load_executorch(program)
-    return Prepared(lambda: run(example), {"backend": "XNNPACK"})
+    threads = torch.get_num_threads()
+    pool, run = _pool_of(threads), load_executorch(program)
+
+    def forward() -> Any:
+        nonlocal pool, run
+        now = _pool_of(threads)
+        if now != pool:  # a method computes in the pool that it was loaded with, and no other
+            pool, run = now, load_executorch(program)
+        return run(example)
+
+    return Prepared(forward, {"backend": "XNNPACK", "threads": str(threads)})
 
 
 def to_executorch(exported: Any) -> bytes:
@@ -56,3 +65,21 @@ def load_executorch(program: bytes) -> Callable[[Tensor], Any]:
     # The method points into the program, and the program into its bytes: all must live on.
     held = (program, loaded, method)
     return lambda inputs: held[2].execute([inputs])
+
+
+_pool = 0
+
+
+def _pool_of(count: int) -> int:
+    """Have ExecuTorch compute with so many threads from now on, and return the pool's number.
+
+    Its pool is one for the whole process. Where it is replaced, methods that were loaded before
+    must not be run any more: they would wait for threads that are gone.
+    """
+    global _pool  # noqa: PLW0603 - as there is one
+    from executorch.extension.pybindings import portable_lib  # noqa: PLC0415 - an extra
+
+    if portable_lib._threadpool_get_thread_count() != count:  # noqa: SLF001 - the only names
+        portable_lib._unsafe_reset_threadpool(count)  # noqa: SLF001
+        _pool += 1
+    return _pool
