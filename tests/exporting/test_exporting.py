@@ -95,6 +95,21 @@ def test_the_network_is_left_as_it_was(tmp_path):
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
+def test_executorch_gives_the_networks_outputs_at_one_size(tmp_path):
+    pytest.importorskip("executorch")
+    net, folder = convolutional(), tmp_path / "out"
+    record = export(net, folder, formats=["executorch"], data=digits())
+    (check,) = record.checks
+    assert (check.dynamic, check.shapes) == ((), ((1, 3, 12, 8),))
+    assert check.difference.relative <= check.tolerance
+    done = subprocess.run(
+        [sys.executable, str(folder / "load_executorch.py")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "[1, 5]" in done.stdout
+
+
 @pytest.mark.parametrize("name", ["pt2", "onnx", "openvino"])
 def test_a_loader_needs_its_runtime_alone(exported, name):
     _, folder, _ = exported

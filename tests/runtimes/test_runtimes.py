@@ -61,6 +61,10 @@ CPU = [
 ]
 
 
+# What torch and ExecuTorch note for themselves when they are first used.
+NOTES = ("TORCHINDUCTOR", "OPENVINO_LIB_PATH")
+
+
 def global_state():
     import torch._inductor.config as inductor
 
@@ -73,7 +77,7 @@ def global_state():
         inductor.freezing,
         torch._dynamo.config.recompile_limit,
         tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None,
-        {k: v for k, v in os.environ.items() if "TORCHINDUCTOR" not in k},  # torch's own notes
+        {k: v for k, v in os.environ.items() if not k.startswith(NOTES)},
     )
 
 
@@ -100,13 +104,25 @@ def test_a_runtime_gives_what_eager_gives_and_leaves_no_trace(name):
     assert not any(p.grad is not None or not p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "executorch"])
 def test_the_number_of_threads_is_torchs(name):
     pytest.importorskip(name)
     with threads(2):
         prepared = find_runtime(name).prepare(nn.Conv2d(3, 4, 1).eval(), torch.randn(1, 3, 8, 8))
     values = [v for key, v in prepared.options.items() if "threads" in key.lower()]
     assert values == ["2"]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "executorch"])
+def test_networks_of_different_numbers_of_threads_run_in_turns(name):
+    pytest.importorskip(name)
+    net, x = nn.Conv2d(3, 40, 3).eval(), torch.randn(1, 3, 48, 56)
+    prepared = []
+    for count in (1, 2):
+        with threads(count):
+            prepared.append(find_runtime(name).prepare(net, x))
+    for run in [*prepared, *reversed(prepared), *prepared]:
+        assert_close(outputs_of(run()), outputs_of(net(x)), rtol=1e-4, atol=1e-5)
 
 
 def test_threads_of_an_onnx_session_do_not_spin_on_into_the_next_contenders_call():

@@ -77,7 +77,9 @@ def _pool_of(count: int) -> int:
     must not be run any more: they would wait for threads that are gone.
     """
     global _pool  # noqa: PLW0603 - as there is one
-    from executorch.extension.pybindings import portable_lib  # noqa: PLC0415 - an extra
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from executorch.extension.pybindings import portable_lib  # noqa: PLC0415 - an extra
 
     if portable_lib._threadpool_get_thread_count() != count:  # noqa: SLF001 - the only names
         portable_lib._unsafe_reset_threadpool(count)  # noqa: SLF001
