@@ -633,6 +633,35 @@ def test_fitting_gives_the_same_head_each_time_and_leaves_the_seed_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_what_is_held_out_is_not_learned_from():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(80, 4, 3, 3, generator=generator)
+    targets = 3 * torch.randn(80, 5, generator=generator)  # nothing that could be known of others
+    seen, unseen = (
+        fit_gap(GlobalAverageHead(4, 5, [32]), features, targets, held_out=share)
+        for share in (0.0, 0.25)
+    )
+    assert unseen > 2 * seen
+
+
+@pytest.mark.parametrize(("hidden", "context"), [([], 0), ([6], 0), ([6], 2), ([], 2)])
+def test_a_fit_does_not_depend_on_the_scale_of_the_channels(hidden, context):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(60, 4, 3, 5, generator=generator)
+    features[:, 1] = 0  # a channel that is never on has no scale
+    scale = torch.tensor([2**-10, 1.0, 8.0, 2**10])[:, None, None]  # nothing is rounded
+    targets = torch.randn(60, 3, generator=generator)
+    heads = [GlobalAverageHead(4, 3, hidden, context=context) for _ in range(2)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    linear = nn.Linear(4 * 15, 6)
+    scaled = copy.deepcopy(linear)
+    with torch.no_grad():
+        scaled.weight.copy_((linear.weight.view(6, 4, 3, 5) / scale).flatten(1))
+    fit_gap(heads[0], features, targets, linear=linear)
+    fit_gap(heads[1], features * scale, targets, linear=scaled)
+    assert_close(heads[1](features * scale), heads[0](features), rtol=1e-4, atol=1e-4)
+
+
 def test_a_gap_head_is_no_use_where_the_map_is_averaged_already():
     site = find_head(made(Mean), torch.randn(IMAGE))
     assert head.why_not(site, "gap") == "its head averages over the map already"

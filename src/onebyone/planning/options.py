@@ -25,7 +25,7 @@ from onebyone.rewrites import head
 from onebyone.rewrites.apply import head_data
 from onebyone.rewrites.layerwise import LAYER_REWRITES, cost_before, cost_of, layer_rewrite
 from onebyone.rewrites.regression import Problem, problems_of
-from onebyone.sites import evaluation_copy, module_at, run
+from onebyone.sites import evaluation_copy, module_at
 
 Progress = Callable[[int, int, str], None]
 HeadChoice = Literal["auto", "keep", "exact", "gap"]
@@ -48,6 +48,8 @@ PROBE_EXAMPLES = 512
 PROBE_MACS = 5e12
 ENOUGH_PROBE_EXAMPLES = 32
 FEWEST_PROBE_EXAMPLES = 16
+# Share of the calibration data that an averaging head is judged by, not fitted to.
+HELD_OUT = 0.25
 
 
 @dataclass(frozen=True)
@@ -385,9 +387,6 @@ class _Surveyor:
         assert self._passes is not None
         return self._divergence(self._passes.outputs(site, new))
 
-    def _harm_of(self, network: nn.Module) -> float:
-        return self._divergence(run(network, inputs) for inputs in self._batches)
-
     def _divergence(self, outputs: Iterable[Tensor]) -> float:
         assert self._passes is not None
         pairs = zip(self._passes.reference, outputs, strict=True)
@@ -405,15 +404,17 @@ class _Surveyor:
             inside: Names of the sites that an averaging head leaves no room for.
         """
         options = []
+        seen: tuple[Tensor, Tensor] | None = None
         for settings in head.gap_settings(site.channels):
             _, hidden, context = head.form_and_widths(settings, site=site.name)
             network = head.rewrite(
                 base, example, name=site.name, form="gap", hidden=hidden, context=context
             )
-            features, targets = head_data(network, base, site.name, self.data)
+            seen = seen or head_data(network, base, site.name, self.data)
             new = network.get_submodule(site.name)
             assert isinstance(new, GlobalAverageHead)
-            head.fit_gap(new, features, targets, linear=site.linears[0])
+            # Of what they learned from, heads of many parameters remember more than they know.
+            harm = head.fit_gap(new, *seen, linear=site.linears[0], held_out=HELD_OUT)
             option = Option(
                 site=site.name,
                 rewrite="head",
@@ -421,7 +422,7 @@ class _Surveyor:
                 before=site.cost,
                 after=head.cost(site, "gap", hidden, context),
                 occupies=tuple(dict.fromkeys((*site.occupies, *inside))),
-                harm=self._harm_of(network),
+                harm=harm,
                 measured=True,
             )
             options.append(option)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from onebyone.errors import ModelError, PlanError
 from onebyone.evaluation import divergence, is_classifier_output
 from onebyone.layers import GlobalAverageHead, Pointwise
+from onebyone.precision import in_full, uses_bf16
 from onebyone.records import Cost, Settings
 from onebyone.rewrites.bypass import Action, carry_out, edits_of
 from onebyone.rewrites.chain import Call, Chain, NotFound, find_chain, is_norm, is_understood_linear
@@ -435,9 +436,13 @@ def _gap(chain: Chain, hidden: list[int], context: int) -> GlobalAverageHead:
 # ---------------------------------------------------------------- fitting the averaging head
 
 RIDGE = 1e-4
+# Passes over the features, and steps at least: with few of either, heads with context, which have
+# more to learn, would be judged by where they begin.
+FIT_PASSES = 20
 FIT_STEPS = 300
 FIT_BATCH = 128
-FIT_RATE = 5e-3
+FIT_RATE = 0.04  # the highest, for channels of unit spread
+FIT_RISE = 0.15  # the share of the steps in which the rate rises
 
 
 def fit_gap(
@@ -446,40 +451,57 @@ def fit_gap(
     targets: Tensor,
     *,
     linear: nn.Linear | None = None,
+    held_out: float = 0.0,
     seed: int = 0,
 ) -> float:
     """Fit an averaging head to give the original's outputs; ``head`` is modified in place.
 
     The hidden layer starts from the linear layer's weights averaged over the map's places, the
     last layer from the closed-form ridge regression of the outputs on the averaged hidden maps;
-    then all are improved together for a few hundred steps on the kept features.
+    then all are improved together in some passes over the kept features.
 
     Args:
         head: With one hidden layer or none; what gives it context starts as it is.
         features: The maps that the head sees, shape ``(n, channels, height, width)``.
         targets: The original's outputs, shape ``(n, classes)``.
         linear: The first linear layer of the original head, on the flattened map.
-        seed: Of the batches' order and of directions that the linear layer lacks.
+        held_out: Share of the examples, drawn at random, that are not learned from.
+        seed: Of what is held out, of the batches' order and of directions that the linear layer
+            lacks.
 
     Returns:
-        The mean divergence from the targets on these features.
+        The mean divergence from the targets on what is held out, if anything is; else on all.
     """
-    features, targets = features.float(), targets.float()
     generator = torch.Generator().manual_seed(seed)
-    network = copy.deepcopy(head).float().cpu().train()
+    order = torch.randperm(len(features), generator=generator)
+    count = int(held_out * len(features))
+    unseen = (features[order[:count]].float(), targets[order[:count]].float())
+    features, targets = features[order[count:]].float(), targets[order[count:]].float()
+    # Channels of any network are made alike, so that one rate fits all.
+    spread = features.std((0, 2, 3), correction=0)
+    spread = torch.where(spread > 0, spread, 1.0)
+    alike = (features / spread[:, None, None]).contiguous(memory_format=torch.channels_last)
+    network = copy.deepcopy(head).float().cpu().train().to(memory_format=torch.channels_last)
     layers = [m for m in network.maps if isinstance(m, nn.Conv2d)]
     if len(layers) > 1 and isinstance(layers[0], Pointwise):
-        _start_hidden(layers[0], features, linear, generator)
-    _regress_last(network, layers[-1], features, targets)
-    _improve(network, features, targets, generator)
+        _start_hidden(layers[0], alike, linear, spread, generator)
+    _regress_last(network, layers[-1], alike, targets)
+    _improve(network, alike, targets, generator)
     with torch.no_grad():
+        by_input = (1, -1, 1, 1) if layers[0].groups == 1 else (-1, 1, 1, 1)
+        layers[0].weight.div_(spread.view(by_input))
         for mine, theirs in zip(head.parameters(), network.parameters(), strict=True):
             mine.copy_(theirs)
-        return float(divergence(targets, network(features)).mean())
+        judged, wanted = unseen if count else (features, targets)
+        return float(divergence(wanted, network(judged)).mean())
 
 
 def _start_hidden(
-    layer: nn.Conv2d, features: Tensor, linear: nn.Linear | None, generator: torch.Generator
+    layer: nn.Conv2d,
+    features: Tensor,
+    linear: nn.Linear | None,
+    spread: Tensor,
+    generator: torch.Generator,
 ) -> None:
     """Start hidden channels from the principal directions of the averaged linear weights."""
     width, channels = layer.out_channels, layer.in_channels
@@ -488,7 +510,7 @@ def _start_hidden(
         places = linear.in_features // channels
         means = linear.weight.detach().float().cpu().reshape(-1, channels, places).mean(2)
         order = means.norm(dim=1).argsort(descending=True)[:width]
-        rows[: len(order)] = means[order]
+        rows[: len(order)] = means[order] * spread
     # Each channel on for about half of what is seen, at unit scale.
     seen = features.transpose(0, 1).flatten(1)
     sample = seen[:, torch.randperm(seen.shape[1], generator=generator)[:4096]]
@@ -524,14 +546,20 @@ def _regress_last(
 def _improve(
     network: GlobalAverageHead, features: Tensor, targets: Tensor, generator: torch.Generator
 ) -> None:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=FIT_RATE, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
     size = min(FIT_BATCH, len(features))
+    steps = max(FIT_STEPS, FIT_PASSES * len(features) // size)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=FIT_RATE, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, FIT_RATE, total_steps=steps, pct_start=FIT_RISE
+    )
+    bf16 = uses_bf16("auto", features.device)
     loss_of: Callable[[Tensor, Tensor], Tensor] = divergence
     with torch.enable_grad():
-        for _ in range(FIT_STEPS):
+        for _ in range(steps):
             rows = torch.randint(len(features), (size,), generator=generator)
-            loss = loss_of(targets[rows], network(features[rows])).mean()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                outputs = network(features[rows])
+            loss = loss_of(targets[rows], in_full(outputs)).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
