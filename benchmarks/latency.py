@@ -6,9 +6,10 @@ interval, of times without the wait for a processor (``onebyone.profiling.latenc
 processes, in turns, for the allocator's setting cannot be taken back; P6 and P7 are of the plans
 of ``planning.py`` for ResNet-18. Goals: P1 1.9 and no layer below 1; P2 1.35; P3 at most 1; P4 2.0,
 2.0 and 1.9; P5 1.7; P6 0.95 and 0.9; P7 none. They were set on one processor; so that others can
-be judged, P1, P2 and P4 also say what the ratio would be if every MAC ran at this one's peak (the
-speed of a large product, measured first): no float32 runtime that computes all of them comes to
-more. Where the processor has bf16, its ratio stands beside: another precision, not the goal's.
+be judged, P1, P2 and P4 also say what the ratio would be if every MAC ran at this one's peak: the
+speed of a large convolution, measured first, to which the BLAS library's products need not come.
+No float32 runtime that computes all MACs comes to more. Where the processor has bf16, its ratio
+stands beside: another precision, not the goal's.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ def shown(ratio: Ratio, samples: Samples) -> str:
 
 
 def peak(count: int) -> float:
-    """Return the GFLOP/s of a product of two large matrices, with so many threads."""
-    side = 2048
-    left, right = torch.randn(2, side, side)
+    """Return the GFLOP/s of a large 3×3 convolution, packed, with so many threads."""
+    batch, channels, size = 8, 256, 28
+    layer = nn.Conv2d(channels, channels, 3, padding=1).eval()
     with threads(count):
-        ms = interleave({"product": lambda: left @ right}, rounds=PEAK_ROUNDS).ms["product"]
-    return 2e-6 * side**3 / float(np.median(ms))
+        ready = packed().prepare(layer, torch.randn(batch, channels, size, size))
+        ms = interleave({"large": ready}, rounds=PEAK_ROUNDS).ms["large"]
+    return 2e-6 * batch * 9 * channels**2 * size**2 / float(np.median(ms))
 
 
 def contenders(model: nn.Module, x: torch.Tensor) -> dict[str, Prepared]:
