@@ -62,10 +62,10 @@ TRIED = (1, 4, 16)
 # noise is more than there is to learn: these are tried with the norms' kept.
 TRIED_NEAR = (1 / 4, 1)
 # So near, by the mean divergence. A network that is farther has to be led away at first, and a
-# trial favors low rates, which then take it nowhere: of those that end as far, but for so much,
-# the highest is taken.
+# short trial favors low rates, which then take it nowhere: it is tried for longer, and of rates
+# that all lead away and end as far, but for so much, the highest is taken.
 NEAR, ALIKE = 0.1, 1.05
-TRIAL_STEPS = 100
+TRIAL_STEPS, TRIAL_STEPS_FAR = 100, 300
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
 JUDGED_EXAMPLES = 5000  # that the network is, in the end
@@ -229,10 +229,10 @@ def distill(
         feature_weight: Weight of each such module's squared error relative to its variance.
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
-            of 128 (with its square root at others), for 100 steps each, and the one is taken that
-            comes nearest to the teacher on validation data; of a network that is far from it and
-            that all lead away, the highest that ends as near. A training too short for that takes
-            the lowest.
+            of 128 (with its square root at others), for 100 steps each, 300 where the network is
+            far from its teacher, and the one is taken that comes nearest on validation data; of a
+            far network that all lead away, the highest that ends as near. A training too short for
+            that takes the lowest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -415,12 +415,16 @@ def _tried_rate(
         The rate, whether batch norms keep their statistics, and how that was found.
     """
     total = len(examples.train)
-    seen = int(min(TRIAL_STEPS * batch, TRIAL_SHARE * epochs * total))
-    if seen < FEWEST_TRIAL_STEPS * batch:
+    affordable = TRIAL_SHARE * epochs * total
+    if affordable < FEWEST_TRIAL_STEPS * batch:
         return None, ways[0][1], ""
+    judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
+    measured = partial(_distances, teacher, split=judge, device=device)
+    (at_start,) = measured([model])
+    steps = TRIAL_STEPS_FAR if at_start > NEAR else TRIAL_STEPS
+    seen = int(min(steps * batch, affordable))
     passes = max(1, round(seen / total))
     part = examples.train.take(min(seen, total), seed)
-    judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
     base = DISTILL_RATE * math.sqrt(batch / 128)
 
     def tried(ways: Sequence[tuple[float, bool]]) -> dict[tuple[float, bool], nn.Module]:
@@ -434,9 +438,8 @@ def _tried_rate(
             students[rate, keep] = made.model
         return students
 
-    measured = partial(_distances, teacher, split=judge, device=device)
     students = tried(ways)
-    at_start, *apart = measured([model, *students.values()])
+    apart = measured([*students.values()])
     led_away = min(apart, default=math.inf) > at_start
     if led_away and at_start > NEAR and students:
         alike = [way for way, far in zip(students, apart, strict=True) if far <= ALIKE * min(apart)]
