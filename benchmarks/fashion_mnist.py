@@ -4,11 +4,9 @@
     python benchmarks/fashion_mnist.py --seeds 0 1 2 3 4 --shares 2 5 10 --heads exact
 
 Trains the classic network for each seed, then shrinks it to shares of its parameters: the head as
-1×1 convolutions + global average pooling (``gap``), the head as the same convolutions (``exact``)
-factorized, or, of the widths in ``CONTEXT`` and whatever the share, ``gap`` with depthwise 3×3
-convolutions between the 1×1 (``context``), which a plan by harm before training does not choose.
-Prints a table with the differences from the classic network of the same seed, and writes
-``fashion.json``. Finished runs are not run again; unfinished ones go on where they stopped.
+1×1 convolutions + global average pooling (``gap``), or as the same convolutions (``exact``),
+factorized. Prints a table with the differences from the classic network of the same seed, and
+writes ``fashion.json``. Finished runs are not run again; unfinished ones go on where they stopped.
 """
 
 from __future__ import annotations
@@ -21,57 +19,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from onebyone.data import Data, load_data
-from onebyone.pipeline import (
-    ShrinkSettings,
-    TrainSettings,
-    shrink_loaded,
-    train_loaded,
-)
+from onebyone.data import load_data
+from onebyone.pipeline import ShrinkSettings, TrainSettings, shrink_loaded, train_loaded
 from onebyone.profiling.latency import threads
-from onebyone.profiling.trace import trace_layers
 from onebyone.randomness import seeded
-from onebyone.records import Cost, Option, Plan, RunRecord, write_text
+from onebyone.records import RunRecord, write_text
 from onebyone.report.console import print_table, progress
-from onebyone.rewrites import head
 from onebyone.runs import load_source
 from onebyone.tables import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kept_runs import run_once
 
-HEADS = ("gap", "exact", "context")
-# Hidden channels of the averaging head with context, by share of the parameters.
-CONTEXT: dict[float, int] = {2: 24, 6: 64, 9: 96, 15: 128}
-
-
-def with_context(network: nn.Module, data: Data, share: float) -> Plan:
-    """Return a plan for an averaging head that sees farther, and nothing else."""
-    example = next(iter(data.train.batches(1)))[0]
-    site = head.find_head(network, example)
-    assert isinstance(site, head.HeadSite)
-    hidden, context = [CONTEXT[share]], 2
-    option = Option(
-        site=site.name,
-        rewrite="head",
-        settings={"form": "gap", "hidden": hidden, "context": context},
-        before=site.cost,
-        after=head.cost(site, "gap", hidden, context),
-        occupies=site.occupies,
-    )
-    costs = trace_layers(network, example)
-    before = Cost(params=costs.params, macs=costs.macs)
-    return Plan(
-        network="classic",
-        input_shape=tuple(example.shape),
-        budgets=(),
-        before=before,
-        after=before - option.saved,
-        choices=(option,),
-        left_alone=(),
-    )
+HEADS = ("gap", "exact")
 
 
 def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dict[str, RunRecord]:
@@ -89,11 +49,8 @@ def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dic
     for form, share in itertools.product(args.heads, args.shares):
 
         def shrink(form: Any = form, share: float = share, **where: Any) -> None:
-            how: dict[str, Any] = {"budget": f"params={share:g}%", "head": form}
-            if form == "context":
-                how = {"plan": with_context(trained.model, data, share)}
             settings = ShrinkSettings(
-                **how, epochs=args.distil,
+                budget=f"params={share:g}%", head=form, epochs=args.distil,
                 label_weight=args.label_weight, mix=args.mix, **common, **where,
             )  # fmt: skip
             shrink_loaded(trained.model, trained.source, data, settings)
@@ -116,17 +73,12 @@ def main() -> None:
     parser.add_argument(
         "--shares", nargs="+", type=float, default=[2], help="of the parameters, %%"
     )
-    parser.add_argument("--heads", nargs="+", default=["gap", "exact"], choices=HEADS)
+    parser.add_argument("--heads", nargs="+", default=HEADS, choices=HEADS)
     parser.add_argument("--label-weight", type=float, default=0.0, help="share of the loss (0)")
     parser.add_argument("--mix", type=float, help="share of mixed images (half without labels)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/fashion"))
     args = parser.parse_args()
-    if "context" in args.heads and (unknown := set(args.shares) - set(CONTEXT)):
-        parser.error(
-            f"of a head with context, shares must be of {', '.join(map(str, CONTEXT))} %, got "
-            f"{', '.join(f'{share:g}' for share in sorted(unknown))}"
-        )
     args.out.mkdir(parents=True, exist_ok=True)
     with threads(args.threads), progress("fashion-mnist") as update:
         each = [one_seed(args.out, seed, args, update) for seed in args.seeds]
