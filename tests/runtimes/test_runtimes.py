@@ -77,7 +77,7 @@ def global_state():
         inductor.freezing,
         torch._dynamo.config.recompile_limit,
         tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None,
-        {k: v for k, v in os.environ.items() if not k.startswith(NOTES)},
+        {k: v for k, v in os.environ.items() if not any(note in k for note in NOTES)},
     )
 
 
