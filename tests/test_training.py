@@ -568,11 +568,10 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
 @pytest.mark.parametrize(
     ("start", "apart", "multiple"),
     [
-        (1.0, (1.1, 1.12, 1.14), 16),  # far, and all alike
-        (1.0, (1.1, 1.12, 1.4), 4),
-        (1.0, (1.1, 1.3, 1.4), 1),
-        (1.0, (1.1, 1.12, 0.9), 16),  # not led away: the nearest
+        (1.0, (1.4, 1.3, 1.2), 16),  # far: the nearest, though led away
+        (1.0, (1.3, 1.1, 1.2), 4),
         (1.0, (0.9, 0.91, 0.92), 1),
+        (0.05, (0.06, 0.04, 0.06), 4),  # near, and not led away by all
         (0.05, (0.06, 0.06, 0.06), 1 / 4),  # near: a lower one, tried after the others
     ],
 )

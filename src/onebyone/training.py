@@ -62,9 +62,8 @@ TRIED = (1, 4, 16)
 # noise is more than there is to learn: these are tried with the norms' kept.
 TRIED_NEAR = (1 / 4, 1)
 # So near, by the mean divergence. A network that is farther has to be led away at first, and a
-# short trial favors low rates, which then take it nowhere: it is tried for longer, and of rates
-# that all lead away and end as far, but for so much, the highest is taken.
-NEAR, ALIKE = 0.1, 1.05
+# short trial favors low rates, which then take it nowhere: it is tried for longer.
+NEAR = 0.1
 TRIAL_STEPS, TRIAL_STEPS_FAR = 100, 300
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
@@ -230,9 +229,8 @@ def distill(
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
             of 128 (with its square root at others), for 100 steps each, 300 where the network is
-            far from its teacher, and the one is taken that comes nearest on validation data; of a
-            far network that all lead away, the highest that ends as near. A training too short for
-            that takes the lowest.
+            far from its teacher, and the one is taken that comes nearest on validation data. A
+            training too short for that takes the lowest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -409,7 +407,7 @@ def _tried_rate(
         device: Where students are judged.
         ways: What is tried: multiples of the least rate, and whether batch norms keep their
             statistics; the rates rise.
-        further: What is tried too if all of these lead away from the teacher.
+        further: What is tried too if all of these lead away from a near teacher.
 
     Returns:
         The rate, whether batch norms keep their statistics, and how that was found.
@@ -440,12 +438,7 @@ def _tried_rate(
 
     students = tried(ways)
     apart = measured([*students.values()])
-    led_away = min(apart, default=math.inf) > at_start
-    if led_away and at_start > NEAR and students:
-        alike = [way for way, far in zip(students, apart, strict=True) if far <= ALIKE * min(apart)]
-        rate, keep = max(alike)
-        return rate, keep, f"; rate the highest of {len(alike)} alike of {len(students)} tried"
-    if led_away and further:
+    if further and at_start <= NEAR and min(apart, default=math.inf) > at_start:
         others = tried(further)
         students |= others
         apart += measured([*others.values()])
