@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -77,11 +78,16 @@ def _pool_of(count: int) -> int:
     must not be run any more: they would wait for threads that are gone.
     """
     global _pool  # noqa: PLW0603 - as there is one
+    bindings = _bindings()
+    if bindings._threadpool_get_thread_count() != count:  # noqa: SLF001 - the only names
+        bindings._unsafe_reset_threadpool(count)  # noqa: SLF001
+        _pool += 1
+    return _pool
+
+
+@cache
+def _bindings() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from executorch.extension.pybindings import portable_lib  # noqa: PLC0415 - an extra
-
-    if portable_lib._threadpool_get_thread_count() != count:  # noqa: SLF001 - the only names
-        portable_lib._unsafe_reset_threadpool(count)  # noqa: SLF001
-        _pool += 1
-    return _pool
+    return portable_lib
