@@ -570,7 +570,9 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
     [
         (1.0, (1.4, 1.3, 1.2), 16),  # far: the nearest, though led away
         (1.0, (1.3, 1.1, 1.2), 4),
-        (1.0, (0.9, 0.91, 0.92), 1),
+        (1.0, (0.92, 0.91, 0.9), 1),  # as near, but for noise: the lowest
+        (1.0, (0.96, 0.92, 0.9), 4),
+        (0.05, (0.042, 0.0415, 0.041), 16),  # near: the nearest
         (0.05, (0.06, 0.04, 0.06), 4),  # near, and not led away by all
         (0.05, (0.06, 0.06, 0.06), 1 / 4),  # near: a lower one, tried after the others
     ],

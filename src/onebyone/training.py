@@ -62,8 +62,9 @@ TRIED = (1, 4, 16)
 # noise is more than there is to learn: these are tried with the norms' kept.
 TRIED_NEAR = (1 / 4, 1)
 # So near, by the mean divergence. A network that is farther has to be led away at first, and a
-# short trial favors low rates, which then take it nowhere: it is tried for longer.
-NEAR = 0.1
+# short trial favors low rates, which then take it nowhere: it is tried for longer. Such trials
+# repeat themselves to some percent: of rates that end as near but for that the lowest is taken.
+NEAR, ALIKE = 0.1, 1.04
 TRIAL_STEPS, TRIAL_STEPS_FAR = 100, 300
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
@@ -229,8 +230,9 @@ def distill(
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
             of 128 (with its square root at others), for 100 steps each, 300 where the network is
-            far from its teacher, and the one is taken that comes nearest on validation data. A
-            training too short for that takes the lowest.
+            far from its teacher, and the one is taken that comes nearest on validation data, of
+            far networks the lowest that comes as near. A training too short for that takes the
+            lowest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -444,7 +446,8 @@ def _tried_rate(
         apart += measured([*others.values()])
     if not students:
         return None, ways[0][1], ""
-    (rate, keep), _ = min(zip(students, apart, strict=True), key=lambda pair: pair[1])
+    enough = min(apart) * (ALIKE if at_start > NEAR else 1.0)
+    rate, keep = next(way for way, far in zip(students, apart, strict=True) if far <= enough)
     return rate, keep, f"; rate the best of {len(students)} tried"
 
 
