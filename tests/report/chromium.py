@@ -30,6 +30,8 @@ ARGUMENTS = [
     "--hide-scrollbars",
 ]
 
+OWN = ("data:", "chrome:", "chrome-untrusted:")
+
 AXE = """
 const done = arguments[arguments.length - 1];
 axe.run(document, { resultTypes: ['violations'] }).then(
@@ -116,14 +118,18 @@ class Browser:
         return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
 
     def requests(self) -> list[str]:
-        """Return the addresses that were asked for since the last call."""
+        """Return the addresses that pages asked for since the last call.
+
+        What is within a page is left out, and so is what the browser's own first page asks for.
+        """
         entries = self._post(f"{self._session}/se/log", {"type": "performance"})
         events = [json.loads(entry["message"])["message"] for entry in entries]
-        return [
+        asked = [
             event["params"]["request"]["url"]
             for event in events
             if event["method"] == "Network.requestWillBeSent"
         ]
+        return [address for address in asked if not address.startswith(OWN)]
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         shot = self.devtools(
