@@ -92,10 +92,10 @@ def peak(count: int) -> float:
 
 def contenders(model: nn.Module, x: torch.Tensor) -> dict[str, Prepared]:
     """Return eager, ours, and ours in bf16 where the processor has it."""
-    runtimes = {"eager": "channels-last", "ours": "packed"}
+    runtimes = {"eager": channels_last(), "ours": packed()}
     if has_bf16("cpu"):
-        runtimes["bf16"] = "packed:bf16"
-    return {name: find_runtime(runtime).prepare(model, x) for name, runtime in runtimes.items()}
+        runtimes["bf16"] = find_runtime("packed:bf16")
+    return {name: runtime.prepare(model, x) for name, runtime in runtimes.items()}
 
 
 def in_bf16(ratios: list[float]) -> str:

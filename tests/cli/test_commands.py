@@ -108,6 +108,10 @@ BAD = {
         ["plan", "net.py:fails", "--data", "nowhere", "--budget", "latency=5furlongs"],
         2, "time with its unit.*'5furlongs'",
     ),
+    "budget typo before shrinking": (
+        ["shrink", "net.py:fails", "--data", "nowhere", "--budget", "mac=50%", "--out", "r"],
+        2, "Did you mean 'macs'",
+    ),
     "foreign folder": (
         ["shrink", "onebyone:classic", "--weights", "WEIGHTS", "--data", "digits", "--out", "mine"],
         1, "other files, such as 'thesis.tex'",

@@ -105,11 +105,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Shrink a network."""
-    runtimes_of(args.runtime)  # a typing error should not wait for the data
-    loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
     from onebyone.data import load_data
     from onebyone.pipeline import ShrinkSettings, shrink_loaded
+    from onebyone.planning import check_budgets
     from onebyone.records import Plan
+
+    # A typing error should not wait for the network and the data.
+    runtimes_of(args.runtime)
+    if args.budget is not None:
+        check_budgets(args.budget)
+    loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
 
     plan = None if args.plan is None else Plan.load(args.plan)
     data = load_data(args.data, seed=args.seed, limit=args.limit)

@@ -403,18 +403,15 @@ class _Surveyor:
             example: An input.
             inside: Names of the sites that an averaging head leaves no room for.
         """
+        network = head.rewrite(base, example, name=site.name, form="gap", hidden=[])
+        features, targets = head_data(network, base, site.name, self.data)
         options = []
-        seen: tuple[Tensor, Tensor] | None = None
         for settings in head.gap_settings(site.channels):
             _, hidden, context = head.form_and_widths(settings, site=site.name)
-            network = head.rewrite(
-                base, example, name=site.name, form="gap", hidden=hidden, context=context
-            )
-            seen = seen or head_data(network, base, site.name, self.data)
-            new = network.get_submodule(site.name)
-            assert isinstance(new, GlobalAverageHead)
+            classes = site.linears[-1].out_features
+            new = GlobalAverageHead(site.channels, classes, hidden, context=context)
             # Of what they learned from, heads of many parameters remember more than they know.
-            harm = head.fit_gap(new, *seen, linear=site.linears[0], held_out=HELD_OUT)
+            harm = head.fit_gap(new, features, targets, linear=site.linears[0], held_out=HELD_OUT)
             option = Option(
                 site=site.name,
                 rewrite="head",
