@@ -230,9 +230,9 @@ def distill(
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
             of 128 (with its square root at others), for 100 steps each, 300 where the network is
-            far from its teacher, and the one is taken that comes nearest on validation data, of
-            far networks the lowest that comes as near. A training too short for that takes the
-            lowest.
+            far from its teacher, and the one is taken that comes nearest on validation data (to
+            the labels too, by their weight), of far networks the lowest that comes as near. A
+            training too short for that takes the lowest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -283,6 +283,7 @@ def distill(
             weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
             mix=mix, precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
+        label = partial(_label_loss, loss=loss, label_smoothing=label_smoothing)
         further: list[tuple[float, bool]] = []
         if keep_statistics is None and not label_weight:  # else nearness is not all that is asked
             # Without statistics to keep, a rate that was tried already would be tried again.
@@ -291,6 +292,7 @@ def distill(
         learning_rate, keep, how = _tried_rate(
             model, again, examples, teacher, epochs=epochs, batch=batch, seed=seed, device=device,
             ways=[(rate, keep) for rate in TRIED], further=further,
+            label_weight=label_weight, label_loss=label,
         )  # fmt: skip
     options = _Options(
         epochs=epochs,
@@ -306,12 +308,10 @@ def distill(
         checkpoint=None if checkpoint is None else Path(checkpoint),
         progress=progress,
     )
-    name = f"teacher's outputs, temperature {temperature:g}"
-    if label_weight:
-        name += f", {label_weight:.0%} labels"
-        name += f", smoothed by {label_smoothing:g}" if label_smoothing else ""
-    if features:
-        name += f", features of {', '.join(features)} × {feature_weight:g}"
+    name = _named(
+        temperature=temperature, label_weight=label_weight, label_smoothing=label_smoothing,
+        features=features, feature_weight=feature_weight,
+    )  # fmt: skip
     name += how + (", statistics of batch norms kept" if keep else "")
     job = _prepare(
         model, examples, options, default_rate=DISTILL_RATE, name=name, device=device,
@@ -329,9 +329,12 @@ def distill(
     ):
 
         def objective(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-            with torch.no_grad(), job.autocast():
-                wanted = one_tensor(guide(in_type_of(guide, inputs)), guide).float()
-            total = _imitation(outputs, wanted, temperature) * (1 - label_weight)
+            total = torch.zeros((), device=outputs.device)
+            if label_weight < 1 or features:
+                with torch.no_grad(), job.autocast():
+                    wanted = one_tensor(guide(in_type_of(guide, inputs)), guide).float()
+            if label_weight < 1:
+                total = total + (1 - label_weight) * _imitation(outputs, wanted, temperature)
             if label_weight:
                 labels = _label_loss(outputs, targets, loss=loss, label_smoothing=label_smoothing)
                 total = total + label_weight * labels
@@ -345,6 +348,26 @@ def distill(
         return trained
     judge = examples.validation.take(JUDGED_EXAMPLES, seed)
     return _nearer(model, trained, teacher, judge, device=job.device)
+
+
+def _named(
+    *,
+    temperature: float,
+    label_weight: float,
+    label_smoothing: float,
+    features: Sequence[str],
+    feature_weight: float,
+) -> str:
+    """Return what a distillation's loss is, in words."""
+    name = "labels"
+    if label_weight < 1:
+        name = f"teacher's outputs, temperature {temperature:g}"
+        name += f", {label_weight:.0%} labels" if label_weight else ""
+    if label_weight and label_smoothing:
+        name += f", smoothed by {label_smoothing:g}"
+    if features:
+        name += f", features of {', '.join(features)} × {feature_weight:g}"
+    return name
 
 
 def _nearer(
@@ -395,8 +418,10 @@ def _tried_rate(
     device: torch.device | str | None,
     ways: Sequence[tuple[float, bool]],
     further: Sequence[tuple[float, bool]],
+    label_weight: float,
+    label_loss: Loss,
 ) -> tuple[float | None, bool, str]:
-    """Return what comes nearest to the teacher in a short trial.
+    """Return what comes nearest in a short trial: to the teacher, and to the labels as they weigh.
 
     Args:
         model: The student as it is. Not modified.
@@ -410,6 +435,8 @@ def _tried_rate(
         ways: What is tried: multiples of the least rate, and whether batch norms keep their
             statistics; the rates rise.
         further: What is tried too if all of these lead away from a near teacher.
+        label_weight: Share that the labels get of what a student is judged by, as of its loss.
+        label_loss: Of outputs and labels.
 
     Returns:
         The rate, whether batch norms keep their statistics, and how that was found.
@@ -419,8 +446,11 @@ def _tried_rate(
     if affordable < FEWEST_TRIAL_STEPS * batch:
         return None, ways[0][1], ""
     judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
-    measured = partial(_distances, teacher, split=judge, device=device)
-    (at_start,) = measured([model])
+    (at_start,) = _distances(teacher, [model], judge, device=device)
+    measured = partial(
+        _distances, teacher, split=judge, device=device, label_weight=label_weight,
+        label_loss=label_loss,
+    )  # fmt: skip
     steps = TRIAL_STEPS_FAR if at_start > NEAR else TRIAL_STEPS
     seen = int(min(steps * batch, affordable))
     passes = max(1, round(seen / total))
@@ -457,24 +487,35 @@ def _distances(
     split: Split,
     *,
     device: torch.device | str | None,
+    label_weight: float = 0.0,
+    label_loss: Loss | None = None,
 ) -> list[float]:
     """Return the mean divergence of each student's outputs from their teacher's.
+
+    With a weight for the labels, their loss has that share of what is returned, if there are any.
 
     Args:
         teacher: Not modified; nor are the students.
         students: All run on the same batches.
         split: Whose inputs they get.
         device: Where they run; the teacher's own where not given.
+        label_weight: From 0 to 1; ``label_loss`` has to be given if it is not 0.
+        label_loss: The mean over a batch of ``(outputs, labels)``.
     """
     guide = evaluation_copy(teacher, device=device)
     place = device or home_of(guide)
     each = [in_evaluation_mode(student, device=place) for student in students]
     totals = [0.0] * len(each)
     with torch.inference_mode():
-        for inputs, _ in split.batches(250, device=place):
+        for inputs, targets in split.batches(250, device=place):
             wanted = guide(in_type_of(guide, inputs))
             for position, student in enumerate(each):
-                totals[position] += float(divergence(wanted, student(inputs)).sum())
+                outputs = student(inputs)
+                far = float(divergence(wanted, outputs).sum())
+                if label_loss is not None and label_weight and not _unlabelled(targets):
+                    wrong = len(inputs) * float(label_loss(outputs, targets))
+                    far = (1 - label_weight) * far + label_weight * wrong
+                totals[position] += far
     return [total / len(split) if math.isfinite(total) else math.inf for total in totals]
 
 

@@ -24,7 +24,7 @@ class Clock:
         self.cpu_ns = 0
         monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: self.ns)
         monkeypatch.setattr(latency.time, "process_time_ns", lambda: self.cpu_ns)
-        monkeypatch.setattr(latency, "run_delay_ns", lambda: self.delay_ns)
+        monkeypatch.setattr(latency, "run_delay_ns", lambda tasks: self.delay_ns)
 
     def contender(self, name, ms, waits=(), helper_waits=0.0):
         """Each call takes its time, and as long as ``waits`` says in the queue for a processor.
@@ -202,6 +202,7 @@ def test_the_wait_is_read_from_the_kernel(tmp_path, monkeypatch):
         (tmp_path / task / "schedstat").write_text(text)
     monkeypatch.setattr(latency, "_TASKS", tmp_path)
     assert latency.run_delay_ns() == 100
+    assert latency.run_delay_ns("2") == 70
     monkeypatch.setattr(latency, "_TASKS", tmp_path / "none")
     assert np.isnan(latency.run_delay_ns())
 

@@ -593,11 +593,15 @@ def test_hidden_widths_are_none_or_at_most_the_channels():
     for channels in (1, 8, 10, 64, 512):
         settings = head.gap_settings(channels)
         plain = [each["hidden"] for each in settings if "context" not in each]
+        context = [each["hidden"] for each in settings if each.get("context")]
         assert plain[0] == []
-        assert all(1 <= w <= channels for width in plain[1:] for w in width)
-        assert plain[1:] == sorted(plain[1:])
-        # With context, each of the same but the one without a hidden layer.
-        assert [each["hidden"] for each in settings if each.get("context")] == plain[1:]
+        for widths in (plain[1:], context):
+            assert all(1 <= w <= channels for width in widths for w in width)
+            assert widths == sorted(widths)
+            assert len(widths) == len({w for (w,) in widths})
+            # The widest has as many as come in, unless that is fewer than a hidden layer has.
+            assert widths[-1:] == ([[channels]] if channels >= head.FEWEST_HIDDEN else [])
+        assert all(width in context for width in plain[1:])
 
 
 @pytest.mark.parametrize(("hidden", "context"), [([], 0), ([8], 0), ([8], 2)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -147,15 +148,15 @@ def interleave(
     """
     if rounds < 3 or not callables:
         raise OptionError(f"`rounds` must be 3 or more with something to time, got {rounds}.")
-    wait = _waiter(device)
+    wait, tasks = _waiter(device), _tasks_of(device)
     names = list(callables)
     samples: dict[str, list[_Sample]] = {name: [] for name in names}
     with _quiet_interpreter():
-        paces = {name: _calibrated(callables[name], warmup, wait) for name in names}
+        paces = {name: _calibrated(callables[name], warmup, wait, tasks) for name in names}
         started = time.monotonic()
         for turn in range(rounds):
             for name in names if turn % 2 == 0 else reversed(names):
-                samples[name].append(_sampled(callables[name], paces[name], wait))
+                samples[name].append(_sampled(callables[name], paces[name], wait, tasks))
             if seconds is not None and turn >= 2 and time.monotonic() - started > seconds:
                 break
     return _collected(samples, device)
@@ -190,11 +191,13 @@ class _Pace:
     settled: bool = True
 
 
-def _sampled(function: Callable[[], object], pace: _Pace, wait: Callable[[], None]) -> _Sample:
+def _sampled(
+    function: Callable[[], object], pace: _Pace, wait: Callable[[], None], tasks: str
+) -> _Sample:
     if pace.settled:
         function()
         wait()
-    delayed, worked = run_delay_ns(), time.process_time_ns()
+    delayed, worked = run_delay_ns(tasks), time.process_time_ns()
     start = time.perf_counter_ns()
     for _ in range(pace.calls):
         function()
@@ -202,18 +205,21 @@ def _sampled(function: Callable[[], object], pace: _Pace, wait: Callable[[], Non
     wall = time.perf_counter_ns() - start
     cpu = time.process_time_ns() - worked
     # A thread that ended takes its count with it.
-    delay = max(run_delay_ns() - delayed, 0.0)
+    delay = max(run_delay_ns(tasks) - delayed, 0.0)
     return _Sample(*(ns / pace.calls / 1e6 for ns in (wall, delay, cpu)))
 
 
-def run_delay_ns() -> float:
+def run_delay_ns(tasks: str = "*") -> float:
     """Return how long this process's threads were ready but had no processor; NaN if not told.
 
     The second number of each thread's ``schedstat``, in nanoseconds, summed (Linux kernel,
     Documentation/scheduler/sched-stats.rst).
+
+    Args:
+        tasks: Which threads, as a pattern of their numbers; all if not given.
     """
     total, told = 0, False
-    for file in _TASKS.glob("*/schedstat"):
+    for file in _TASKS.glob(f"{tasks}/schedstat"):
         try:
             total += int(file.read_bytes().split()[1])
             told = True
@@ -225,16 +231,25 @@ def run_delay_ns() -> float:
 _TASKS = Path("/proc/self/task")
 
 
-def _calibrated(function: Callable[[], object], warmup: int, wait: Callable[[], None]) -> _Pace:
+def _tasks_of(device: str) -> str:
+    """Return the threads whose wait for a processor delays a call, as a pattern."""
+    # What a GPU works on is launched by this thread alone, and reading the counts of the hundred
+    # others that CUDA and torch bring would take longer than the calls themselves.
+    return str(threading.get_native_id()) if device.startswith("cuda") else "*"
+
+
+def _calibrated(
+    function: Callable[[], object], warmup: int, wait: Callable[[], None], tasks: str
+) -> _Pace:
     """Warm up, and return how samples are taken that are long enough for the clock."""
     function()
     wait()
-    if _sampled(function, _Pace(settled=False), wait).wall >= LONG_MS:
+    if _sampled(function, _Pace(settled=False), wait, tasks).wall >= LONG_MS:
         return _Pace(settled=False)
     for _ in range(warmup - 2):
         function()
     wait()
-    once = min(_sampled(function, _Pace(), wait).wall for _ in range(3))
+    once = min(_sampled(function, _Pace(), wait, tasks).wall for _ in range(3))
     return _Pace(int(np.clip(np.ceil(SAMPLE_MS / max(once, 1e-6)), 1, MAX_CALLS_A_SAMPLE)))
 
 

@@ -247,22 +247,26 @@ def _on_maps(norm: nn.Module) -> nn.Module:
 # ---------------------------------------------------------------- building
 
 
-# Depthwise 3×3 convolutions that a GAP head may have.
-CONTEXTS = (0, 2)
+# Depthwise 3×3 convolutions that a GAP head may have: on the Fashion-MNIST classic network three
+# are nearer than two, before training and after, at the same parameters.
+CONTEXTS = (0, 3)
+# Hidden widths as shares of the channels. Context is where parameters buy accuracy, so that its
+# widths are close together.
+WIDTHS = {0: (1 / 4, 1 / 2, 1), 3: (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1)}
+FEWEST_HIDDEN = 8
 
 
 def gap_settings(channels: int) -> list[Settings]:
     """Return what GAP heads of so many channels may be: hidden widths, with context or without."""
-    shares = (channels // 4, 3 * channels // 8, channels // 2, channels)
-    widths = sorted({max(8, share) for share in shares})
-    hidden: list[list[int]] = [[], *([width] for width in widths if width <= channels)]
-    return [
-        {"form": "gap", "hidden": each, **({"context": context} if context else {})}
-        for context in CONTEXTS
-        for each in hidden
-        # Context at the map's own width would cost more than the hidden layer it stands behind.
-        if each or not context
-    ]
+    found: list[Settings] = [{"form": "gap", "hidden": []}]
+    for context in CONTEXTS:
+        widths = {max(FEWEST_HIDDEN, int(share * channels)) for share in WIDTHS[context]}
+        found += [
+            {"form": "gap", "hidden": [width], **({"context": context} if context else {})}
+            for width in sorted(widths)
+            if width <= channels
+        ]
+    return found
 
 
 def form_and_widths(settings: Settings, *, site: str) -> tuple[str, list[int], int]:
