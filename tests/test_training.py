@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
 from onebyone import training
 from onebyone.data import Augmentation, Data, TensorSplit, as_data, load_data
 from onebyone.errors import DataError, ModelError, OptionError, OutputError, RecordError
-from onebyone.evaluation import divergence, evaluate
+from onebyone.evaluation import evaluate
 from onebyone.records import TrainLog
 from onebyone.training import distill, train
 
@@ -599,44 +598,26 @@ def test_what_is_taken_of_the_rates_depends_on_how_far_the_teacher_is(
     assert asked == ([1, 3, 1] if multiple < 1 else [1, 3])
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_students_are_judged_by_the_labels_as_much_as_these_weigh(weight):
-    torch.manual_seed(0)
-    inputs, labels = torch.randn(530, 1, 6, 7), torch.randint(5, (530,))
-    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(42, 5)).eval() for _ in range(2))
-    (far,) = training._distances(
-        teacher, [student], TensorSplit(inputs, labels), device=None, label_weight=weight,
-        label_loss=F.cross_entropy,
-    )  # fmt: skip
-    with torch.no_grad():
-        outputs = student(inputs)
-        apart = float(divergence(teacher(inputs), outputs).mean())
-        wrong = float(F.cross_entropy(outputs, labels))
-    assert far == pytest.approx((1 - weight) * apart + weight * wrong)
-
-
 def test_where_labels_are_all_of_the_loss_the_teacher_is_not_followed(monkeypatch):
-    """A teacher that is always wrong; the rate too must be chosen by the labels."""
-    split = toy(600).train
-    teacher = network()
-    found = []
-    distances = training._distances
-    monkeypatch.setattr(
-        training,
-        "_distances",
-        lambda *args, **how: found.append(distances(*args, **how)) or found[-1],
-    )
-    asked = []
+    split, teacher, asked = toy(600).train, network(seed=1), []
     monkeypatch.setattr(training, "_imitation", lambda *_: asked.append(1))
-    trained, log = training.distill(
-        network(), split, teacher=teacher, epochs=20, label_weight=1.0, augment=False
-    )
+    trained, log = distill(network(), split, teacher=teacher, epochs=20, label_weight=1.0)
     assert not asked
-    assert log.objective.startswith("labels; rate the best of 3 tried")
-    ((_,), tried) = found
-    rates = [training.DISTILL_RATE * (log.batch_size / 128) ** 0.5 * m for m in training.TRIED]
-    enough = training.ALIKE * min(tried)
-    assert log.learning_rate == pytest.approx(
-        next(rate for rate, far in zip(rates, tried, strict=True) if far <= enough)
-    )
+    assert log.objective == "labels; rate the best of 3 tried"
     assert evaluate(trained, split, metric="accuracy").value > 0.9
+
+
+@pytest.mark.parametrize(
+    ("far", "apart", "multiple"),
+    [
+        (True, (0.9, 0.9, 1.0), 16),  # behind, as high rates are in a short trial
+        (True, (0.9, 0.9, 1.1), 4),  # too high
+        (True, (0.9, 1.1, 1.2), 1),
+        (False, (0.9, 0.91, 0.92), 1),  # near: the nearest
+    ],
+)
+def test_where_labels_are_all_of_the_loss_a_far_network_takes_the_highest_rate_it_stands(
+    far, apart, multiple
+):
+    ways = dict(zip([(1, False), (4, False), (16, False)], apart, strict=True))
+    assert training._chosen(ways, far=far, guided=False) == (multiple, False)

@@ -9,7 +9,7 @@ import pickle
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -65,6 +65,9 @@ TRIED_NEAR = (1 / 4, 1)
 # short trial favors low rates, which then take it nowhere: it is tried for longer. Such trials
 # repeat themselves to some percent: of rates that end as near but for that the lowest is taken.
 NEAR, ALIKE = 0.1, 1.04
+# One that follows labels alone is as any that is trained: high rates, behind in a short trial, are
+# ahead in the end, if it stands them at all.
+BEHIND = 1.15
 TRIAL_STEPS, TRIAL_STEPS_FAR = 100, 300
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
@@ -230,9 +233,10 @@ def distill(
         batch_size: As for :func:`train`.
         learning_rate: The highest one. By default three are tried, from 0.001 to 0.016 at a batch
             of 128 (with its square root at others), for 100 steps each, 300 where the network is
-            far from its teacher, and the one is taken that comes nearest on validation data (to
-            the labels too, by their weight), of far networks the lowest that comes as near. A
-            training too short for that takes the lowest.
+            far from its teacher, and the one is taken that comes nearest on validation data, of
+            far networks the lowest that comes as near. A training too short for that takes the
+            lowest. One far from its teacher that follows labels alone takes the highest that it
+            stands.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -283,7 +287,6 @@ def distill(
             weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
             mix=mix, precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
-        label = partial(_label_loss, loss=loss, label_smoothing=label_smoothing)
         further: list[tuple[float, bool]] = []
         if keep_statistics is None and not label_weight:  # else nearness is not all that is asked
             # Without statistics to keep, a rate that was tried already would be tried again.
@@ -291,8 +294,7 @@ def distill(
             further = [(rate, has_statistics) for rate in rates]
         learning_rate, keep, how = _tried_rate(
             model, again, examples, teacher, epochs=epochs, batch=batch, seed=seed, device=device,
-            ways=[(rate, keep) for rate in TRIED], further=further,
-            label_weight=label_weight, label_loss=label,
+            ways=[(rate, keep) for rate in TRIED], further=further, guided=label_weight < 1,
         )  # fmt: skip
     options = _Options(
         epochs=epochs,
@@ -418,10 +420,9 @@ def _tried_rate(
     device: torch.device | str | None,
     ways: Sequence[tuple[float, bool]],
     further: Sequence[tuple[float, bool]],
-    label_weight: float,
-    label_loss: Loss,
+    guided: bool,
 ) -> tuple[float | None, bool, str]:
-    """Return what comes nearest in a short trial: to the teacher, and to the labels as they weigh.
+    """Return what comes nearest to the teacher in a short trial.
 
     Args:
         model: The student as it is. Not modified.
@@ -435,8 +436,7 @@ def _tried_rate(
         ways: What is tried: multiples of the least rate, and whether batch norms keep their
             statistics; the rates rise.
         further: What is tried too if all of these lead away from a near teacher.
-        label_weight: Share that the labels get of what a student is judged by, as of its loss.
-        label_loss: Of outputs and labels.
+        guided: Whether the teacher has a share of the loss.
 
     Returns:
         The rate, whether batch norms keep their statistics, and how that was found.
@@ -446,11 +446,8 @@ def _tried_rate(
     if affordable < FEWEST_TRIAL_STEPS * batch:
         return None, ways[0][1], ""
     judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
-    (at_start,) = _distances(teacher, [model], judge, device=device)
-    measured = partial(
-        _distances, teacher, split=judge, device=device, label_weight=label_weight,
-        label_loss=label_loss,
-    )  # fmt: skip
+    measured = partial(_distances, teacher, split=judge, device=device)
+    (at_start,) = measured([model])
     steps = TRIAL_STEPS_FAR if at_start > NEAR else TRIAL_STEPS
     seen = int(min(steps * batch, affordable))
     passes = max(1, round(seen / total))
@@ -476,9 +473,21 @@ def _tried_rate(
         apart += measured([*others.values()])
     if not students:
         return None, ways[0][1], ""
-    enough = min(apart) * (ALIKE if at_start > NEAR else 1.0)
-    rate, keep = next(way for way, far in zip(students, apart, strict=True) if far <= enough)
+    rate, keep = _chosen(
+        dict(zip(students, apart, strict=True)), far=at_start > NEAR, guided=guided
+    )
     return rate, keep, f"; rate the best of {len(students)} tried"
+
+
+def _chosen(
+    apart: Mapping[tuple[float, bool], float], *, far: bool, guided: bool
+) -> tuple[float, bool]:
+    """Return which way to go on, of some that ended a trial so far from the teacher."""
+    if far and not guided:
+        enough = min(apart.values()) * BEHIND
+        return next(way for way in reversed(list(apart)) if apart[way] <= enough)
+    enough = min(apart.values()) * (ALIKE if far else 1.0)
+    return next(way for way in apart if apart[way] <= enough)
 
 
 def _distances(
@@ -487,35 +496,24 @@ def _distances(
     split: Split,
     *,
     device: torch.device | str | None,
-    label_weight: float = 0.0,
-    label_loss: Loss | None = None,
 ) -> list[float]:
     """Return the mean divergence of each student's outputs from their teacher's.
-
-    With a weight for the labels, their loss has that share of what is returned, if there are any.
 
     Args:
         teacher: Not modified; nor are the students.
         students: All run on the same batches.
         split: Whose inputs they get.
         device: Where they run; the teacher's own where not given.
-        label_weight: From 0 to 1; ``label_loss`` has to be given if it is not 0.
-        label_loss: The mean over a batch of ``(outputs, labels)``.
     """
     guide = evaluation_copy(teacher, device=device)
     place = device or home_of(guide)
     each = [in_evaluation_mode(student, device=place) for student in students]
     totals = [0.0] * len(each)
     with torch.inference_mode():
-        for inputs, targets in split.batches(250, device=place):
+        for inputs, _ in split.batches(250, device=place):
             wanted = guide(in_type_of(guide, inputs))
             for position, student in enumerate(each):
-                outputs = student(inputs)
-                far = float(divergence(wanted, outputs).sum())
-                if label_loss is not None and label_weight and not _unlabelled(targets):
-                    wrong = len(inputs) * float(label_loss(outputs, targets))
-                    far = (1 - label_weight) * far + label_weight * wrong
-                totals[position] += far
+                totals[position] += float(divergence(wanted, student(inputs)).sum())
     return [total / len(split) if math.isfinite(total) else math.inf for total in totals]
 
 
