@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ ENOUGH_PROBE_EXAMPLES = 32
 FEWEST_PROBE_EXAMPLES = 16
 # Share of the calibration data that an averaging head is judged by, not fitted to.
 HELD_OUT = 0.25
+# Widths of such a head, from which a trend of its harm is drawn.
+FEWEST_FOR_TREND = 3
 
 
 @dataclass(frozen=True)
@@ -424,7 +426,37 @@ class _Surveyor:
             )
             options.append(option)
         self._advance("options of the head")
-        return options
+        return _steadied(options)
+
+
+def _steadied(options: Sequence[Option]) -> list[Option]:
+    """Return fitted heads with the harm that the trend over their widths gives.
+
+    A wider head can do what a narrower one does, but fits of some hundred steps scatter by several
+    percent, more than a step of width is worth: of neighbors the plan would take one by luck.
+    A line through the logarithms tells them apart; where it does not fall they stay as measured.
+    """
+    groups: dict[object, list[Option]] = defaultdict(list)
+    for option in options:
+        if option.settings["hidden"] and option.harm:
+            groups[option.settings.get("context", 0)].append(option)
+    steadied: dict[int, Option] = {}
+    for group in groups.values():
+        if len(group) < FEWEST_FOR_TREND:
+            continue
+        widths = np.log([_width(option) for option in group])
+        harms = np.log([cast("float", option.harm) for option in group])
+        slope, level = np.polyfit(widths, harms, 1)
+        if slope < 0:
+            trend = np.exp(level + slope * widths)
+            steadied |= {
+                id(o): replace(o, harm=float(h)) for o, h in zip(group, trend, strict=True)
+            }
+    return [steadied.get(id(option), option) for option in options]
+
+
+def _width(option: Option) -> int:
+    return cast("list[int]", option.settings["hidden"])[0]
 
 
 def _pays(cost: Cost, before: Cost) -> bool:

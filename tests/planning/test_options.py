@@ -1,0 +1,60 @@
+"""Options of averaging heads whose fits scatter."""
+
+import numpy as np
+import pytest
+
+from onebyone.planning import options as module
+from onebyone.records import Cost, Option
+
+
+def option(width, harm, *, context=0):
+    settings = {"form": "gap", "hidden": [] if width is None else [width]}
+    if context:
+        settings["context"] = context
+    cost = Cost(params=1, macs=1)
+    return Option(
+        site="head", rewrite="head", settings=settings, before=cost, after=cost, harm=harm,
+        measured=True,
+    )  # fmt: skip
+
+
+def harms(options):
+    return [found.harm for found in module._steadied(options)]
+
+
+def test_harms_that_lie_on_a_line_stay_as_they_are():
+    widths = [16, 24, 32, 48, 64]
+    exact = [0.7 * width**-0.2 for width in widths]
+    assert harms([option(*each) for each in zip(widths, exact, strict=True)]) == pytest.approx(
+        exact
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scattered_harms_fall_with_the_width_and_come_nearer_to_the_truth(seed):
+    widths = np.array([16, 24, 32, 40, 48, 64])
+    true = 0.7 * widths**-0.2
+    scattered = true * np.exp(0.05 * np.random.default_rng(seed).standard_normal(6))
+    found = harms([option(int(w), float(h)) for w, h in zip(widths, scattered, strict=True)])
+    assert all(np.diff(found) < 0)
+    assert np.abs(np.log(found / true)).mean() < np.abs(np.log(scattered / true)).mean()
+
+
+def test_heads_of_other_kinds_have_trends_of_their_own():
+    plain = [option(w, 1.0 * w**-0.1) for w in (16, 32, 64)]
+    context = [option(w, 0.5 * w**-0.3, context=3) for w in (16, 32, 64)]
+    without = option(None, 3.0)
+    found = harms([without, *plain, *context])
+    assert found == pytest.approx([o.harm for o in [without, *plain, *context]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [(16, 0.2), (32, 0.3), (64, 0.25)],  # does not fall
+        [(16, 0.3), (32, 0.1)],  # too few
+        [(16, 0.0), (32, 0.0), (64, 0.0)],  # nothing is lost at all
+    ],
+)
+def test_without_a_trend_harms_are_as_measured(given):
+    assert harms([option(*each) for each in given]) == [harm for _, harm in given]
