@@ -247,11 +247,10 @@ def _on_maps(norm: nn.Module) -> nn.Module:
 # ---------------------------------------------------------------- building
 
 
-# Depthwise 3×3 convolutions that a GAP head may have: on the Fashion-MNIST classic network three
-# are nearer than two, before training and after, at the same parameters.
-CONTEXTS = (0, 3)
-# Hidden widths as shares of the channels. Context is where parameters buy accuracy, so that its
-# widths are close together.
+# What a GAP head may have: depthwise 3×3 convolutions, and with so many hidden widths as shares of
+# the channels. Three are nearer than two, before training and after, at the same parameters
+# (Fashion-MNIST, the article's classic network); there parameters buy accuracy, so that widths are
+# close together.
 WIDTHS = {0: (1 / 4, 1 / 2, 1), 3: (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1)}
 FEWEST_HIDDEN = 8
 
@@ -259,8 +258,8 @@ FEWEST_HIDDEN = 8
 def gap_settings(channels: int) -> list[Settings]:
     """Return what GAP heads of so many channels may be: hidden widths, with context or without."""
     found: list[Settings] = [{"form": "gap", "hidden": []}]
-    for context in CONTEXTS:
-        widths = {max(FEWEST_HIDDEN, int(share * channels)) for share in WIDTHS[context]}
+    for context, shares in WIDTHS.items():
+        widths = {max(FEWEST_HIDDEN, int(share * channels)) for share in shares}
         found += [
             {"form": "gap", "hidden": [width], **({"context": context} if context else {})}
             for width in sorted(widths)
