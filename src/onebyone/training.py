@@ -67,7 +67,7 @@ TRIED_NEAR = (1 / 4, 1)
 NEAR, ALIKE = 0.1, 1.04
 # One that follows labels alone is as any that is trained: high rates, behind in a short trial, are
 # ahead in the end, if it stands them at all.
-BEHIND = 1.15
+BEHIND = 1.5
 TRIAL_STEPS, TRIAL_STEPS_FAR = 100, 300
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
