@@ -89,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="of the distilling's loss that the labels get, from 0 to 1 (0: no labels)",
+        help="of the distilling's loss that the labels get, from 0 to 1 (0: no labels; more for an "
+        "averaging head, which the original's outputs can hold back)",
     )
     parser.add_argument(
         "--mix",
