@@ -407,10 +407,10 @@ class _Surveyor:
         """
         network = head.rewrite(base, example, name=site.name, form="gap", hidden=[])
         features, targets = head_data(network, base, site.name, self.data)
+        classes = site.linears[-1].out_features
         options = []
         for settings in head.gap_settings(site.channels):
             _, hidden, context = head.form_and_widths(settings, site=site.name)
-            classes = site.linears[-1].out_features
             new = GlobalAverageHead(site.channels, classes, hidden, context=context)
             # Of what they learned from, heads of many parameters remember more than they know.
             harm = head.fit_gap(new, features, targets, linear=site.linears[0], held_out=HELD_OUT)

@@ -148,15 +148,14 @@ def interleave(
     """
     if rounds < 3 or not callables:
         raise OptionError(f"`rounds` must be 3 or more with something to time, got {rounds}.")
-    wait, tasks = _waiter(device), _tasks_of(device)
     names = list(callables)
     samples: dict[str, list[_Sample]] = {name: [] for name in names}
     with _quiet_interpreter():
-        paces = {name: _calibrated(callables[name], warmup, wait, tasks) for name in names}
+        paces = {name: _calibrated(callables[name], warmup, device) for name in names}
         started = time.monotonic()
         for turn in range(rounds):
             for name in names if turn % 2 == 0 else reversed(names):
-                samples[name].append(_sampled(callables[name], paces[name], wait, tasks))
+                samples[name].append(_sampled(callables[name], paces[name], device))
             if seconds is not None and turn >= 2 and time.monotonic() - started > seconds:
                 break
     return _collected(samples, device)
@@ -191,17 +190,16 @@ class _Pace:
     settled: bool = True
 
 
-def _sampled(
-    function: Callable[[], object], pace: _Pace, wait: Callable[[], None], tasks: str
-) -> _Sample:
+def _sampled(function: Callable[[], object], pace: _Pace, device: str) -> _Sample:
     if pace.settled:
         function()
-        wait()
+        _wait_for(device)
+    tasks = _tasks_of(device)
     delayed, worked = run_delay_ns(tasks), time.process_time_ns()
     start = time.perf_counter_ns()
     for _ in range(pace.calls):
         function()
-    wait()
+    _wait_for(device)
     wall = time.perf_counter_ns() - start
     cpu = time.process_time_ns() - worked
     # A thread that ended takes its count with it.
@@ -238,26 +236,23 @@ def _tasks_of(device: str) -> str:
     return str(threading.get_native_id()) if device.startswith("cuda") else "*"
 
 
-def _calibrated(
-    function: Callable[[], object], warmup: int, wait: Callable[[], None], tasks: str
-) -> _Pace:
+def _calibrated(function: Callable[[], object], warmup: int, device: str) -> _Pace:
     """Warm up, and return how samples are taken that are long enough for the clock."""
     function()
-    wait()
-    if _sampled(function, _Pace(settled=False), wait, tasks).wall >= LONG_MS:
+    _wait_for(device)
+    if _sampled(function, _Pace(settled=False), device).wall >= LONG_MS:
         return _Pace(settled=False)
     for _ in range(warmup - 2):
         function()
-    wait()
-    once = min(_sampled(function, _Pace(), wait, tasks).wall for _ in range(3))
+    _wait_for(device)
+    once = min(_sampled(function, _Pace(), device).wall for _ in range(3))
     return _Pace(int(np.clip(np.ceil(SAMPLE_MS / max(once, 1e-6)), 1, MAX_CALLS_A_SAMPLE)))
 
 
-def _waiter(device: str) -> Callable[[], None]:
+def _wait_for(device: str) -> None:
     # A CUDA call returns before its work is done; the clock must not be read until it is.
     if device.startswith("cuda"):
-        return lambda: torch.cuda.synchronize(device)
-    return lambda: None
+        torch.cuda.synchronize(device)
 
 
 @contextmanager
