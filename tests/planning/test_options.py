@@ -58,3 +58,10 @@ def test_heads_of_other_kinds_have_trends_of_their_own():
 )
 def test_without_a_trend_harms_are_as_measured(given):
     assert harms([option(*each) for each in given]) == [harm for _, harm in given]
+
+
+def test_only_what_was_measured_is_called_so():
+    falling = [option(w, 1.0 * w**-0.1) for w in (16, 32, 64)]
+    without = option(None, 3.0)
+    assert [o.measured for o in module._steadied([without, *falling])] == [True] + 3 * [False]
+    assert all(o.measured for o in module._steadied(falling[:2]))

@@ -450,7 +450,8 @@ def _steadied(options: Sequence[Option]) -> list[Option]:
         if slope < 0:
             trend = np.exp(level + slope * widths)
             steadied |= {
-                id(o): replace(o, harm=float(h)) for o, h in zip(group, trend, strict=True)
+                id(o): replace(o, harm=float(h), measured=False)
+                for o, h in zip(group, trend, strict=True)
             }
     return [steadied.get(id(option), option) for option in options]
 
