@@ -613,10 +613,10 @@ def test_where_labels_are_all_of_the_loss_the_teacher_is_not_followed(monkeypatc
         (True, (0.9, 0.9, 1.3), 16),  # behind, as high rates are in a short trial
         (True, (0.9, 0.9, 1.4), 4),  # too high
         (True, (0.9, 1.4, 1.4), 1),
-        (False, (0.9, 0.91, 0.92), 1),  # near: the nearest
+        (False, (0.09, 0.1, 0.14), 4),  # near: no other rule, where a hair would decide
     ],
 )
-def test_where_labels_are_all_of_the_loss_a_far_network_takes_the_highest_rate_it_stands(
+def test_where_labels_are_all_of_the_loss_a_network_takes_the_highest_rate_it_stands(
     far, apart, multiple
 ):
     ways = dict(zip([(1, False), (4, False), (16, False)], apart, strict=True))

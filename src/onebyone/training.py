@@ -235,8 +235,8 @@ def distill(
             of 128 (with its square root at others), for 100 steps each, 300 where the network is
             far from its teacher, and the one is taken that comes nearest on validation data, of
             far networks the lowest that comes as near. A training too short for that takes the
-            lowest. One far from its teacher that follows labels alone takes the highest that it
-            stands.
+            lowest. One that follows labels alone takes the highest that it stands: that ends at
+            most half as far again from the teacher as the nearest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -483,7 +483,7 @@ def _chosen(
     apart: Mapping[tuple[float, bool], float], *, far: bool, guided: bool
 ) -> tuple[float, bool]:
     """Return which way to go on, of some that ended a trial so far from the teacher."""
-    if far and not guided:
+    if not guided:
         enough = min(apart.values()) * BEHIND
         return next(way for way in reversed(list(apart)) if apart[way] <= enough)
     enough = min(apart.values()) * (ALIKE if far else 1.0)

