@@ -476,7 +476,8 @@ def _tried_rate(
     rate, keep = _chosen(
         dict(zip(students, apart, strict=True)), far=at_start > NEAR, guided=guided
     )
-    return rate, keep, f"; rate the best of {len(students)} tried"
+    which = "best" if guided else "highest it stands"
+    return rate, keep, f"; rate the {which} of {len(students)} tried"
 
 
 def _chosen(

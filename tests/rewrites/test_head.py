@@ -666,6 +666,33 @@ def test_a_fit_does_not_depend_on_the_scale_of_the_channels(hidden, context):
     assert_close(heads[1](features * scale), heads[0](features), rtol=1e-4, atol=1e-4)
 
 
+def test_layers_of_a_fitted_head_with_context_are_of_one_scale():
+    # Later training moves all weights by steps of one size.
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(500, 8, 6, 7, generator=generator).relu()
+    linear = nn.Linear(8 * 42, 5)
+    with torch.no_grad():
+        linear.weight.normal_(generator=generator)
+        targets = linear(features.flatten(1))
+    new = GlobalAverageHead(8, 5, [8], context=3)
+    fit_gap(new, features, targets, linear=linear)
+    scales = [
+        float(layer.weight.detach().std()) * (layer.weight[0].numel() / 2) ** 0.5
+        for layer in new.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    assert max(scales) < 10 * min(scales)
+
+
+def test_what_a_head_with_context_held_before_its_fit_does_not_matter():
+    features, targets, linear = torch.rand(40, 4, 3, 5), torch.randn(40, 3), nn.Linear(60, 6)
+    heads = [GlobalAverageHead(4, 3, [4], context=2) for _ in range(2)]
+    for head_ in heads:
+        nn.init.normal_(head_.maps[2].weight)
+        fit_gap(head_, features, targets, linear=linear)
+    assert_close(heads[0].state_dict(), heads[1].state_dict(), rtol=0, atol=0)
+
+
 def test_a_gap_head_is_no_use_where_the_map_is_averaged_already():
     site = find_head(made(Mean), torch.randn(IMAGE))
     assert head.why_not(site, "gap") == "its head averages over the map already"
