@@ -666,6 +666,20 @@ def test_a_fit_does_not_depend_on_the_scale_of_the_channels(hidden, context):
     assert_close(heads[1](features * scale), heads[0](features), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("zero", [0.0, 4096.0])
+@pytest.mark.parametrize("unit", [2**-10, 1.0, 2**10])
+@pytest.mark.parametrize(("hidden", "context"), [([], 0), ([6], 0), ([6], 2)])
+def test_a_fit_of_a_measure_is_as_good_in_any_unit_and_from_any_zero(hidden, context, unit, zero):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(200, 4, 3, 5, generator=generator)
+    targets = features[:, :1].mean((2, 3)) - features[:, 1:2].mean((2, 3))
+    head_ = GlobalAverageHead(4, 1, hidden, context=context)
+    fit_gap(head_, features, unit * (targets + zero / 1024))
+    with torch.no_grad():
+        answers = head_(features) / unit - zero / 1024
+        assert float((answers - targets).square().mean() / targets.var()) < 0.1
+
+
 def test_layers_of_a_fitted_head_with_context_are_of_one_scale():
     # Later training moves all weights by steps of one size.
     generator = torch.Generator().manual_seed(0)

@@ -492,6 +492,8 @@ def fit_gap(
     spread = features.std((0, 2, 3), correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
     alike = (features / spread[:, None, None]).contiguous(memory_format=torch.channels_last)
+    level, unit = _level_and_unit(targets)
+    wanted = (targets - level) / unit
     network = copy.deepcopy(head).float().cpu().train().to(memory_format=torch.channels_last)
     layers = [m for m in network.maps if isinstance(m, nn.Conv2d)]
     if not all(isinstance(layer, Pointwise) for layer in layers):
@@ -499,15 +501,26 @@ def fit_gap(
     else:
         if len(layers) > 1:
             _start_hidden(layers[0], alike, linear, spread, generator)
-        _regress_last(network, layers[-1], alike, targets)
-    _improve(network, alike, targets, generator)
+        _regress_last(network, layers[-1], alike, wanted)
+    _improve(network, alike, wanted, generator)
     with torch.no_grad():
         by_input = (1, -1, 1, 1) if layers[0].groups == 1 else (-1, 1, 1, 1)
         layers[0].weight.div_(spread.view(by_input))
+        assert layers[-1].bias is not None
+        layers[-1].weight.mul_(unit)
+        layers[-1].bias.mul_(unit).add_(level)
         for mine, theirs in zip(head.parameters(), network.parameters(), strict=True):
             mine.copy_(theirs)
-        judged, wanted = unseen if count else (features, targets)
-        return float(divergence(wanted, network(judged)).mean())
+        judged, expected = unseen if count else (features, targets)
+        return float(divergence(expected, network(judged)).mean())
+
+
+def _level_and_unit(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what outputs are measured from, and in: class scores as they are, others alike."""
+    if is_classifier_output(targets):
+        return torch.zeros(()), torch.ones(())
+    unit = targets.std(correction=0)
+    return targets.mean(), torch.where(unit > 0, unit, 1.0)
 
 
 def _start_at_random(layers: list[nn.Conv2d], generator: torch.Generator) -> None:
