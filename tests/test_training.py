@@ -83,7 +83,7 @@ def test_training_learns_and_says_what_it_did():
     assert evaluate(trained, toy().test).value > 0.95
     assert log.epochs[-1].loss < log.epochs[0].loss / 2
     assert (log.metric, log.chosen_epoch, log.examples, log.batch_size) == ("accuracy", 8, 66, 16)
-    assert log.augmentation == "flip"
+    assert log.augmentation == "flip, none in the last epoch"
     assert not any(module.training for module in trained.modules())
     assert TrainLog.from_json(log.to_json()) == log
     assert "labels" in str(log)
@@ -151,6 +151,39 @@ def test_images_are_mixed_where_no_label_is_used_and_they_are_augmented_anyway()
     maps = nn.Conv2d(1, 2, 3, padding=1)
     regression = distill(maps, toy(), teacher=copy.deepcopy(maps), epochs=1, learning_rate=1e-3)
     assert regression.log.augmentation == "flip"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "settings", "plain"),
+    [
+        (4, {}, 0),  # a fifth of fewer is less than one
+        (5, {}, 1),
+        (11, {}, 2),
+        (5, {"augment": False}, 5),
+        (5, {"label_weight": 1.0, "mix": 0.0}, 1),
+        # A teacher's answer to an augmented image is right: nothing is to be put right at the end.
+        (5, {"label_weight": 0.5, "mix": 0.0}, 0),
+        (5, {"label_weight": 0.0, "mix": 0.0}, 0),
+    ],
+)
+def test_a_training_on_labels_ends_with_images_as_they_are(epochs, settings, plain, monkeypatch):
+    augmented = []
+    batches = TensorSplit.batches
+
+    def watched(split, size, *, seed=None, augment=False, **others):
+        if seed is not None:
+            augmented.append(augment)
+        return batches(split, size, seed=seed, augment=augment, **others)
+
+    monkeypatch.setattr(TensorSplit, "batches", watched)
+    how = {"epochs": epochs, "learning_rate": 1e-3, **settings}
+    if "label_weight" in settings:
+        log = distill(network(), toy(), teacher=network(seed=1), **how).log
+    else:
+        log = train(network(), toy(), **how).log
+    assert augmented == [True] * (epochs - plain) + [False] * plain
+    said = {0: "flip", 1: "flip, none in the last epoch", 2: "flip, none in the last 2 epochs"}
+    assert log.augmentation == said.get(plain, "none")
 
 
 def test_a_distillation_that_leads_away_returns_the_network_that_it_was_given():

@@ -81,6 +81,9 @@ CLIP = 1.0
 STEPS_BEFORE_CAPTURE = 3
 # Share of the images that a student sees with a rectangle of another one, if no other is asked.
 MIXED = 0.5
+# Share of the epochs, at the end, that see the images as they are. Augmented ones are not quite what
+# the network will meet; a teacher's answer to them is right all the same, a label's fit is not.
+PLAIN = 0.2
 CHECKPOINT_FORMAT = 1
 
 
@@ -114,7 +117,7 @@ def train(
     """Train a copy of a network on labelled data.
 
     AdamW with gradients clipped to norm 1, a linear warm-up over the first tenth of the steps,
-    then a cosine down to 0.
+    then a cosine down to 0. The last fifth of the epochs sees the examples without augmentation.
     The weights after the last epoch are kept: choosing an epoch by its validation score would
     make that score look better than it is.
 
@@ -132,7 +135,7 @@ def train(
         label_smoothing: Share of the label that goes to the other classes, 0 up to 1.
         loss: ``(outputs, targets) -> scalar``; cross-entropy for classes and mean squared error
             for other targets where not given.
-        augment: Whether to use the data set's augmentation.
+        augment: Whether to use the data set's augmentation, but for the last fifth of the epochs.
         precision: ``bf16`` computes under autocast, weights stay float32; ``auto`` does so where
             the device has bf16 instructions. ``float32`` is so on a GPU too, not TF32.
         capture: Whether to capture a step as a CUDA graph on a GPU, where it can be. Turn it off
@@ -156,7 +159,8 @@ def train(
         OutputError: If the checkpoint cannot be written.
 
     References:
-        Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+        Loshchilov, Hutter, "Decoupled Weight Decay Regularization", ICLR 2019. For the end without
+        augmentation, He et al., "Data Augmentation Revisited", 2019, arXiv:1909.09148.
     """
     if not 0 <= label_smoothing < 1:
         raise OptionError(f"`label_smoothing` must be from 0 up to 1, got {label_smoothing}.")
@@ -167,6 +171,7 @@ def train(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         augment=augment,
+        plain=PLAIN,
         precision=precision,
         capture=capture,
         seed=seed,
@@ -240,7 +245,8 @@ def distill(
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
-        augment: As for :func:`train`; the teacher sees the same augmented inputs.
+        augment: Whether to use the data set's augmentation; the teacher sees the same augmented
+            inputs. The last fifth of the epochs is without it only where labels have all the weight.
         mix: Share of the images in which a rectangle is another one's; the teacher is asked about
             the mixture, which no label fits. By default half, where images are augmented, outputs
             are class scores and labels have no weight; else none.
@@ -302,6 +308,7 @@ def distill(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         augment=augment,
+        plain=PLAIN if label_weight == 1 else 0.0,
         mix=mix,
         precision=precision,
         capture=capture,
@@ -528,6 +535,7 @@ class _Options:
     learning_rate: float | None
     weight_decay: float
     augment: bool
+    plain: float
     mix: float = 0.0
     precision: Precision
     capture: bool
@@ -545,6 +553,11 @@ class _Options:
             raise OptionError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
         if not 0 <= self.weight_decay < math.inf:
             raise OptionError(f"`weight_decay` must be 0 or more, got {self.weight_decay}.")
+
+    @property
+    def plain_epochs(self) -> int:
+        """How many epochs at the end see the examples without augmentation."""
+        return int(self.plain * self.epochs)
 
 
 class _Examples(NamedTuple):
@@ -636,6 +649,7 @@ def _prepare(
         "learning_rate": rate,
         "weight_decay": options.weight_decay,
         "augment": options.augment,
+        "plain": options.plain,
         "mix": options.mix,
         "precision": "bf16" if bf16 else "float32",
         "seed": options.seed,
@@ -828,7 +842,7 @@ def _epoch(job: _Job, take_step: _TakeStep, epoch: int, seed: int) -> float:
     batches = job.examples.train.batches(
         options.batch_size,
         seed=seed,
-        augment=options.augment,
+        augment=options.augment and epoch <= options.epochs - options.plain_epochs,
         device=job.device,
         channels_last=True,
     )
@@ -1054,11 +1068,13 @@ def _log(job: _Job, metric: str) -> TrainLog:
 
 
 def _augmentation(split: Split, options: _Options) -> str:
-    plain = split.augmentation if options.augment else "none"
+    usual = split.augmentation if options.augment else "none"
+    if usual != "none" and (count := options.plain_epochs):
+        usual += f", none in the last {count} epochs" if count > 1 else ", none in the last epoch"
     if not options.mix:
-        return plain
+        return usual
     mixed = f"{options.mix:.0%} with a rectangle of another"
-    return mixed if plain == "none" else f"{plain} + {mixed}"
+    return mixed if usual == "none" else f"{usual} + {mixed}"
 
 
 # ---------------------------------------------------------------- checkpoints
