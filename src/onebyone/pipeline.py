@@ -498,6 +498,7 @@ def _fresh_plan(
     planner = Planner(
         original,
         calibration,
+        asked=asked,
         head=settings.head,
         leave=settings.leave,
         runtime=settings.runtimes[0] if wants_time else None,

@@ -81,8 +81,8 @@ CLIP = 1.0
 STEPS_BEFORE_CAPTURE = 3
 # Share of the images that a student sees with a rectangle of another one, if no other is asked.
 MIXED = 0.5
-# Share of the epochs, at the end, that see the images as they are. Augmented ones are not quite what
-# the network will meet; a teacher's answer to them is right all the same, a label's fit is not.
+# Share of the epochs, at the end, that see the images as they are: augmented ones are not quite
+# what the network will meet. A teacher's answers to those are right all the same.
 PLAIN = 0.2
 CHECKPOINT_FORMAT = 1
 
@@ -246,7 +246,7 @@ def distill(
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
         augment: Whether to use the data set's augmentation; the teacher sees the same augmented
-            inputs. The last fifth of the epochs is without it only where labels have all the weight.
+            inputs. The last fifth of the epochs goes without only where labels have all the weight.
         mix: Share of the images in which a rectangle is another one's; the teacher is asked about
             the mixture, which no label fits. By default half, where images are augmented, outputs
             are class scores and labels have no weight; else none.

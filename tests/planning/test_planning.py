@@ -380,6 +380,30 @@ def test_budgets_are_read_before_anything_is_measured():
         plan(network(), EXAMPLES, budget="macs=fifty", progress=never)
 
 
+@pytest.mark.parametrize("head", ["auto", "keep", "exact", "gap"])
+@pytest.mark.parametrize("budget", ["macs=0.3%", "params=50%,macs=0.3%", "params=1"])
+def test_what_no_choice_reaches_is_refused_before_anything_is_measured(budget, head):
+    steps = []
+    with pytest.raises(BudgetError, match="the least that these rewrites reach"):
+        plan(
+            network(), EXAMPLES, budget=budget, head=head, progress=lambda *step: steps.append(step)
+        )
+    assert not steps
+
+
+@pytest.mark.parametrize("head", ["auto", "keep", "exact", "gap"])
+@pytest.mark.parametrize("quantity", ["macs", "params"])
+def test_the_least_that_a_refusal_names_is_reached(quantity, head):
+    torch.manual_seed(0)
+    net = network()
+    with pytest.raises(BudgetError) as caught:
+        plan(net, EXAMPLES, budget=f"{quantity}=0.3%", head=head)
+    share = int(str(caught.value).rpartition("=")[2].partition("%")[0])
+    made = plan(net, EXAMPLES, budget=f"{quantity}={share}%", head=head)
+    reached = 100 * made.after.amount(quantity) / made.before.amount(quantity)
+    assert share - 1 < reached <= share
+
+
 def test_a_share_below_half_a_percent_is_a_budget_too():
     with pytest.raises(BudgetError, match="the least that these rewrites reach"):
         plan(network(), EXAMPLES, budget="macs=0.3%", head="keep")

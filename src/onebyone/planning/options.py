@@ -98,6 +98,7 @@ def survey(
     head_choice: HeadChoice = "auto",
     leave: Sequence[str] = (),
     every_form: bool = False,
+    check: Callable[[Survey], None] | None = None,
     progress: Progress | None = None,
 ) -> Survey:
     """List the options of every site and measure their harm on calibration data.
@@ -111,6 +112,8 @@ def survey(
         leave: Names of modules to leave alone, with all inside them.
         every_form: Keep an option that one of another form beats in all that is counted: it may
             still be the faster one.
+        check: Called before anything is measured, with the options as far as they can be counted:
+            without errors and harms, of all that cost least. What it raises ends the survey.
         progress: Told of the steps done.
 
     Raises:
@@ -140,27 +143,36 @@ def survey(
     names = [layer.name for layer in costs.layers if layer.macs and layer.name not in why]
     wants_gap = site is not None and known is not None and head_choice in ("auto", "gap")
     surveyor.steps = len(names) + int(wants_gap)
-    options = surveyor.layer_options(names, why)
+    inside: tuple[str, ...] = ()
     forced: tuple[str, ...] = ()
     if wants_gap:
         assert site is not None
-        inside = {layer.name for layer in costs.layers if _is_inside(layer.name, site)}
-        if head_choice == "gap":
-            options = [option for option in options if option.site not in inside]
-            forced = (site.name,)
-        options += surveyor.gap_options(site, base, example, tuple(inside))
-    notes += [LeftAlone(site=name, reason=reason) for name, reason in why.items()]
-    return Survey(
-        network=network,
-        exact=exact,
-        exact_asked=head_choice == "exact",
-        options=tuple(options),
-        left_alone=tuple(notes),
-        before=before,
-        forced=forced,
-        layers=costs.layers,
-        head=site,
-    )
+        inside = tuple(layer.name for layer in costs.layers if _is_inside(layer.name, site))
+        forced = (site.name,) if head_choice == "gap" else ()
+
+    def found(of_layers: Iterable[Option], of_head: Iterable[Option]) -> Survey:
+        # With an averaging head in any case, its old layers are no sites.
+        gone = inside if forced else ()
+        return Survey(
+            network=network,
+            exact=exact,
+            exact_asked=head_choice == "exact",
+            options=(*(o for o in of_layers if o.site not in gone), *of_head),
+            left_alone=(*notes, *(LeftAlone(site=n, reason=r) for n, r in why.items())),
+            before=before,
+            forced=forced,
+            layers=costs.layers,
+            head=site,
+        )
+
+    heads = _gap_options(site, inside) if site is not None and wants_gap else []
+    if check is not None:
+        counted = [option for name in names for option in surveyor.counted_options(name)]
+        check(found(counted, heads))
+    of_layers = surveyor.layer_options(names, why)
+    if site is not None and wants_gap:
+        heads = surveyor.fitted(heads, site, base, example)
+    return found(of_layers, heads)
 
 
 def _is_inside(name: str, site: head.HeadSite) -> bool:
@@ -178,6 +190,29 @@ def _exact_option(site: head.HeadSite) -> Option:
         error=0.0,
         harm=0.0,
     )
+
+
+def _gap_options(site: head.HeadSite, inside: tuple[str, ...]) -> list[Option]:
+    """Return an averaging head of each width and context, by its cost alone.
+
+    Args:
+        site: The head.
+        inside: Names of the sites that an averaging head leaves no room for.
+    """
+    options = []
+    for settings in head.gap_settings(site.channels):
+        _, hidden, context = head.form_and_widths(settings, site=site.name)
+        options.append(
+            Option(
+                site=site.name,
+                rewrite="head",
+                settings=settings,
+                before=site.cost,
+                after=head.cost(site, "gap", hidden, context),
+                occupies=tuple(dict.fromkeys((*site.occupies, *inside))),
+            )
+        )
+    return options
 
 
 def _check_has_layers(model: nn.Module, costs: LayerCosts) -> None:
@@ -291,20 +326,17 @@ class _Surveyor:
             self._advance(f"options of {name}")
         return options
 
-    def _site_options(self, name: str, problems: Sequence[Problem]) -> list[Option]:
+    def counted_options(self, name: str) -> list[Option]:
+        """Return the options of a layer that no other one beats in what is counted."""
+        paying = [option for options in self._paying(name).values() for option in options]
+        return _front(paying, most=len(paying))
+
+    def _paying(self, name: str) -> dict[str, list[Option]]:
+        """Return for each rewrite the options of a layer that save enough, by their cost alone."""
         module, layer = module_at(self.network, name), self.layers[name]
         before = cost_before(module, layer)
-        options = []
-        for rewrite, how in LAYER_REWRITES.items():
-            if how.why_not(module) is not None:
-                continue
-            costs = [(each, cost_of(rewrite, module, layer, each)) for each in how.grid(module)]
-            paying = [(each, cost) for each, cost in costs if _pays(cost, before)]
-            if any(problem.xx is None and not problem.plain for problem in problems):
-                # Of a layer too wide for its covariance, the outputs alone are known.
-                paying = [pair for pair in paying if pair[0]["form"] in ("expand", "pair")]
-            errors = how.errors(problems, module, [each for each, _ in paying]) if paying else []
-            options += [
+        return {
+            rewrite: [
                 Option(
                     site=name,
                     rewrite=rewrite,
@@ -312,10 +344,26 @@ class _Surveyor:
                     before=before,
                     after=cost,
                     occupies=(name,),
-                    error=error,
                 )
-                for (settings, cost), error in zip(paying, errors, strict=True)
+                for settings in how.grid(module)
+                if _pays(cost := cost_of(rewrite, module, layer, settings), before)
             ]
+            for rewrite, how in LAYER_REWRITES.items()
+            if how.why_not(module) is None
+        }
+
+    def _site_options(self, name: str, problems: Sequence[Problem]) -> list[Option]:
+        module = module_at(self.network, name)
+        options = []
+        # Of a layer too wide for its covariance, the outputs alone are known.
+        blind = any(problem.xx is None and not problem.plain for problem in problems)
+        for rewrite, paying in self._paying(name).items():
+            kept = [o for o in paying if not blind or o.settings["form"] in ("expand", "pair")]
+            if not kept:
+                continue
+            settings = [option.settings for option in kept]
+            errors = layer_rewrite(rewrite).errors(problems, module, settings)
+            options += [replace(o, error=e) for o, e in zip(kept, errors, strict=True)]
         if not self.every_form:
             return _front(options)
         forms: dict[tuple[str, object], list[Option]] = defaultdict(list)
@@ -394,39 +442,33 @@ class _Surveyor:
         pairs = zip(self._passes.reference, outputs, strict=True)
         return float(torch.cat([divergence(*pair) for pair in pairs]).double().mean())
 
-    def gap_options(
-        self, site: head.HeadSite, base: nn.Module, example: Tensor, inside: tuple[str, ...]
+    def fitted(
+        self,
+        options: Sequence[Option],
+        site: head.HeadSite,
+        base: nn.Module,
+        example: Tensor,
     ) -> list[Option]:
-        """Fit and measure an averaging head of each width.
+        """Fit and measure averaging heads.
 
         Args:
-            site: The head.
-            base: The network with the head as it was.
+            options: Each such head.
+            site: The head as it was.
+            base: The network with that head.
             example: An input.
-            inside: Names of the sites that an averaging head leaves no room for.
         """
         network = head.rewrite(base, example, name=site.name, form="gap", hidden=[])
         features, targets = head_data(network, base, site.name, self.data)
         classes = site.linears[-1].out_features
-        options = []
-        for settings in head.gap_settings(site.channels):
-            _, hidden, context = head.form_and_widths(settings, site=site.name)
+        measured = []
+        for option in options:
+            _, hidden, context = head.form_and_widths(option.settings, site=site.name)
             new = GlobalAverageHead(site.channels, classes, hidden, context=context)
             # Of what they learned from, heads of many parameters remember more than they know.
             harm = head.fit_gap(new, features, targets, linear=site.linears[0], held_out=HELD_OUT)
-            option = Option(
-                site=site.name,
-                rewrite="head",
-                settings=settings,
-                before=site.cost,
-                after=head.cost(site, "gap", hidden, context),
-                occupies=tuple(dict.fromkeys((*site.occupies, *inside))),
-                harm=harm,
-                measured=True,
-            )
-            options.append(option)
+            measured.append(replace(option, harm=harm, measured=True))
         self._advance("options of the head")
-        return _steadied(options)
+        return _steadied(measured)
 
 
 def _steadied(options: Sequence[Option]) -> list[Option]:

@@ -112,6 +112,7 @@ def plan(
     planner = Planner(
         model,
         calibration,
+        asked=texts,
         head=head,
         leave=leave,
         runtime=runtime,
@@ -134,6 +135,8 @@ class Planner:
     Args:
         model: Not modified.
         calibration: As for :func:`plan`, as is all that follows.
+        asked: Budgets that will be asked for: what no choice can reach of them is refused before
+            anything is measured.
         head: What becomes of the head.
         leave: Modules to leave alone.
         runtime: What the network is to run in; nothing is timed where it is ``None``.
@@ -146,7 +149,7 @@ class Planner:
         progress: Told of the steps done.
 
     Raises:
-        OneByOneError: As :func:`plan`, but for what is wrong with a budget.
+        OneByOneError: As :func:`plan`.
     """
 
     def __init__(
@@ -154,6 +157,7 @@ class Planner:
         model: nn.Module,
         calibration: object,
         *,
+        asked: Sequence[str] = (),
         head: HeadChoice = "auto",
         leave: Sequence[str] = (),
         runtime: str | None = None,
@@ -182,6 +186,7 @@ class Planner:
                 head_choice=head,
                 leave=leave,
                 every_form=deployment is not None,
+                check=partial(_check_reachable, asked) if asked else None,
                 progress=progress,
             )
         self._model, self._example, self._device = model, example, device
@@ -347,6 +352,17 @@ class Planner:
         if not memory:
             return within(budgets)
         return within_memory(self._model, self._batched, memory[0], budgets, within)
+
+
+def _check_reachable(texts: Sequence[str], found: Survey) -> None:
+    """Refuse budgets that no choice of options meets, of what is counted from their sizes alone."""
+    words = [word for text in texts for word in text.split(",")]
+    counted = [word for word in words if check_budgets(word) <= {"macs", "params"}]
+    if counted:
+        budgets = parse_budgets(counted, found.before)
+        choose(
+            found.options, budgets, found.start, forced=found.forced, obstacles=_obstacles(found)
+        )
 
 
 def _folder(cache: str | Path | Literal[False] | None) -> Path | None:
