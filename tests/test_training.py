@@ -159,6 +159,7 @@ def test_images_are_mixed_where_no_label_is_used_and_they_are_augmented_anyway()
         (4, {}, 0),  # a fifth of fewer is less than one
         (5, {}, 1),
         (11, {}, 2),
+        (40, {}, 5),
         (5, {"augment": False}, 5),
         (5, {"label_weight": 1.0, "mix": 0.0}, 1),
         # A teacher's answer to an augmented image is right: nothing is to be put right at the end.
@@ -182,8 +183,8 @@ def test_a_training_on_labels_ends_with_images_as_they_are(epochs, settings, pla
     else:
         log = train(network(), toy(), **how).log
     assert augmented == [True] * (epochs - plain) + [False] * plain
-    said = {0: "flip", 1: "flip, none in the last epoch", 2: "flip, none in the last 2 epochs"}
-    assert log.augmentation == said.get(plain, "none")
+    said = {0: "flip", 1: "flip, none in the last epoch", epochs: "none"}
+    assert log.augmentation == said.get(plain, f"flip, none in the last {plain} epochs")
 
 
 def test_a_distillation_that_leads_away_returns_the_network_that_it_was_given():

@@ -82,8 +82,9 @@ STEPS_BEFORE_CAPTURE = 3
 # Share of the images that a student sees with a rectangle of another one, if no other is asked.
 MIXED = 0.5
 # Share of the epochs, at the end, that see the images as they are: augmented ones are not quite
-# what the network will meet. A teacher's answers to those are right all the same.
-PLAIN = 0.2
+# what the network will meet. In more passes than a few it would learn them by heart. A teacher's
+# answers to augmented images are right all the same.
+PLAIN, MOST_PLAIN = 0.2, 5
 CHECKPOINT_FORMAT = 1
 
 
@@ -117,7 +118,8 @@ def train(
     """Train a copy of a network on labelled data.
 
     AdamW with gradients clipped to norm 1, a linear warm-up over the first tenth of the steps,
-    then a cosine down to 0. The last fifth of the epochs sees the examples without augmentation.
+    then a cosine down to 0. The last fifth of the epochs, five at most, sees the examples without
+    augmentation.
     The weights after the last epoch are kept: choosing an epoch by its validation score would
     make that score look better than it is.
 
@@ -135,7 +137,7 @@ def train(
         label_smoothing: Share of the label that goes to the other classes, 0 up to 1.
         loss: ``(outputs, targets) -> scalar``; cross-entropy for classes and mean squared error
             for other targets where not given.
-        augment: Whether to use the data set's augmentation, but for the last fifth of the epochs.
+        augment: Whether to use the data set's augmentation, but at the end.
         precision: ``bf16`` computes under autocast, weights stay float32; ``auto`` does so where
             the device has bf16 instructions. ``float32`` is so on a GPU too, not TF32.
         capture: Whether to capture a step as a CUDA graph on a GPU, where it can be. Turn it off
@@ -171,7 +173,7 @@ def train(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         augment=augment,
-        plain=PLAIN,
+        ends_plain=True,
         precision=precision,
         capture=capture,
         seed=seed,
@@ -246,7 +248,7 @@ def distill(
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
         augment: Whether to use the data set's augmentation; the teacher sees the same augmented
-            inputs. The last fifth of the epochs goes without only where labels have all the weight.
+            inputs. The end goes without, as in :func:`train`, where labels have all the weight.
         mix: Share of the images in which a rectangle is another one's; the teacher is asked about
             the mixture, which no label fits. By default half, where images are augmented, outputs
             are class scores and labels have no weight; else none.
@@ -308,7 +310,7 @@ def distill(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         augment=augment,
-        plain=PLAIN if label_weight == 1 else 0.0,
+        ends_plain=label_weight == 1,
         mix=mix,
         precision=precision,
         capture=capture,
@@ -535,7 +537,7 @@ class _Options:
     learning_rate: float | None
     weight_decay: float
     augment: bool
-    plain: float
+    ends_plain: bool
     mix: float = 0.0
     precision: Precision
     capture: bool
@@ -557,7 +559,7 @@ class _Options:
     @property
     def plain_epochs(self) -> int:
         """How many epochs at the end see the examples without augmentation."""
-        return int(self.plain * self.epochs)
+        return min(int(PLAIN * self.epochs), MOST_PLAIN) if self.ends_plain else 0
 
 
 class _Examples(NamedTuple):
@@ -649,7 +651,7 @@ def _prepare(
         "learning_rate": rate,
         "weight_decay": options.weight_decay,
         "augment": options.augment,
-        "plain": options.plain,
+        "plain_epochs": options.plain_epochs,
         "mix": options.mix,
         "precision": "bf16" if bf16 else "float32",
         "seed": options.seed,
