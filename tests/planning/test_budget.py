@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onebyone.errors import BudgetError, UnknownNameError, UsageError
-from onebyone.planning.budget import parse_budgets
+from onebyone.planning.budget import counted_budgets, parse_budgets
 from onebyone.records import Cost
 
 BEFORE = Cost(params=4_000, macs=1_000_000, ms=8.0)
@@ -31,6 +33,19 @@ def test_a_budget_in_words_is_an_upper_bound(text, expected):
     assert [
         (b.quantity, b.limit) for b in parse_budgets(text, BEFORE, memory_bytes=1_000)
     ] == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ("latency=50%", []),
+        (["memory=8MB", "latency=5ms,params=25%"], [("params", 1_000)]),
+        ("macs=50%,params=25%", [("macs", 500_000), ("params", 1_000)]),
+    ],
+)
+def test_counted_budgets_are_read_without_a_measurement(texts, expected):
+    unmeasured = replace(BEFORE, ms=None)
+    assert [(b.quantity, b.limit) for b in counted_budgets(texts, unmeasured)] == expected
 
 
 def test_several_budgets_may_come_in_a_list_and_keep_what_was_asked():

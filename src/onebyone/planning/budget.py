@@ -37,8 +37,7 @@ def parse_budgets(
         BudgetError: If a budget cannot be read, is not above zero, or comes twice.
         UnknownNameError: If there is no such quantity.
     """
-    parts = [texts] if isinstance(texts, str) else list(texts)
-    words = [word for part in parts for word in part.split(",")]
+    words = _words(texts)
     if not words:
         raise BudgetError(f"At least one budget must be given, such as {EXAMPLES}; got none.")
     totals: dict[Quantity, float | None] = {
@@ -67,6 +66,26 @@ def check_budgets(texts: str | Iterable[str]) -> frozenset[Quantity]:
     most = Cost(params=int(_ENDLESS), macs=int(_ENDLESS), ms=_ENDLESS)
     read = parse_budgets(texts, most, memory_bytes=int(_ENDLESS))
     return frozenset(budget.quantity for budget in read)
+
+
+def counted_budgets(texts: str | Iterable[str], before: Cost) -> tuple[Budget, ...]:
+    """Read those budgets that need no measurement: of MACs and parameters; there may be none.
+
+    Args:
+        texts: As for :func:`parse_budgets`.
+        before: The network's own cost, which percentages are of.
+
+    Raises:
+        BudgetError: As :func:`parse_budgets`.
+        UnknownNameError: As :func:`parse_budgets`.
+    """
+    words = [word for word in _words(texts) if check_budgets(word) <= {"macs", "params"}]
+    return parse_budgets(words, before) if words else ()
+
+
+def _words(texts: str | Iterable[str]) -> list[str]:
+    parts = [texts] if isinstance(texts, str) else list(texts)
+    return [word for part in parts for word in part.split(",")]
 
 
 def _parse(text: str, totals: Mapping[Quantity, float | None]) -> Budget:

@@ -141,18 +141,15 @@ def survey(
     why = reasons(network, example, costs, leave)
     surveyor = _Surveyor(network, known, costs.layers, progress, every_form=every_form)
     names = [layer.name for layer in costs.layers if layer.macs and layer.name not in why]
-    wants_gap = site is not None and known is not None and head_choice in ("auto", "gap")
-    surveyor.steps = len(names) + int(wants_gap)
+    gap = site if known is not None and head_choice in ("auto", "gap") else None
+    surveyor.steps = len(names) + (gap is not None)
     inside: tuple[str, ...] = ()
-    forced: tuple[str, ...] = ()
-    if wants_gap:
-        assert site is not None
-        inside = tuple(layer.name for layer in costs.layers if _is_inside(layer.name, site))
-        forced = (site.name,) if head_choice == "gap" else ()
+    if gap is not None:
+        inside = tuple(layer.name for layer in costs.layers if _is_inside(layer.name, gap))
+    # With an averaging head in any case, the old one's layers are no sites.
+    forced, gone = ((gap.name,), inside) if gap is not None and head_choice == "gap" else ((), ())
 
     def found(of_layers: Iterable[Option], of_head: Iterable[Option]) -> Survey:
-        # With an averaging head in any case, its old layers are no sites.
-        gone = inside if forced else ()
         return Survey(
             network=network,
             exact=exact,
@@ -165,13 +162,13 @@ def survey(
             head=site,
         )
 
-    heads = _gap_options(site, inside) if site is not None and wants_gap else []
+    heads = [] if gap is None else _gap_options(gap, inside)
     if check is not None:
         counted = [option for name in names for option in surveyor.counted_options(name)]
         check(found(counted, heads))
     of_layers = surveyor.layer_options(names, why)
-    if site is not None and wants_gap:
-        heads = surveyor.fitted(heads, site, base, example)
+    if gap is not None:
+        heads = surveyor.fitted(heads, gap, base, example)
     return found(of_layers, heads)
 
 

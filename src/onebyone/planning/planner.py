@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onebyone.calibration import CalibrationData, as_calibration
 from onebyone.errors import BudgetError, OptionError
-from onebyone.planning.budget import check_budgets, parse_budgets
+from onebyone.planning.budget import check_budgets, counted_budgets, parse_budgets
 from onebyone.planning.deployed import Deployed, deployment_of, is_shown_faster
 from onebyone.planning.front import front_of
 from onebyone.planning.memory import memory_bytes, within_memory
@@ -355,14 +355,9 @@ class Planner:
 
 
 def _check_reachable(texts: Sequence[str], found: Survey) -> None:
-    """Refuse budgets that no choice of options meets, of what is counted from their sizes alone."""
-    words = [word for text in texts for word in text.split(",")]
-    counted = [word for word in words if check_budgets(word) <= {"macs", "params"}]
-    if counted:
-        budgets = parse_budgets(counted, found.before)
-        choose(
-            found.options, budgets, found.start, forced=found.forced, obstacles=_obstacles(found)
-        )
+    """Refuse budgets of what is counted that no choice of the options meets."""
+    budgets = counted_budgets(texts, found.before)
+    choose(found.options, budgets, found.start, forced=found.forced, obstacles=_obstacles(found))
 
 
 def _folder(cache: str | Path | Literal[False] | None) -> Path | None:
