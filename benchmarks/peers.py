@@ -11,11 +11,11 @@ that torch's counter finds the share of the MACs; ours plans for the same share.
 all are then distilled alike, by our defaults: the same data, seed, batch and trial of rates.
 
 All are scored on the same test images and, for agreement and divergence, on training images that
-neither calibration nor training sees; and timed in interleaved rounds with the original. With
-``--equal-divergence`` each peer is also set beside the fastest of ours whose divergence on the
-test images is not above its own. Every network and every figure is kept at once, and an
-interrupted distillation goes on from its last epoch: empty the folder after changing code. A peer
-that is not installed, or fails, is said to.
+neither calibration nor training sees, where ours is there beside ours; and timed in interleaved
+rounds with the original. With ``--equal-divergence`` each peer is also set beside the fastest of
+ours whose divergence on the test images is not above its own. Every network and every figure is
+kept at once, and an interrupted distillation goes on from its last epoch: empty the folder after
+changing code. A peer that is not installed, or fails, is said to.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ import onebyone
 from onebyone import apply, distill
 from onebyone.calibration import CalibrationData
 from onebyone.errors import OneByOneError
-from onebyone.evaluation import agreement, paired_difference, score
+from onebyone.evaluation import Scores, agreement, paired_difference, score
 from onebyone.planning import Planner
 from onebyone.profiling.latency import interleave, threads
-from onebyone.records import write_text
+from onebyone.records import Difference, write_text
 from onebyone.report.console import print_table, progress
 from onebyone.runtimes import describe_machine, find_runtime
 from onebyone.tables import Table
@@ -78,6 +78,8 @@ class Row:
     held_out: int  # training images that were used for nothing else
     held_out_agreement: float | None
     held_out_divergence: float
+    less: Interval | None  # than ours at this stage scores on the test data; none for ours
+    less_agreement: Interval | None  # the same of the agreement on the held out
     calibration: int  # inputs that the tool saw
     examples: int  # an epoch
     rate: float  # of the distillation
@@ -159,8 +161,9 @@ class Bench:
     def run(self) -> None:
         """Run what is asked for and not done yet."""
         args = self.args
+        tools = sorted(args.by, key=lambda by: by != OURS)  # what the others are set beside
         for share in args.macs:
-            for by in args.by:
+            for by in tools:
                 small = None
                 for epochs in (0, args.epochs) if args.epochs else (0,):
                     try:
@@ -175,9 +178,7 @@ class Bench:
 
     def made(self, share: float, by: str, small: nn.Module | None, *, epochs: int) -> Made:
         """Return the network after a stage, made now or before."""
-        seen = len(self.data.train) if epochs else 0
-        name = f"{by}-{share:g}-{len(self.inputs)}-{epochs}-{seen}-{self.args.seed}"
-        path = self.folder / f"{name}.pt"
+        path = self._path(share, by, epochs)
         if path.exists():
             found: Made = torch.load(path, weights_only=False)  # written below
             return found
@@ -187,7 +188,7 @@ class Bench:
             with progress(f"{by}, distilling") as update:
                 model, log = distill(
                     small, self.data, teacher=self.original, epochs=epochs, seed=self.args.seed,
-                    checkpoint=self.folder / f"{name}.checkpoint", progress=update,
+                    checkpoint=path.with_suffix(".checkpoint"), progress=update,
                 )  # fmt: skip
             rate = log.learning_rate
         elif by == OURS:
@@ -199,6 +200,11 @@ class Bench:
         torch.save(made, whole)
         whole.rename(path)  # an interrupted write leaves no network that looks made
         return made
+
+    def _path(self, share: float, by: str, epochs: int) -> Path:
+        seen = len(self.data.train) if epochs else 0
+        name = f"{by}-{share:g}-{len(self.inputs)}-{epochs}-{seen}-{self.args.seed}"
+        return self.folder / f"{name}.pt"
 
     def _ours(self, budget: str) -> nn.Module:
         if budget not in self.ours:
@@ -226,11 +232,19 @@ class Bench:
         if key in self.rows:
             return
         pair = [self.original, made.model]
-        test = score(pair, self.data.test, metric=self.subject.metric)
-        unused = score(pair, self.held_out, metric=self.subject.metric)
-        change = paired_difference(*test.each)
-        same, unused_same = agreement(*test.each), agreement(*unused.each)
-        whole, less = (count_macs(network, self.task.example) for network in pair)
+        path = self._path(share, OURS, epochs)
+        ours = [self.made(share, OURS, None, epochs=epochs).model] if path.exists() else []
+        both = [*pair, *(ours if by != OURS else [])]
+        test = score(both, self.data.test, metric=self.subject.metric)
+        unused = score(both, self.held_out, metric=self.subject.metric)
+        change = paired_difference(*test.each[:2])
+        same, unused_same = agreement(*test.each[:2]), agreement(*unused.each[:2])
+        less, less_same = None, None
+        if len(both) == 3:
+            less = _interval(paired_difference(test.each[2], test.each[1]))
+            alike = [_agreeing(unused.each[0], unused.each[i]) for i in (2, 1)]
+            less_same = _interval(paired_difference(*alike)) if same is not None else None
+        macs = [count_macs(network, self.task.example) for network in pair]
         params = [sum(p.numel() for p in network.parameters()) for network in pair]
         faster, apart = (None, None)
         if equal:
@@ -241,12 +255,12 @@ class Bench:
             version=onebyone.__version__ if by == OURS else PEERS[by].version,
             share=share,
             epochs=epochs,
-            macs=less / whole,
+            macs=macs[1] / macs[0],
             params=params[1] / params[0],
             metric=test.each[0].metric,
             before=float(test.each[0].scores.mean()),
             after=float(test.each[1].scores.mean()),
-            change=(change.value, change.low, change.high),
+            change=_interval(change),
             n=change.n,
             test=change.test,
             agreement=None if same is None else same.value,
@@ -254,6 +268,8 @@ class Bench:
             held_out=len(self.held_out),
             held_out_agreement=None if unused_same is None else unused_same.value,
             held_out_divergence=unused.divergences[1],
+            less=less,
+            less_agreement=less_same,
             calibration=len(self.inputs) if by == OURS or PEERS[by].sees_data else 0,
             examples=seen,
             rate=made.rate,
@@ -302,6 +318,18 @@ class Bench:
         return (None, None) if best is None else (self._time(peer, best[0]), best[1])
 
 
+def _interval(difference: Difference) -> Interval:
+    return difference.value, difference.low, difference.high
+
+
+def _agreeing(reference: Scores, other: Scores) -> Scores:
+    """Return for each example whether the two predict the same."""
+    assert reference.predictions is not None
+    assert other.predictions is not None
+    same = reference.predictions == other.predictions
+    return Scores("agreement", same.astype(float))
+
+
 # ---------------------------------------------------------------- results
 
 
@@ -343,8 +371,9 @@ def tables(rows: Sequence[Row], failures: Sequence[Failure]) -> Iterator[Table]:
         equal = any(row.equal for row in mine)
         yield Table(
             columns=(
-                "by", "stage", ">MACs", ">params", ">score", ">change", ">agreement", ">KL",
-                ">time", *((">its time ÷ ours at no more divergence",) if equal else ()),
+                "by", "stage", ">MACs", ">params", ">score", ">change", ">than ours", ">agreement",
+                ">than ours", ">KL", ">time",
+                *((">its time ÷ ours at no more divergence",) if equal else ()),
             ),
             rows=[_cells(row, equal=equal) for row in mine],
             title=f"{network} at {share:g} % of its MACs",
@@ -354,7 +383,6 @@ def tables(rows: Sequence[Row], failures: Sequence[Failure]) -> Iterator[Table]:
 
 def _cells(row: Row, *, equal: bool) -> list[str]:
     unit, digits = (100, 1) if row.metric == "accuracy" else (1, 3)
-    value, low, high = (f"{unit * x:+.{digits}f}" for x in row.change)
     same = row.held_out_agreement
     cells = [
         label(row.by, row.version),
@@ -362,14 +390,23 @@ def _cells(row: Row, *, equal: bool) -> list[str]:
         f"{100 * row.macs:.1f} %",
         f"{100 * row.params:.1f} %",
         f"{unit * row.after:.{digits}f}" + (" %" if row.metric == "accuracy" else ""),
-        f"{value} [{low} … {high}]",
+        _signed(row.change, unit, digits),
+        _signed(row.less, unit, digits),
         "–" if same is None else f"{100 * same:.1f} %",
+        _signed(row.less_agreement, 100, 1),
         f"{row.held_out_divergence:.2g}",
         "–" if row.time is None else _percent(row.time),
     ]
     if equal:
         cells.append(_faster(row))
     return cells
+
+
+def _signed(difference: Interval | None, unit: float, digits: int) -> str:
+    if difference is None:
+        return ""
+    value, low, high = (f"{unit * x:+.{digits}f}" for x in difference)
+    return f"{value} [{low} … {high}]"
 
 
 def _stage(row: Row) -> str:
@@ -405,7 +442,8 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
             f"{first.metric} of {first.n:,} test examples, {before:.1f}{unit} before; changes "
             f"paired, 95 % interval ({', '.join(sorted({row.test for row in rows}))}). Agreement "
             f"with the original and divergence from it: of {first.held_out:,} training examples "
-            "that were used for nothing else."
+            "that were used for nothing else. Than ours: the difference from ours at the same "
+            "stage, on the same examples."
         )
         seen = sorted({row.calibration for row in rows if row.calibration})
         data = ", ".join(f"{count:,}" for count in seen)

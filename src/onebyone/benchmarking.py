@@ -23,7 +23,7 @@ from onebyone.runtimes import (
     outputs_of,
 )
 from onebyone.runtimes.outputs import SAME_OUTPUTS, OutputDifference
-from onebyone.sites import evaluation_copy, run
+from onebyone.sites import as_network, evaluation_copy, run
 from onebyone.tables import Table
 from onebyone.units import format_bytes, format_ms, format_ratio
 
@@ -196,6 +196,7 @@ def bench(
         raise OptionError(f"`rounds` must be 3 or more, got {rounds}.")
     if keep_freed_memory:
         keep_memory()
+    model = as_network(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     example = example_input(input_shape, device=device, dtype=dtype)
     with threads(num_threads):

@@ -22,6 +22,7 @@ from onebyone.profiling.memory import peak_activation_bytes
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Comparison, Machine, Measured, Metric, ModelSource, Timing
 from onebyone.runtimes import describe_machine, find_runtime
+from onebyone.sites import as_network
 
 Progress = Callable[[int, int, str], None]
 
@@ -179,7 +180,7 @@ def _measure_all(
         if test is None:
             raise OptionError("`input_shape` must be given where there is no data, got None.")
         input_shape = (1, *test.input_shape)
-    networks = list(models)
+    networks = [as_network(model, scripted=True) for model in models]
     scored = scored_train = None
     if test is not None:
         scored = score(networks, test, metric=metric, device=device, progress=progress)

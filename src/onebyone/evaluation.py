@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
 from onebyone.precision import float32_in, in_full
 from onebyone.records import Difference, Metric
-from onebyone.sites import in_evaluation_mode, in_type_of
+from onebyone.sites import as_network, in_evaluation_mode, in_type_of
 
 Array = NDArray[np.float64]
 
@@ -220,7 +220,9 @@ def score(
     name, function = find_metric(metric)
     if len(split) == 0:
         raise DataError("Data to evaluate on must have at least one example, got none.")
-    networks = [in_evaluation_mode(model, device=device) for model in models]
+    networks = [
+        in_evaluation_mode(as_network(model, scripted=True), device=device) for model in models
+    ]
     parts: list[list[dict[str, Array]]] = [[] for _ in networks]
     apart: list[list[Array]] = [[] for _ in networks]
     done = 0

@@ -35,7 +35,7 @@ from onebyone.records import Disagreement, ModelSource, Plan, Profile, RunRecord
 from onebyone.rewrites import apply, restructure
 from onebyone.runs import CHECKPOINT, ONE_SHOT, RunFolder, load_source
 from onebyone.runtimes import describe_machine
-from onebyone.sites import check_finite, evaluation_copy
+from onebyone.sites import as_network, check_finite, evaluation_copy
 from onebyone.tolerance import plan_within
 from onebyone.training import check_distillation, distill, train
 
@@ -388,13 +388,14 @@ def train_loaded(
 def _network(
     model: nn.Module | str | Path, weights: str | Path | None, options: Mapping[str, Any]
 ) -> tuple[nn.Module, ModelSource]:
-    if isinstance(model, nn.Module):
+    if not isinstance(model, str | Path):
+        network = as_network(model)
         if weights is not None or options:
             raise OptionError(
                 "`weights` and `model_options` must be left out where `model` is a module: load "
                 "them into it first."
             )
-        return model, ModelSource(name=type(model).__name__, spec=None)
+        return network, ModelSource(name=type(network).__name__, spec=None)
     loaded = load_source(model, weights=weights, **options)
     return loaded.model, loaded.source
 

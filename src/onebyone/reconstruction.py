@@ -40,6 +40,7 @@ from onebyone.records import Reconstruction
 from onebyone.rewrites.composed import composed
 from onebyone.rewrites.regression import eigen
 from onebyone.sites import (
+    as_network,
     copy_network,
     evaluation_copy,
     floating_type,
@@ -153,6 +154,7 @@ def reconstruct(
         2025; for the outputs of modules, Romero et al., "FitNets", ICLR 2015.
     """
     _check(steps, seconds, batch_size, learning_rate, temperature)
+    model, teacher = as_network(model), as_network(teacher, scripted=True)
     place = torch.device(device or home_of(model))
     bf16 = uses_bf16(precision, place)
     data = as_calibration(calibration, device=str(place), dtype=floating_type(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from onebyone.models import Loaded, load, load_weights, save_weights
 from onebyone.records import ModelSource, RunRecord
 from onebyone.report.html import write_report
 from onebyone.rewrites import restructure
-from onebyone.sites import evaluation_copy
+from onebyone.sites import as_network, evaluation_copy
 
 RECORD = "run.json"
 PLAN = "plan.json"
@@ -136,7 +137,8 @@ def load_source(
             f"The folder {spec} must be a run's, with a {RECORD}, but it has none. "
             f"Give the folder that `onebyone shrink --out` or `onebyone train --out` wrote."
         )
-    return load(str(spec), weights=weights, **options)
+    loaded = load(str(spec), weights=weights, **options)
+    return replace(loaded, model=as_network(loaded.model))
 
 
 def load_original(
@@ -201,9 +203,10 @@ def _base_network(
     source: ModelSource, original: Callable[[], nn.Module] | nn.Module | None, folder: Path
 ) -> nn.Module:
     if isinstance(original, nn.Module):
-        return evaluation_copy(original)  # the run's weights must not get into the caller's
+        # A copy: the run's weights must not get into the caller's.
+        return evaluation_copy(as_network(original))
     if original is not None:
-        return original()
+        return as_network(original())
     if source.spec is None:
         raise OptionError(
             f"The run in {folder} was made from a module in memory, a {source.name}: give it, or a "

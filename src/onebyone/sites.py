@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from onebyone.errors import ModelError, OptionError, WeightsError
 from onebyone.precision import float32_in
@@ -16,6 +17,47 @@ from onebyone.precision import float32_in
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def as_network(model: object, *, scripted: bool = False) -> nn.Module:
+    """Return a network as it is read: of what ``torch.compile`` gave, the network inside.
+
+    Args:
+        model: What a user gave. Not modified.
+        scripted: Whether a program of TorchScript will do, which can be run and no more.
+
+    Raises:
+        ModelError: If it is no module that will do, or one that has no weights yet.
+    """
+    # Torch's class for it is private, and takes seconds to import.
+    inside = getattr(model, "_orig_mod", None)
+    if isinstance(inside, nn.Module):
+        return as_network(inside, scripted=scripted)
+    must = "A network must be a torch.nn.Module"
+    if not isinstance(model, nn.Module):
+        cure = "Load it with `onebyone.load_model`"
+        if isinstance(model, Mapping):
+            cure = "If these are its weights, build the network and `load_state_dict` them"
+        elif isinstance(model, type):
+            cure = "Make an instance of it"
+        raise ModelError(f"{must}, got {type(model).__name__}. {cure}.")
+    if not scripted and isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{must} whose layers can be read and replaced, got a program of TorchScript. Give "
+            "the network that it was made from."
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            raise ModelError(
+                f"{must} with weights, but {name!r} has no shape yet. Call the network on an "
+                "input once."
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"{must} with weights, but {name!r} is on the meta device. Build the network on a "
+                "real one, and load its weights."
+            )
+    return model
 
 
 def copy_network(model: nn.Module) -> nn.Module:

@@ -40,6 +40,7 @@ from onebyone.randomness import seed_generators, seeded
 from onebyone.records import Epoch, TrainLog
 from onebyone.rewrites.composed import composed
 from onebyone.sites import (
+    as_network,
     copy_network,
     evaluation_copy,
     home_of,
@@ -166,6 +167,7 @@ def train(
     """
     if not 0 <= label_smoothing < 1:
         raise OptionError(f"`label_smoothing` must be from 0 up to 1, got {label_smoothing}.")
+    model = as_network(model)
     examples = _examples(data)
     options = _Options(
         epochs=epochs,
@@ -283,6 +285,7 @@ def distill(
     check_distillation(
         temperature=temperature, label_weight=label_weight, label_smoothing=label_smoothing, mix=mix
     )
+    model, teacher = as_network(model), as_network(teacher, scripted=True)
     examples = _examples(data)
     mix = _share_mixed(mix, examples, teacher, augment=augment, label_weight=label_weight)
     batch = batch_size or _default_batch(len(examples.train))

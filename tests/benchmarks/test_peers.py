@@ -118,6 +118,7 @@ def row(peers, **changes):
         "macs": 0.49, "params": 0.6, "metric": "accuracy", "before": 0.9, "after": 0.5,
         "change": (-0.4, -0.5, -0.3), "n": 100, "test": "exact McNemar test", "agreement": 0.5,
         "divergence": 2.0, "held_out": 10, "held_out_agreement": 0.6, "held_out_divergence": 1.5,
+        "less": None, "less_agreement": None,
         "calibration": 0, "examples": 0, "rate": 0.0, "seed": 0, "seconds": 1.0,
         "runtime": "eager", "time": (0.8, 0.7, 0.9), "equal": False, "faster": None,
         "ours_divergence": None, "machine": "this", "threads": 1,
@@ -161,8 +162,11 @@ def test_the_table_has_the_best_first_and_the_distilled_after_the_one_shot(peers
     rows = [
         row(peers, by="onebyone", epochs=2, examples=512, rate=1e-3, held_out_divergence=0.1),
         row(peers, held_out_divergence=2.0),
-        row(peers, by="tltorch", held_out_divergence=1.0),
-    ]
+        row(
+            peers, by="tltorch", held_out_divergence=1.0,
+            less=(-0.1, -0.2, 0.0), less_agreement=(-0.02, -0.03, -0.01),
+        ),
+    ]  # fmt: skip
     (table,) = peers.tables(rows, [])
     assert [line[:2] for line in table.rows] == [
         ["tltorch 1.0, Tucker", "one-shot"],
@@ -170,8 +174,10 @@ def test_the_table_has_the_best_first_and_the_distilled_after_the_one_shot(peers
         ["**onebyone**", "2 epochs of 512 images, rate 0.001"],
     ]
     assert table.rows[0][2:] == [
-        "49.0 %", "60.0 %", "50.0 %", "-40.0 [-50.0 … -30.0]", "60.0 %", "1", "80 % [70–90]"
+        "49.0 %", "60.0 %", "50.0 %", "-40.0 [-50.0 … -30.0]", "-10.0 [-20.0 … +0.0]",
+        "60.0 %", "-2.0 [-3.0 … -1.0]", "1", "80 % [70–90]",
     ]  # fmt: skip
+    assert table.rows[1][6] == table.rows[1][8] == ""
 
 
 # ---------------------------------------------------------------- going on
@@ -225,6 +231,20 @@ def test_a_line_that_was_lost_is_scored_again_from_the_kept_network(bench, peers
     untimed = [[dataclasses.replace(line, time=None) for line in both] for both in (before, after)]
     assert untimed[0] == untimed[1]  # the rate and the seconds of the making too
     assert after[1].rate > 0
+
+
+def test_a_peer_is_set_beside_ours_on_the_same_examples_whichever_is_asked_first(bench, peers):
+    bench.new(by=["made", "onebyone"]).run()
+    (ours, theirs), _ = peers.load(bench.folder)
+    assert (ours.by, ours.less, ours.less_agreement) == ("onebyone", None, None)
+    assert theirs.less[0] == pytest.approx(theirs.after - ours.after)
+    gap = theirs.held_out_agreement - ours.held_out_agreement
+    assert theirs.less_agreement[0] == pytest.approx(gap)
+    assert theirs.less[1] <= theirs.less[0] <= theirs.less[2]
+    (bench.folder / "results.jsonl").unlink()
+    bench.new(by=["made"]).run()  # ours is on the disk
+    (again,), _ = peers.load(bench.folder)
+    assert again.less == theirs.less
 
 
 def test_what_fails_is_kept_and_the_others_go_on(bench, peers):

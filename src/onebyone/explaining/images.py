@@ -36,6 +36,7 @@ from onebyone.models import Loaded
 from onebyone.records import ModelSource, check_folder, write_text
 from onebyone.report.maps import encode_png
 from onebyone.runs import is_run, load_original, load_source
+from onebyone.sites import as_network
 
 Progress = Callable[[int, int, str], None]
 
@@ -156,7 +157,8 @@ def _loaded(
 ) -> Loaded:
     if isinstance(model, Loaded):
         return model
-    if isinstance(model, nn.Module):
+    if not isinstance(model, str | Path):
+        model = as_network(model)
         source = ModelSource(name=type(model).__name__, spec=None)
         return Loaded(model, source, getattr(model, "input_shape", None))
     return load_source(model, weights=weights, original=original)

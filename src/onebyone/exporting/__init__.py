@@ -29,7 +29,7 @@ from onebyone.profiling import example_input
 from onebyone.records import DataInfo, Plan, write_text
 from onebyone.runtimes import outputs_of
 from onebyone.runtimes.outputs import SAME_OUTPUTS, OutputDifference, difference
-from onebyone.sites import evaluation_copy, run
+from onebyone.sites import as_network, evaluation_copy, run
 
 __all__ = ["FORMATS", "ExportCheck", "ExportRecord", "Preprocessing", "export"]
 
@@ -79,6 +79,7 @@ def export(
     chosen = [_find_format(item) for item in dict.fromkeys(formats)]
     if not chosen:
         raise OptionError(f"`formats` must name at least one of {', '.join(FORMATS)}, got none.")
+    model = as_network(model)
     inputs, words = _inputs(model, data, input_shape)
     network = evaluation_copy(model, device="cpu")
     sizes = _shapes(network, inputs)

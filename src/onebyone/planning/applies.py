@@ -17,6 +17,7 @@ from onebyone.rewrites.layerwise import LAYER_REWRITES
 from onebyone.sites import (
     Inputs,
     aliases,
+    as_network,
     evaluation_copy,
     has_hooks,
     module_at,
@@ -76,6 +77,7 @@ def applies(model: nn.Module, inputs: Inputs | tuple[int, ...]) -> Applicability
     Raises:
         ModelError: If the network cannot be copied or run on that input.
     """
+    model = as_network(model)
     example = as_inputs(model, inputs)
     costs = trace_layers(model, example)
     obstacles = _obstacles(model, example, costs)

@@ -35,7 +35,7 @@ from onebyone.records import (
     Quantity,
 )
 from onebyone.rewrites.layerwise import LAYER_REWRITES
-from onebyone.sites import check_finite, floating_type
+from onebyone.sites import as_network, check_finite, floating_type
 from onebyone.units import format_percent
 
 Progress = Callable[[int, int, str], None]
@@ -171,6 +171,7 @@ class Planner:
     ) -> None:
         if head not in HEAD_CHOICES:
             raise OptionError(f"`head` must be one of {', '.join(HEAD_CHOICES)}, got {head!r}.")
+        model = as_network(model)
         check_finite(model)
         deployment = None
         if runtime is not None:

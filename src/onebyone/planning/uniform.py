@@ -13,7 +13,7 @@ from onebyone.profiling.trace import trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option, Plan, Settings
 from onebyone.rewrites import factorize
 from onebyone.rewrites.layerwise import cost_before, cost_of
-from onebyone.sites import Inputs, module_at, tensors_in
+from onebyone.sites import Inputs, as_network, module_at, tensors_in
 from onebyone.units import format_percent
 
 # Of the forms that a layer can take, the first that pays.
@@ -61,6 +61,7 @@ def uniform_plan(
         raise OptionError(f"`ranks` must be a share above 0 and at most 1, got {ranks}.")
     if form not in ("auto", *PREFERRED):
         raise UnknownNameError("form", form, ("auto", *PREFERRED))
+    model = as_network(model)
     for left in leave:
         module_at(model, left)
     example = as_inputs(model, inputs)

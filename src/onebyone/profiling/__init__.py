@@ -13,7 +13,7 @@ from onebyone.profiling.latency import interleave, threads
 from onebyone.profiling.trace import time_layers, trace_layers
 from onebyone.records import Profile, Timing
 from onebyone.runtimes import describe_machine, find_runtime
-from onebyone.sites import Inputs
+from onebyone.sites import Inputs, as_network
 
 __all__ = ["as_inputs", "example_input", "profile"]
 
@@ -76,6 +76,7 @@ def profile(
         OptionError: If the shape is not positive sizes.
         ModelError: If the network cannot be run on that shape.
     """
+    model = as_network(model, scripted=True)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     example = example_input(input_shape, device=device, dtype=dtype)
     costs = trace_layers(model, example[:1])

@@ -25,6 +25,7 @@ from onebyone.rewrites import deepen, fold, head
 from onebyone.rewrites.layerwise import LAYER_REWRITES, layer_rewrite
 from onebyone.rewrites.regression import problems_of
 from onebyone.sites import (
+    as_network,
     copy_network,
     evaluation_copy,
     floating_type,
@@ -59,6 +60,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         PlanError: If the plan does not fit the network.
     """
+    model = as_network(model)
     network = copy_network(model)
     example = _example(model, plan)
     with seeded(0, example.device):  # fresh weights
@@ -101,6 +103,7 @@ def apply(
         PlanError: If the plan does not fit the network.
         DataError: If the calibration data is empty or of an unknown form.
     """
+    model = as_network(model)
     data = None
     if calibration is not None:
         data = as_calibration(calibration, device=device, dtype=floating_type(model))

@@ -31,6 +31,7 @@ from onebyone.rewrites.same import keeping, plan_of
 from onebyone.sites import (
     Inputs,
     aliases,
+    as_network,
     copy_network,
     device_of,
     evaluation_copy,
@@ -557,6 +558,7 @@ def deepen(
           )
         )
     """
+    model = as_network(model)
     inputs = as_inputs(model, example)
     options, left_alone = find(model, inputs, form=form)
     if sites is not None:

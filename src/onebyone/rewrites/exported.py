@@ -6,6 +6,8 @@ module without children are put together again to that call.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import warnings
 from typing import Any
@@ -45,7 +47,9 @@ def exported_graph(
     Raises:
         CannotTrace: With the reason.
     """
-    with attributes_kept(network), warnings.catch_warnings():
+    # Of a network that it cannot export torch prints the whole graph.
+    quiet = contextlib.redirect_stderr(io.StringIO())
+    with attributes_kept(network), warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(network, (example,), strict=False)

@@ -44,6 +44,7 @@ from onebyone.rewrites.same import keeping, plan_of
 from onebyone.sites import (
     Inputs,
     aliases,
+    as_network,
     copy_network,
     device_of,
     evaluation_copy,
@@ -779,6 +780,7 @@ def fold(
           (2): ReLU()
         )
     """
+    model = as_network(model)
     inputs = as_inputs(model, example)
     found, left_alone = _find(model, inputs)
     options = [option for option, _ in found]
