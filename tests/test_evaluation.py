@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from onebyone.data import TensorSplit
+from onebyone.data import Data, TensorSplit
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
 from onebyone.evaluation import (
     Scores,
     accuracy,
     agreement,
+    check_scorable,
     divergence,
     evaluate,
     expected_calibration_error,
@@ -125,7 +128,7 @@ def test_bad_arguments_have_clear_errors():
         UnknownNameError, match=r"No metric named 'acuracy'. Did you mean 'accuracy'"
     ):
         find_metric("acuracy")
-    with pytest.raises(OptionError, match="The metric 'accuracy' failed on outputs"):
+    with pytest.raises(OptionError, match=r"Accuracy needs a classifier's scores.*Give a `metric`"):
         evaluate(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), data())
 
     class Pair(nn.Module):
@@ -141,6 +144,9 @@ def test_bad_arguments_have_clear_errors():
         def __len__(self):
             return 0
 
+        def batches(self, *_, **__):
+            raise AssertionError("there are none")
+
     with pytest.raises(DataError, match="at least one example, got none"):
         evaluate(classifier(), Nothing())
 
@@ -148,6 +154,50 @@ def test_bad_arguments_have_clear_errors():
 def test_networks_with_other_classes_cannot_be_compared():
     with pytest.raises(ModelError, match=r"shape of the reference's, \(37, 3\), got \(37, 1\)"):
         score([classifier(), classifier(classes=1)], data())
+
+
+# ---------------------------------------------------------------- what is given as data
+
+
+def test_examples_may_be_of_any_usual_kind_and_of_data_the_test_part_is_taken():
+    net, split = classifier(), data()
+    (inputs, targets), *_ = split.batches(37)
+    expected = evaluate(net, split)
+    kinds = [(inputs, targets), (inputs.numpy(), targets.numpy()), TensorDataset(inputs, targets)]
+    for kind in [*kinds, DataLoader(kinds[-1], batch_size=5)]:
+        assert evaluate(net, kind) == expected
+    parts = Data(name="parts", train=data(seed=1), validation=data(seed=2), test=split)
+    assert evaluate(net, parts) == expected
+
+
+def test_without_labels_networks_are_scored_by_their_agreement_with_the_first():
+    first, second = classifier(0), classifier(1)
+    (inputs, _), *_ = data().batches(37)
+    unlabelled = TensorSplit(inputs)
+    both = score([first, second], unlabelled)
+    assert not both.labelled
+    assert [each.metric for each in both.each] == ["agreement", "agreement"]
+    assert both.each[0].scores.all()
+    same = agreement(*score([first, second], data()).each)
+    assert both.each[1].summary() == same
+    assert 0 < same.value < 1
+    with pytest.raises(DataError, match=r"Accuracy needs labels.*`compare`"):
+        evaluate(first, unlabelled)
+
+
+@pytest.mark.parametrize("check", [evaluate, partial(check_scorable, metric="accuracy")])
+def test_labels_that_are_no_classes_of_the_network_are_refused(check):
+    (inputs, targets), *_ = data().batches(37)
+    with pytest.raises(DataError, match=r"from 0 to 2.*got 9 \(1 of 37 are too high\)"):
+        check(classifier(), TensorSplit(inputs, targets.index_fill(0, torch.tensor([30]), 9)))
+    with pytest.raises(DataError, match=r"class numbers of shape \(n,\).*argmax\(1\)"):
+        check(classifier(), TensorSplit(inputs, torch.eye(3)[targets]))
+    check(classifier(), TensorSplit(inputs, targets.index_fill(0, torch.tensor([30]), -1)))
+
+
+def test_a_network_that_does_not_fit_the_examples_is_said_to():
+    with pytest.raises(ModelError, match="must run on an input of shape 37×4, but it failed"):
+        evaluate(nn.Linear(5, 3), data())
 
 
 # ---------------------------------------------------------------- divergence

@@ -7,8 +7,15 @@ import torch
 from torch import nn
 
 import onebyone as obo
-from onebyone.data import load_data
-from onebyone.errors import BudgetError, OptionError, OutputError, UnknownNameError, WeightsError
+from onebyone.data import TensorSplit, load_data
+from onebyone.errors import (
+    BudgetError,
+    DataError,
+    OptionError,
+    OutputError,
+    UnknownNameError,
+    WeightsError,
+)
 from onebyone.models import classic
 from onebyone.pipeline import ShrinkSettings, TrainSettings, shrink_loaded, train_loaded
 from onebyone.profiling.trace import trace_layers
@@ -222,6 +229,39 @@ def test_a_plan_edited_by_hand_is_carried_out(trained, digits, tmp_path):
 def test_a_setting_that_does_not_exist_is_named(digits):
     with pytest.raises(UnknownNameError, match="Did you mean 'budget'"):
         obo.shrink(classic(), digits, budgett="macs=50%")
+
+
+def test_without_labels_the_line_says_where_the_networks_agree(trained, digits, tmp_path):
+    original = load_source(trained).model
+    inputs = [next(iter(part.batches(len(part))))[0] for part in (digits.train, digits.test)]
+    small, record = obo.shrink(
+        original,
+        tuple(map(TensorSplit, inputs)),
+        budget="macs=50%",
+        epochs=1,
+        num_threads=1,
+        out=tmp_path / "small",
+    )
+    labelled = obo.compare(original, small, data=digits.test, rounds=3).pair(1)
+    assert record.comparison.agreement == labelled.agreement
+    assert record.one_shot_agreement.n == len(digits.test)
+    for figure in (record.before, record.after, record.one_shot):
+        assert figure.metric is figure.train_metric is figure.calibration_error is None
+    assert record.comparison.difference is record.one_shot_difference is None
+    assert record.training.metric == "agreement"
+    page = (tmp_path / "small" / "report.html").read_text(encoding="utf-8")
+    assert "it agrees with the original on" in page
+    assert "accuracy" not in page.partition('<section id="conditions"')[0].partition("<body")[2]
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_measured(trained, digits):
+    def stopped(*_):
+        raise AssertionError("something was measured")
+
+    images, labels = next(iter(digits.test.batches(300)))
+    original = load_source(trained).model
+    with pytest.raises(DataError, match="Labels must be from 0 to 9"):
+        obo.shrink(original, (images, labels + 1), budget="macs=50%", progress=stopped)
 
 
 def test_labels_take_their_share_of_the_distilling(trained, shrunk, digits):

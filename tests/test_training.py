@@ -1,14 +1,17 @@
 import copy
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.data import TensorDataset
 
 from onebyone import training
-from onebyone.data import Augmentation, Data, TensorSplit, as_data, load_data
+from onebyone.data import Augmentation, Data, TensorSplit, as_data, as_split, load_data
+from onebyone.data.splits import DatasetSplit
 from onebyone.errors import DataError, ModelError, OptionError, OutputError, RecordError
 from onebyone.evaluation import evaluate
 from onebyone.records import TrainLog
@@ -492,6 +495,18 @@ def test_networks_that_cannot_be_trained_are_refused():
         train(nn.Conv2d(3, 3, 1), toy(), epochs=1)
     with pytest.raises(ModelError, match="output of the network must be one tensor, got tuple"):
         train(nn.LSTM(6, 3), (torch.rand(4, 5, 6), torch.zeros(4)), epochs=1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_labels_that_the_network_has_no_score_for_are_refused(known):
+    (images, labels), *_ = toy().train.batches(66)
+    examples = TensorDataset(images, labels + 2)
+    split = as_split(examples) if known else DatasetSplit(examples)
+    assert (split.targets is not None) == known
+    for learn in (train, partial(distill, teacher=network(), label_weight=0.5, learning_rate=1e-3)):
+        with pytest.raises(DataError, match=r"Labels must be from 0 to 2.*3 classes.*[34]"):
+            learn(network(), split, epochs=1)
+    distill(network(), split, teacher=network(), epochs=1, learning_rate=1e-3)
 
 
 def test_targets_and_teachers_that_do_not_fit_are_refused():

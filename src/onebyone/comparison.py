@@ -65,7 +65,8 @@ def compare(
             gives the generalization gap; or test examples alone; ``None`` for cost and latency.
         input_shape: Shape of the timed input with the batch; one example of the data by default.
         runtimes: In which all are timed, interleaved.
-        metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``.
+        metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``. Without
+            labels there is no accuracy: classifiers are compared by where they agree.
         names: What to call them.
         sources: Where they came from, for the record.
         rounds: Interleaved rounds of timing, each with all networks.
@@ -195,7 +196,7 @@ def _measure_all(
         machine = describe_machine(device)
     contenders = []
     for place, model in enumerate(networks):
-        tested = None if scored is None else scored.each[place]
+        tested = scored.each[place] if scored is not None and scored.labelled else None
         measured = measure(
             model,
             input_shape,
@@ -204,7 +205,11 @@ def _measure_all(
                 for runtime, samples in times.items()
             },
             test=None if tested is None else tested.summary(),
-            train=None if scored_train is None else scored_train.each[place].summary(),
+            train=(
+                scored_train.each[place].summary()
+                if scored_train is not None and scored_train.labelled
+                else None
+            ),
             calibration_error=None if tested is None else tested.calibration_error(),
         )
         contenders.append(_against_first(place, measured, times, scored))
@@ -234,7 +239,7 @@ def _against_first(
     return replace(
         contender,
         latency_ratio=ratios,
-        difference=paired_difference(*both),
+        difference=paired_difference(*both) if scored.labelled else None,
         agreement=agreement(*both),
         divergence=scored.divergences[place],
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
+from onebyone.data import Data, as_split
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
 from onebyone.precision import float32_in, in_full
 from onebyone.records import Difference, Metric
-from onebyone.sites import as_network, in_evaluation_mode, in_type_of
+from onebyone.sites import as_network, in_evaluation_mode, in_type_of, run
 
 Array = NDArray[np.float64]
 
@@ -25,12 +27,15 @@ Array = NDArray[np.float64]
 # shape ``(n,)``, higher is better; its value on a data set is the mean.
 MetricFunction = Callable[[Tensor, Tensor], Tensor]
 
+# What is counted in accuracy's place where there are no labels: predictions like the first's.
+AGREEMENT = "agreement"
 CALIBRATION_BINS = 15
 LEVEL_Z = 1.959963984540054  # of the 95 % interval
 RESAMPLES = 4_000
 BOOTSTRAP_FROM = 30  # examples
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Data as evaluation needs it: sized, in batches of inputs and targets."""
 
@@ -161,7 +166,7 @@ class Scores:
 
 def evaluate(
     model: nn.Module,
-    split: Examples,
+    data: object,
     *,
     metric: str | MetricFunction = "accuracy",
     batch_size: int = 250,
@@ -172,22 +177,35 @@ def evaluate(
 
     Args:
         model: Not modified; where a module is in training mode a copy is run.
-        split: The data.
+        data: A :class:`Data`, of which the test part is taken, or what
+            :func:`onebyone.data.as_split` takes.
         metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``.
         batch_size: Examples a pass.
         device: Where to run.
         progress: Told of the examples done.
 
     Raises:
-        DataError: If there are no examples.
+        DataError: If there are no examples, or they have no labels, or ones that are no classes.
         OptionError: If the metric does not give a score for each example.
         ModelError: If the network's output is not one tensor.
     """
-    name, _ = find_metric(metric)
+    split = examples_of(data)
     outputs = score(
         [model], split, metric=metric, batch_size=batch_size, device=device, progress=progress
     )
-    return summarize(name, outputs.each[0].scores)
+    if not outputs.labelled:
+        raise DataError(
+            "Accuracy needs labels, and the data has none. Give (inputs, targets), or `compare` "
+            "the network with another, which counts where they agree."
+        )
+    return outputs.each[0].summary()
+
+
+def examples_of(data: object) -> Examples:
+    """Return what to evaluate on: of a :class:`Data` the test part, else the data as a split."""
+    if isinstance(data, Data):
+        return data.test
+    return data if isinstance(data, Examples) else as_split(data)
 
 
 @dataclass(frozen=True)
@@ -202,6 +220,11 @@ class Together:
     each: tuple[Scores, ...]
     divergences: tuple[float, ...]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the scores say what is right, not merely what is as with the first."""
+        return self.each[0].metric != AGREEMENT
+
 
 @float32_in("float32")
 def score(
@@ -215,6 +238,7 @@ def score(
 ) -> Together:
     """Run networks side by side on the same batches and score every example.
 
+    Where accuracy is asked and there are no labels, the agreement with the first is counted.
     See :func:`evaluate` for the arguments and the errors.
     """
     name, function = find_metric(metric)
@@ -230,8 +254,13 @@ def score(
         for inputs, targets in split.batches(batch_size, device=device):
             reference: Tensor | None = None
             for index, network in enumerate(networks):
-                outputs = one_tensor(network(in_type_of(network, inputs)), network)
-                reference = outputs if reference is None else reference
+                outputs = one_tensor(run(network, in_type_of(network, inputs)), network)
+                if reference is None:
+                    reference = outputs
+                    if metric == "accuracy":
+                        name, targets = _classes(outputs, targets)  # noqa: PLW2901
+                    if metric == "accuracy" and not done:
+                        check_labels(outputs, getattr(split, "targets", None))
                 parts[index].append(_batch_scores(outputs, targets, name, function))
                 apart[index].append(divergence(reference, outputs).double().cpu().numpy())
             done += len(inputs)
@@ -241,6 +270,90 @@ def score(
         each=tuple(_joined(name, batches) for batches in parts),
         divergences=tuple(float(np.concatenate(values).mean()) for values in apart),
     )
+
+
+def check_scorable(
+    network: nn.Module, split: Examples, *, metric: str | MetricFunction, device: str = "cpu"
+) -> None:
+    """Check on two examples, and on all labels that are known, that :func:`score` will do.
+
+    Args:
+        network: Not modified.
+        split: The data.
+        metric: As for :func:`evaluate`.
+        device: Where to run.
+
+    Raises:
+        OneByOneError: As :func:`evaluate`, but for missing labels.
+    """
+    score([network], _First(split), metric=metric, batch_size=2, device=device)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first examples of others."""
+
+    all: Examples
+
+    @property
+    def targets(self) -> Tensor | None:
+        """Those of all of them."""
+        return getattr(self.all, "targets", None)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def batches(self, batch_size: int, *, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the first batch."""
+        return itertools.islice(self.all.batches(batch_size, device=device), 1)
+
+
+def _classes(outputs: Tensor, targets: Tensor) -> tuple[str, Tensor]:
+    """Return what is counted where accuracy is asked, and the classes that are right.
+
+    Without labels they are those that the network predicts, to be agreed with.
+    """
+    unlabelled = targets.ndim == 2 and targets.shape[1] == 0
+    if not is_classifier_output(outputs):
+        has = "no targets" if unlabelled else f"targets of shape {tuple(targets.shape)}"
+        raise OptionError(
+            "Accuracy needs a classifier's scores of shape (n, classes), got outputs of shape "
+            f"{tuple(outputs.shape)} and {has}. Give a `metric` of outputs and targets."
+        )
+    if unlabelled:
+        return AGREEMENT, outputs.argmax(dim=1)
+    if targets.ndim != 1:
+        raise DataError(
+            f"Labels must be class numbers of shape (n,), got targets of shape "
+            f"{tuple(targets.shape)}. Give their `argmax(1)` if they are one-hot, or a `metric` of "
+            "outputs and targets."
+        )
+    return "accuracy", targets
+
+
+def check_labels(outputs: Tensor, targets: Tensor | None) -> None:
+    """Check that a network has a score for every label.
+
+    Args:
+        outputs: Of the network.
+        targets: All that are known, ``(n,)``; nothing is checked unless they are class numbers.
+            Negative ones mark examples without a class.
+
+    Raises:
+        DataError: If a label is higher than the classes go.
+    """
+    if targets is None or targets.ndim != 1 or targets.is_floating_point():
+        return
+    if not is_classifier_output(outputs) or not len(targets):
+        return
+    classes, highest = outputs.shape[1], int(targets.max())
+    if highest >= classes:
+        count = int((targets >= classes).sum())
+        raise DataError(
+            f"Labels must be from 0 to {classes - 1}, as the network scores {classes} classes, got "
+            f"{highest} ({count:,} of {len(targets):,} are too high). Number the classes from 0, "
+            "or give the network a score for each."
+        )
 
 
 def one_tensor(outputs: Any, network: nn.Module) -> Tensor:

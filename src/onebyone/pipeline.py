@@ -22,6 +22,7 @@ from onebyone.errors import OneByOneError, OptionError, OutputError, UnknownName
 from onebyone.evaluation import (
     MetricFunction,
     agreement,
+    check_scorable,
     evaluate,
     paired_difference,
     score,
@@ -314,6 +315,7 @@ def shrink_loaded(
     line = _start(source, examples, settings)
     original = evaluation_copy(network, device="cpu")
     with line.stage("profile"):
+        check_scorable(original, examples.test, **line.scoring)
         line.keep(profile_before=line.profile(original))
     calibration = drawn_for(
         original,
@@ -561,10 +563,10 @@ def _measure_one_shot(line: _Line, original: nn.Module, small: nn.Module, data: 
         one_shot=measure(
             small,
             line.shape,
-            test=both.each[1].summary(),
+            test=both.each[1].summary() if both.labelled else None,
             calibration_error=both.each[1].calibration_error(),
         ),
-        one_shot_difference=paired_difference(*both.each),
+        one_shot_difference=paired_difference(*both.each) if both.labelled else None,
         one_shot_agreement=agreement(*both.each),
         one_shot_divergence=both.divergences[1],
     )

@@ -26,7 +26,9 @@ from onebyone.data import Data, Split, as_split
 from onebyone.data.augment import cut_mixed
 from onebyone.errors import DataError, ModelError, OptionError, OutputError, RecordError
 from onebyone.evaluation import (
+    AGREEMENT,
     MetricFunction,
+    check_labels,
     divergence,
     evaluate,
     feature_error,
@@ -191,6 +193,8 @@ def train(
     if label_smoothing:
         name += f", smoothed by {label_smoothing:g}"
     job = _prepare(model, examples, options, default_rate=TRAIN_RATE, name=name, device=device)
+    if loss is None:
+        _check_classes(job)
     return _fit(job, objective)
 
 
@@ -331,6 +335,8 @@ def distill(
         model, examples, options, default_rate=DISTILL_RATE, name=name, device=device,
         keeps_statistics=keep,
     )  # fmt: skip
+    if label_weight and loss is None:
+        _check_classes(job)
     # Always a copy: the layout of its weights changes with channels last.
     guide = evaluation_copy(teacher, device=job.device)
     guide.to(memory_format=torch.channels_last)
@@ -760,6 +766,20 @@ def check_distillation(
         )
 
 
+def _check_classes(job: _Job) -> None:
+    """Check that the network has a score for every label, before a GPU is told of one that is not.
+
+    Raises:
+        DataError: If it has none for one that is known beforehand.
+    """
+    train = job.examples.train
+    inputs, _ = next(iter(train.batches(min(2, len(train)), device=job.device)))
+    job.student.eval()
+    with torch.no_grad():
+        outputs = _forward(job, inputs)
+    check_labels(outputs, train.targets)
+
+
 def _label_loss(
     outputs: Tensor, targets: Tensor, *, loss: Loss | None, label_smoothing: float
 ) -> Tensor:
@@ -771,7 +791,14 @@ def _label_loss(
     if loss is not None:
         return loss(outputs, targets)
     if targets.dtype == torch.int64 and targets.ndim == outputs.ndim - 1:
-        return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+        try:
+            return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+        except IndexError as error:
+            raise DataError(
+                f"Labels must be from 0 to {outputs.shape[1] - 1}, as the network scores "
+                f"{outputs.shape[1]} classes: {_first_line(error)}. Number the classes from 0, or "
+                "give the network a score for each."
+            ) from error
     if targets.shape != outputs.shape:
         raise DataError(
             f"Targets must have the shape of the outputs, {tuple(outputs.shape)}, or be classes "
@@ -1024,9 +1051,10 @@ def _validation(job: _Job) -> _Score | None:
     split, metric = job.examples.validation, job.options.metric
     if split is None:
         return None
-    if metric is not None:
-        return _Score(find_metric(metric)[0], split, metric)
     inputs, targets = next(iter(split.batches(min(2, len(split)), device=job.device)))
+    agrees = job.teacher is not None and _unlabelled(targets)
+    if metric is not None and not (agrees and metric == "accuracy"):
+        return _Score(find_metric(metric)[0], split, metric)
     job.student.eval()
     with torch.no_grad():
         outputs = _forward(job, inputs)
@@ -1034,9 +1062,7 @@ def _validation(job: _Job) -> _Score | None:
         return None
     if targets.ndim == 1 and targets.dtype == torch.int64:
         return _Score("accuracy", split, "accuracy")
-    if job.teacher is not None and _unlabelled(targets):
-        return _Score("agreement", split, None)
-    return None
+    return _Score(AGREEMENT, split, None) if agrees else None
 
 
 def _agreement(job: _Job, split: Split) -> float:

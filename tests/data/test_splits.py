@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 from torch.utils.data import Dataset, TensorDataset
 
@@ -225,6 +226,37 @@ def test_unfit_statistics_and_options_are_refused():
 def test_unfit_datasets_are_refused(dataset, message):
     with pytest.raises(DataError, match=message):
         DatasetSplit(dataset)
+
+
+class Failing(Items):
+    def __getitem__(self, index):
+        if index == 7:
+            raise OSError("the disk is on fire")
+        return super().__getitem__(index)
+
+
+class OfManySizes(Items):
+    def __getitem__(self, index):
+        return torch.zeros(1, 5 + index, 4), 0
+
+
+class Pictures(Items):
+    def __getitem__(self, index):
+        return Image.new("RGB", (5, 4)), 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (Failing(), r"data set Failing .* failed: .*the disk is on fire. Mend it"),
+        (OfManySizes(), r"stack expects each tensor to be equal size.*Resize all inputs"),
+        (Pictures(), r"found <class 'PIL.Image.Image'>. Add a transform such as .*ToTensor"),
+    ],
+)
+def test_what_a_data_set_raises_is_said_to_be_its_own(dataset, message, workers):
+    with pytest.raises(DataError, match=message):
+        list(DatasetSplit(dataset, workers=workers).batches(4))
 
 
 def test_held_out_parts_are_disjoint_and_complete_and_proportional():

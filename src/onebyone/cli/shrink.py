@@ -149,13 +149,13 @@ def run(args: argparse.Namespace) -> None:
 def _one_shot(record: RunRecord) -> tuple[Table, ...]:
     from onebyone.tables import Table
 
-    if record.one_shot is None or record.one_shot.metric is None or record.training is None:
+    if record.one_shot is None or record.training is None:
         return ()
-    agreement = record.one_shot_agreement
-    rows = [
-        [f"test {record.one_shot.metric.name}", str(record.one_shot.metric)],
-        ["divergence", f"{record.one_shot_divergence:.4g}"],
-    ]
+    metric, agreement = record.one_shot.metric, record.one_shot_agreement
+    rows = []
+    if metric is not None:
+        rows.append([f"test {metric.name}", str(metric)])
     if agreement is not None:
-        rows.insert(1, ["agreement", str(agreement)])
+        rows.append(["agreement", str(agreement)])
+    rows.append(["divergence", f"{record.one_shot_divergence:.4g}"])
     return (Table(columns=("", "value"), rows=rows, title="Before fine-tuning (one-shot)"),)

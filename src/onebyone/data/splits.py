@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from onebyone.data.augment import Augmentation, augment, draw
-from onebyone.errors import DataError, OptionError
+from onebyone.errors import DataError, OneByOneError, OptionError
 from onebyone.free_memory import free_bytes
 from onebyone.records import DataInfo
 
@@ -310,7 +311,9 @@ class DatasetSplit:
         self._n = len(dataset)
         if self._n == 0:
             raise DataError(_EMPTY)
-        inputs, _ = _unpack(collate([dataset[0]]))
+        with _said_of(dataset):
+            batch = collate([dataset[0]])
+        inputs, _ = _unpack(batch)
         self._input_shape = tuple(inputs.shape[1:])
 
     @property
@@ -375,7 +378,12 @@ class DatasetSplit:
             collate_fn=self._collate,
             generator=generator,
         )
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            with _said_of(self._dataset):
+                batch = next(batches, None)
+            if batch is None:
+                return
             inputs, targets = _unpack(batch)
             inputs = inputs.to(device, torch.float32, non_blocking=True)
             if channels_last and inputs.ndim == 4:
@@ -599,6 +607,28 @@ def _check_labels(part: str, targets: Tensor | None, classes: int) -> None:
 def _plain_targets(targets: Tensor) -> Tensor:
     integer = not targets.is_floating_point() and targets.dtype != torch.bool
     return targets.to(torch.int64) if integer and targets.ndim == 1 else targets
+
+
+@contextmanager
+def _said_of(dataset: Dataset[Any]) -> Iterator[None]:
+    """Say of what a data set raises that it was the data set, and what may mend it."""
+    try:
+        yield
+    except OneByOneError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # Of what was raised in a loading process the last line is the error itself.
+        reason = lines[-1] if lines else type(error).__name__
+        cure = "Mend it, or leave the example out."
+        if "stack expects each tensor to be equal size" in reason:
+            cure = "Resize all inputs to one shape, by torchvision's Resize and CenterCrop."
+        elif "default_collate" in reason:
+            cure = "Add a transform such as torchvision's ToTensor and Normalize."
+        raise DataError(
+            f"The data set {type(dataset).__name__} must give examples that can be put together "
+            f"to a batch, and failed: {reason.rstrip('.')}. {cure}"
+        ) from error
 
 
 def _unpack(batch: Any) -> tuple[Tensor, Tensor]:

@@ -98,13 +98,14 @@ def _size(before: int, after: int, what: str) -> str:
 
 def _scores(record: Compared) -> Markup:
     metric = record.first.measured.metric
-    if metric is None:
+    if all(each.divergence is None for each in record.others):
         return Markup("")
     rows = []
     for each, p_value in zip(record.contenders, (None, *record.p_values()), strict=True):
         rows.append([each.name, *_score_cells(each, p_value)])
-    unit = ", points" if metric.is_fraction else ""
-    columns = ["Network", f">Test {metric.name}", f">Difference{unit}", ">p", ">Agreement"]
+    unit = ", points" if metric is not None and metric.is_fraction else ""
+    name = "score" if metric is None else metric.name
+    columns = ["Network", f">Test {name}", f">Difference{unit}", ">p", ">Agreement"]
     columns += [">Divergence", ">Train less test", ">Calibration error"]
     kept = [place for place in range(len(columns)) if place == 0 or any(r[place] for r in rows)]
     content = Table(
@@ -121,14 +122,14 @@ def _scores(record: Compared) -> Markup:
 
 def _score_cells(each: Contender, p_value: float | None) -> list[str]:
     metric, difference = each.measured.metric, each.difference
-    if metric is None:
-        return [""] * 7
     gap, error = each.measured.generalization_gap, each.measured.calibration_error
     agreement = each.agreement
     return [
-        quantity(metric.value, metric_value(metric), metric_interval(metric)),
         ""
-        if difference is None
+        if metric is None
+        else quantity(metric.value, metric_value(metric), metric_interval(metric)),
+        ""
+        if difference is None or metric is None
         else quantity(
             difference.value,
             signed(difference.value, metric, unit=False),
@@ -139,7 +140,7 @@ def _score_cells(each: Contender, p_value: float | None) -> list[str]:
         if agreement is None
         else quantity(agreement.value, metric_value(agreement), metric_interval(agreement)),
         "" if each.divergence is None else quantity(each.divergence, f"{each.divergence:.4g}"),
-        "" if gap is None else quantity(gap, signed(gap, metric, unit=False)),
+        "" if gap is None or metric is None else quantity(gap, signed(gap, metric, unit=False)),
         "" if error is None else quantity(error, f"{error:.4f}"),
     ]
 
