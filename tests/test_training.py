@@ -647,6 +647,69 @@ def test_what_is_taken_of_the_rates_depends_on_how_far_the_teacher_is(
     assert asked == ([1, 3, 1] if multiple < 1 else [1, 3])
 
 
+def without_norms(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, 3),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"label_weight": 1.0}, True), ({"label_weight": 0.9}, False), ({}, False),
+        ({"label_weight": 1.0, "norms": False}, False), ({"norms": True}, True),
+    ],
+)  # fmt: skip
+def test_a_network_that_follows_labels_has_norms_while_it_is_trained(
+    settings, expected, monkeypatch
+):
+    seen = set()
+    step = training._step
+
+    def watched(job, *rest):
+        seen.update(name for name, m in job.student.named_modules() if type(m) is nn.BatchNorm2d)
+        return step(job, *rest)
+
+    monkeypatch.setattr(training, "_step", watched)
+    student = without_norms()
+    before = snapshot(student)
+    trained, log = distill(
+        student, toy(), teacher=without_norms(seed=1), epochs=2, learning_rate=0.01, **settings
+    )
+    assert_unchanged(student, before)
+    assert seen == ({"0.added_norm", "2.added_norm"} if expected else set())
+    assert ("batch norms before 2 activations" in log.objective) == expected
+    assert str(trained) == str(student)
+    assert trained.state_dict().keys() == student.state_dict().keys()
+    assert not any(module._forward_hooks for module in trained.modules())
+    if settings.get("label_weight"):  # else the network may be returned as it was
+        assert log.epochs[-1].validation == evaluate(trained, toy().validation).value
+
+
+def test_a_training_with_added_norms_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    learn = partial(
+        distill, without_norms(), toy(), teacher=without_norms(seed=1), epochs=4,
+        label_weight=1.0, learning_rate=0.01,
+    )  # fmt: skip
+    whole = learn()
+    save = training._save
+
+    def stopping(job):
+        save(job)
+        if len(job.log) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            learn(checkpoint=tmp_path / "half.pt")
+    assert_same_weights(learn(checkpoint=tmp_path / "half.pt").model, whole.model)
+    with pytest.raises(OptionError, match=r"norms \['0', '2'\] instead of \[\]"):
+        learn(checkpoint=tmp_path / "half.pt", norms=False)
+
+
 def test_where_labels_are_all_of_the_loss_the_teacher_is_not_followed(monkeypatch):
     split, teacher, asked = toy(600).train, network(seed=1), []
     monkeypatch.setattr(training, "_imitation", lambda *_: asked.append(1))

@@ -41,6 +41,7 @@ from onebyone.precision import Precision, float32_in, uses_bf16
 from onebyone.randomness import seed_generators, seeded
 from onebyone.records import Epoch, TrainLog
 from onebyone.rewrites.composed import composed
+from onebyone.rewrites.normed import AddedNorm, add_norms, take_in
 from onebyone.sites import (
     as_network,
     copy_network,
@@ -74,6 +75,7 @@ BEHIND = 1.5
 TRIAL_STEPS, TRIAL_STEPS_FAR = 100, 300
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
 TRIAL_EXAMPLES = 1000  # that the rates are judged by
+FIRST_EXAMPLES = 1000  # that norms which are added get their first statistics from
 JUDGED_EXAMPLES = 5000  # that the network is, in the end
 FEWEST_TRIAL_STEPS = 15
 WEIGHT_DECAY = 0.02
@@ -217,6 +219,7 @@ def distill(
     augment: bool = True,
     mix: float | None = None,
     keep_statistics: bool | None = None,
+    norms: bool | None = None,
     precision: Precision = "auto",
     capture: bool = True,
     seed: int = 0,
@@ -263,6 +266,9 @@ def distill(
             tried lead away from a near teacher otherwise, and one of two that are then tried with
             them ends nearer: for a network that is close already the noise of a batch's own
             statistics is too much. One without such norms is tried at a lower rate then.
+        norms: Whether convolutions with a bias whose output goes to an activation alone get a
+            batch norm while they are trained, which starts as the identity and is taken into them
+            at the end. By default they do where labels have all the weight.
         precision: As for :func:`train`.
         capture: As for :func:`train`.
         seed: As for :func:`train`.
@@ -300,7 +306,7 @@ def distill(
             distill, model, teacher=teacher, temperature=temperature, label_weight=label_weight,
             features=features, feature_weight=feature_weight, batch_size=batch,
             weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
-            mix=mix, precision=precision, capture=capture, seed=seed, device=device,
+            mix=mix, norms=norms, precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
         further: list[tuple[float, bool]] = []
         if keep_statistics is None and not label_weight:  # else nearness is not all that is asked
@@ -318,6 +324,7 @@ def distill(
         weight_decay=weight_decay,
         augment=augment,
         ends_plain=label_weight == 1,
+        norms=label_weight == 1 if norms is None else norms,
         mix=mix,
         precision=precision,
         capture=capture,
@@ -547,6 +554,7 @@ class _Options:
     weight_decay: float
     augment: bool
     ends_plain: bool
+    norms: bool = False
     mix: float = 0.0
     precision: Precision
     capture: bool
@@ -592,6 +600,7 @@ class _Job:
     name: str
     settings: dict[str, Any]
     training_modes: dict[str, bool]
+    added: tuple[AddedNorm, ...] = ()
     teacher: nn.Module | None = None
     log: list[Epoch] = field(default_factory=list)
 
@@ -648,6 +657,11 @@ def _prepare(
     initial = _fingerprint(student)
     student.to(where)
     student.to(memory_format=torch.channels_last)
+    added: tuple[AddedNorm, ...] = ()
+    if options.norms:
+        first = examples.train.take(FIRST_EXAMPLES, options.seed)
+        inputs, _ = next(iter(first.batches(len(first), device=where, channels_last=True)))
+        added = add_norms(student, inputs)
     rate = options.learning_rate
     if rate is None:
         rate = default_rate * math.sqrt(options.batch_size / 128)
@@ -669,7 +683,11 @@ def _prepare(
         "input_shape": list(examples.train.input_shape),
         "network": initial,
         "statistics": "kept" if keeps_statistics else "updated",
+        "norms": [each.site for each in added],
     }
+    if added:
+        places = f"{len(added)} activations" if len(added) > 1 else "an activation"
+        name += f"; batch norms before {places}, taken into the convolutions at the end"
     return _Job(
         student=student,
         examples=examples,
@@ -685,6 +703,7 @@ def _prepare(
         name=name,
         settings=settings,
         training_modes=_training_modes(student, keeps_statistics=keeps_statistics),
+        added=added,
     )
 
 
@@ -857,6 +876,7 @@ def _fit(job: _Job, objective: _Objective) -> Trained:
             )
             _save(job)
     job.student.eval()
+    take_in(job.student, job.added)
     job.student.to(job.home)
     job.student.to(memory_format=torch.contiguous_format)
     for parameter in job.student.parameters():

@@ -67,6 +67,7 @@ _OPERATIONS = {
     "relu": "ReLU", "hardtanh": "PReLU", "leaky_relu": "PReLU", "elu": "PReLU", "celu": "PReLU",
     "gelu": "PReLU", "silu": "PReLU", "mish": "PReLU", "hardswish": "PReLU",
 }  # fmt: skip
+ACTIVATION_OPERATIONS = frozenset({*_OPERATIONS, *(f"{name}_" for name in _OPERATIONS)})
 # What reads or makes a map with the channels on its second axis.
 _MAP_OPERATIONS = (
     "convolution", "batch_norm", "max_pool", "avg_pool", "upsample", "pixel_shuffle",
