@@ -183,7 +183,8 @@ class ShrinkSettings(RunSettings):
             ``"macs=50%"``. Latency is measured in the first of ``runtimes``.
         fastest: The fastest network whose harm is hardly above the least within the budgets.
         max_drop: Instead of a budget: the fastest network that loses no more than this on the
-            validation data before fine-tuning, in points for accuracy, in the metric's unit else.
+            validation data before fine-tuning, in points for accuracy (without labels of the
+            agreement with the original), in the metric's unit else.
         only_faster: Take no rewrite that is not shown to be faster in the first of ``runtimes``,
             where budgets do not bound latency too.
         measure_front: Where times are planned for, build and measure the networks of other budgets
@@ -270,7 +271,8 @@ def shrink(
     Args:
         model: A network, not modified; or what :func:`onebyone.load_model` takes.
         data: An :class:`onebyone.data.Data`, what :func:`onebyone.data.load_data` takes, or
-            ``(train, test)`` or ``(train, validation, test)``.
+            ``(train, test)`` or ``(train, validation, test)``. Classifiers need no labels: without
+            them there is no accuracy in the record, but the agreement with the original.
         weights: Where ``model`` is a name: a file, or ``"pretrained"``.
         model_options: Where ``model`` is a name: options of its factory.
         settings: The fields of :class:`ShrinkSettings`: the budget, the folder, how to measure.

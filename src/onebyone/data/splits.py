@@ -625,6 +625,8 @@ def _said_of(dataset: Dataset[Any]) -> Iterator[None]:
             cure = "Resize all inputs to one shape, by torchvision's Resize and CenterCrop."
         elif "default_collate" in reason:
             cure = "Add a transform such as torchvision's ToTensor and Normalize."
+        while isinstance(dataset, Subset):  # which we may have made ourselves
+            dataset = dataset.dataset
         raise DataError(
             f"The data set {type(dataset).__name__} must give examples that can be put together "
             f"to a batch, and failed: {reason.rstrip('.')}. {cure}"
