@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 import onebyone as obo
 from onebyone.data import as_split
-from onebyone.errors import ModelError
+from onebyone.errors import BudgetError, ModelError, OptionError, PlanError, RecordError
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -152,3 +152,89 @@ def test_training_and_comparing_compile_nothing():
     compiled = torch.compile(network(), backend=never)
     for name in ("train", "distill", "distill, from", "reconstruct", "compare", "evaluate"):
         (READ | REWRITTEN)[name](compiled)
+
+
+# ---------------------------------------------------------------- mistakes that are easily made
+
+
+def small_plan():
+    return obo.uniform_plan(network(), SHAPE)
+
+
+MISTAKES = {
+    "a shape as a text": (
+        lambda: obo.profile(network(), input_shape="1x3x7x6"),
+        OptionError, r"`input_shape` must be positive sizes with the batch in front.*'1x3x7x6'",
+    ),
+    "a size that is no int": (
+        lambda: obo.bench(network(), input_shape=(1, 3, 7.0, 6)), OptionError, r"got \(1, 3, 7.0",
+    ),
+    "a tensor for a shape": (
+        lambda: obo.export(network(), "no", input_shape=images()),
+        OptionError, r"got a tensor of shape \(40, 3, 7, 6\)",
+    ),
+    "no batch": (
+        lambda: obo.fold(network(), SHAPE[1:]), ModelError, "the batch comes first",
+    ),
+    "a budget as a number": (
+        lambda: obo.plan(network(), images(), budget=0.5), BudgetError, "must be a text.*got 0.5",
+    ),
+    "a share not in percent": (
+        lambda: obo.plan(network(), images(), budget="macs=0.5"), BudgetError, "`macs=50%`",
+    ),
+    "a module to leave that is not there": (
+        lambda: obo.plan(network(), images(), budget="macs=90%", leave=["conv1"]),
+        OptionError, "no module named 'conv1'",
+    ),
+    "a device that there is not": (
+        lambda: obo.plan(network(), images(), budget="macs=90%", device="gpu"),
+        OptionError, "device must be one that torch knows.*'gpu'",
+    ),
+    "the same where it is trained": (
+        lambda: obo.train(network(), labelled(), epochs=1, device="gpu"), OptionError, "'gpu'",
+    ),
+    "a batch of none": (
+        lambda: obo.train(network(), labelled(), epochs=1, batch_size=0),
+        OptionError, "`batch_size` must be at least 1, got 0",
+    ),
+    "what is no plan": (
+        lambda: obo.apply(network(), {"macs": "50%"}, images()), PlanError, "got dict.*onebyone.plan",
+    ),
+    "a plan's file that is not there": (
+        lambda: obo.apply(network(), "no/plan.json", images()), RecordError, "no/plan.json",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered_by_what_must_hold(name):
+    call, kind, words = MISTAKES[name]
+    with pytest.raises(kind, match=words):
+        call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_not_to_be():
+    for call in (
+        lambda: obo.profile(network(), input_shape=SHAPE, device="cuda"),
+        lambda: obo.evaluate(network(), labelled(), device="cuda"),
+        lambda: obo.plan(network(), images(), budget="macs=90%", device="cuda"),
+        lambda: obo.shrink(network(), labelled(), budget="macs=90%", device="cuda"),
+    ):
+        with pytest.raises(OptionError, match="torch sees no GPU"):
+            call()
+
+
+def test_what_is_meant_is_taken_where_it_is_plain(tmp_path):
+    net, plan = network(), small_plan()
+    plan.save(tmp_path / "plan.json")
+    by_file = obo.apply(net, tmp_path / "plan.json", images()).state_dict()
+    torch.testing.assert_close(by_file, obo.apply(net, plan, images()).state_dict())
+    assert str(obo.restructure(net, str(tmp_path / "plan.json"))) == str(obo.restructure(net, plan))
+    left = obo.plan(net, images(), budget="macs=100%", leave="0").left_alone
+    assert [each.reason for each in left if each.site == "0"] == ["left alone as asked"]
+    pair = obo.compare([net, network()], input_shape=list(SHAPE), rounds=3)
+    assert len(pair.contenders) == 2
+    record = obo.export(net, tmp_path / "out", formats="safetensors", input_shape=SHAPE)
+    assert [check.format for check in record.checks] == ["safetensors"]
+    assert record.input_shape == SHAPE[1:]

@@ -28,6 +28,7 @@ from onebyone.profiling.trace import trace_layers
 from onebyone.records import CalibrationInfo
 from onebyone.resuming import Advancing, Reached
 from onebyone.sites import (
+    as_device,
     evaluation_copy,
     floating_type,
     hooks_removed,
@@ -440,13 +441,14 @@ def as_calibration(
 
     Raises:
         DataError: If there are no examples, or their form is unknown.
+        OptionError: If there is no such device.
     """
     if isinstance(examples, CalibrationData):
-        return replace(examples, device=device, dtype=dtype)
+        return replace(examples, device=str(as_device(device)), dtype=dtype)
     split = as_split(examples)
     if len(split) == 0:
         raise DataError("Calibration data must have at least one example, got none.")
-    return CalibrationData(split=split, device=device, dtype=dtype)
+    return CalibrationData(split=split, device=str(as_device(device)), dtype=dtype)
 
 
 def collect(

@@ -84,6 +84,8 @@ def compare(
         DataError: If the data is empty or of an unknown form.
         ModelError: If a network cannot be run on it.
     """
+    if len(models) == 1 and isinstance(models[0], list | tuple):
+        models = tuple(models[0])
     called = _names(len(models), names)
     measured = _measure_all(
         models,

@@ -19,7 +19,7 @@ from onebyone.data import Data, as_split
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
 from onebyone.precision import float32_in, in_full
 from onebyone.records import Difference, Metric
-from onebyone.sites import as_network, in_evaluation_mode, in_type_of, run
+from onebyone.sites import as_device, as_network, in_evaluation_mode, in_type_of, run
 
 Array = NDArray[np.float64]
 
@@ -244,8 +244,9 @@ def score(
     name, function = find_metric(metric)
     if len(split) == 0:
         raise DataError("Data to evaluate on must have at least one example, got none.")
+    place = as_device(device)
     networks = [
-        in_evaluation_mode(as_network(model, scripted=True), device=device) for model in models
+        in_evaluation_mode(as_network(model, scripted=True), device=place) for model in models
     ]
     parts: list[list[dict[str, Array]]] = [[] for _ in networks]
     apart: list[list[Array]] = [[] for _ in networks]

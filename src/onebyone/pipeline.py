@@ -36,7 +36,7 @@ from onebyone.records import Disagreement, ModelSource, Plan, Profile, RunRecord
 from onebyone.rewrites import apply, restructure
 from onebyone.runs import CHECKPOINT, ONE_SHOT, RunFolder, load_source
 from onebyone.runtimes import describe_machine
-from onebyone.sites import as_network, check_finite, evaluation_copy
+from onebyone.sites import as_device, as_network, check_finite, evaluation_copy
 from onebyone.tolerance import plan_within
 from onebyone.training import check_distillation, distill, train
 
@@ -412,7 +412,7 @@ def _data(data: object, seed: int) -> Data:
 
 def _start(source: ModelSource, data: Data, settings: RunSettings) -> _Line:
     out = settings.out
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(as_device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     folder = None
     if out is not None:
         folder = RunFolder(out, resume=settings.resume, overwrite=settings.overwrite)

@@ -40,6 +40,7 @@ from onebyone.records import Reconstruction
 from onebyone.rewrites.composed import composed
 from onebyone.rewrites.regression import eigen
 from onebyone.sites import (
+    as_device,
     as_network,
     copy_network,
     evaluation_copy,
@@ -155,7 +156,7 @@ def reconstruct(
     """
     _check(steps, seconds, batch_size, learning_rate, temperature)
     model, teacher = as_network(model), as_network(teacher, scripted=True)
-    place = torch.device(device or home_of(model))
+    place = as_device(device or home_of(model))
     bf16 = uses_bf16(precision, place)
     data = as_calibration(calibration, device=str(place), dtype=floating_type(model))
     fitted, judge = _divided(data, seed)

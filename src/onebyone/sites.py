@@ -103,6 +103,23 @@ def in_evaluation_mode(model: nn.Module, *, device: torch.device | str = "cpu") 
     return model
 
 
+def as_device(device: torch.device | str) -> torch.device:
+    """Return a device by its name.
+
+    Raises:
+        OptionError: If torch knows none of that name, or it is a GPU and there is none.
+    """
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(
+            f"The device must be one that torch knows, such as cpu or cuda, got {device!r}."
+        ) from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"The device {wanted} must be there, but torch sees no GPU. Use cpu.")
+    return wanted
+
+
 def home_of(model: nn.Module) -> torch.device:
     """Return the device of a network's first parameter; the CPU where it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -141,7 +158,8 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"The network {type(model).__name__} must run on an input of shape {shapes}, but it "
-            f"failed: {reason.rstrip('.')}. Check the input's shape, channels and type."
+            f"failed: {reason.rstrip('.')}. Check the input's shape (the batch comes first), its "
+            "channels and its type."
         ) from error
 
 

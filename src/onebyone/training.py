@@ -43,6 +43,7 @@ from onebyone.records import Epoch, TrainLog
 from onebyone.rewrites.composed import composed
 from onebyone.rewrites.normed import AddedNorm, add_norms, take_in
 from onebyone.sites import (
+    as_device,
     as_network,
     copy_network,
     evaluation_copy,
@@ -175,7 +176,7 @@ def train(
     examples = _examples(data)
     options = _Options(
         epochs=epochs,
-        batch_size=batch_size or _default_batch(len(examples.train)),
+        batch_size=_default_batch(len(examples.train)) if batch_size is None else batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         augment=augment,
@@ -298,7 +299,7 @@ def distill(
     model, teacher = as_network(model), as_network(teacher, scripted=True)
     examples = _examples(data)
     mix = _share_mixed(mix, examples, teacher, augment=augment, label_weight=label_weight)
-    batch = batch_size or _default_batch(len(examples.train))
+    batch = _default_batch(len(examples.train)) if batch_size is None else batch_size
     has_statistics = not model.training and any(isinstance(m, _BatchNorm) for m in model.modules())
     keep, how = bool(keep_statistics) and has_statistics, ""
     if learning_rate is None:
@@ -653,7 +654,7 @@ def _prepare(
                 f"in {key}. Give `model.float()`; `precision` sets what is computed in."
             )
     home = trained[0].device
-    where = home if device is None else torch.device(device)
+    where = home if device is None else as_device(device)
     initial = _fingerprint(student)
     student.to(where)
     student.to(memory_format=torch.channels_last)

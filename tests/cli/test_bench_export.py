@@ -56,7 +56,7 @@ def test_bench_says_what_is_wrong_in_a_line(net, capsys, arguments, status, mess
 
 def test_export_writes_files_and_says_how_they_were_checked(net, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["export", net, "--input-shape", "3,16,12", "--out", str(out)]
+    command = ["export", net, "--input-shape", "1,3,16,12", "--out", str(out)]
     assert main([*command, "--format", "pt2", "--format", "safetensors", "--json"]) == 0
     record = ExportRecord.from_json(capsys.readouterr().out)
     assert [check.format for check in record.checks] == ["pt2", "safetensors"]
@@ -79,7 +79,7 @@ def test_a_run_is_exported_with_its_own_data_plan_and_classes(tmp_path, capsys):
 
 def test_export_says_what_is_wrong_in_a_line(net, tmp_path, capsys):
     out = str(tmp_path / "out")
-    wrong = ["export", net, "--input-shape", "3,9,9", "--out", out, "--format"]
+    wrong = ["export", net, "--input-shape", "1,3,9,9", "--out", out, "--format"]
     assert main([*wrong, "onx"]) == 2
     assert "Did you mean 'onnx'" in capsys.readouterr().err
     assert main(["export", net, "--out", out]) == 2

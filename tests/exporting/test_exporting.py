@@ -89,7 +89,7 @@ def test_all_formats_give_the_networks_outputs_with_free_sizes(exported):
 def test_the_network_is_left_as_it_was(tmp_path):
     net = convolutional().train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    export(net, tmp_path / "out", formats=["safetensors", "pt2"], input_shape=(3, 12, 8))
+    export(net, tmp_path / "out", formats=["safetensors", "pt2"], input_shape=(1, 3, 12, 8))
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
@@ -151,7 +151,9 @@ def test_preprocessing_is_written_beside(exported):
 
 
 def test_a_network_with_a_fixed_head_keeps_its_size_and_frees_the_batch(tmp_path):
-    record = export(with_fixed_head(), tmp_path / "out", formats=["onnx"], input_shape=(3, 12, 8))
+    record = export(
+        with_fixed_head(), tmp_path / "out", formats=["onnx"], input_shape=(1, 3, 12, 8)
+    )
     (check,) = record.checks
     assert check.dynamic == ("batch",)
     assert check.shapes == ((1, 3, 12, 8), (8, 3, 12, 8))
@@ -168,7 +170,7 @@ class OneAtATime(nn.Module):
 
 
 def test_a_network_of_one_batch_is_exported_for_it(tmp_path):
-    record = export(OneAtATime(), tmp_path / "out", formats=["pt2"], input_shape=(6,))
+    record = export(OneAtATime(), tmp_path / "out", formats=["pt2"], input_shape=(1, 6))
     assert record.checks[0].dynamic == ()
     assert record.checks[0].shapes == ((1, 6),)
 
@@ -177,10 +179,10 @@ def test_a_network_of_one_batch_is_exported_for_it(tmp_path):
 @pytest.mark.parametrize(
     ("make", "shape", "dynamic"),
     [
-        (lambda: torchvision.models.resnet18(num_classes=7), (3, 64, 96), 3),
-        (lambda: torchvision.models.mobilenet_v3_small(num_classes=7), (3, 64, 96), 3),
-        (lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None), (3, 64, 96), 3),
-        (classic, (1, 28, 28), 1),
+        (lambda: torchvision.models.resnet18(num_classes=7), (1, 3, 64, 96), 3),
+        (lambda: torchvision.models.mobilenet_v3_small(num_classes=7), (1, 3, 64, 96), 3),
+        (lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None), (1, 3, 64, 96), 3),
+        (classic, (1, 1, 28, 28), 1),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -235,7 +237,7 @@ def test_a_wrong_file_is_refused_and_not_left(tmp_path, monkeypatch, fault, ther
         (folder / "model.onnx").write_text("an older file")
     monkeypatch.setitem(exporting.FORMATS, "onnx", spoiled("onnx", fault))
     with pytest.raises(ExportError, match=r"The onnx file must give what the network gives"):
-        export(convolutional(), folder, formats=["safetensors", "onnx"], input_shape=(3, 12, 8))
+        export(convolutional(), folder, formats=["safetensors", "onnx"], input_shape=(1, 3, 12, 8))
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["model.onnx"] * there
     if there:
         assert (folder / "model.onnx").read_text() == "an older file"
@@ -253,7 +255,9 @@ def test_swapped_weights_of_a_safetensors_file_are_noticed(tmp_path, monkeypatch
 
     monkeypatch.setitem(exporting.FORMATS, "safetensors", spoiled("safetensors", other))
     with pytest.raises(ExportError, match="its outputs differ by"):
-        export(convolutional(), tmp_path / "out", formats=["safetensors"], input_shape=(3, 12, 8))
+        export(
+            convolutional(), tmp_path / "out", formats=["safetensors"], input_shape=(1, 3, 12, 8)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,25 +267,25 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setitem(exporting.FORMATS, "pt2", spoiled("pt2", stop))
     with pytest.raises(KeyboardInterrupt):
-        export(convolutional(), tmp_path / "out", formats=["pt2"], input_shape=(3, 12, 8))
+        export(convolutional(), tmp_path / "out", formats=["pt2"], input_shape=(1, 3, 12, 8))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch):
     net = convolutional()
     with pytest.raises(UnknownNameError, match=r"No format named 'onx'. Did you mean 'onnx'"):
-        export(net, tmp_path / "out", formats=["onx"], input_shape=(3, 12, 8))
+        export(net, tmp_path / "out", formats=["onx"], input_shape=(1, 3, 12, 8))
     with pytest.raises(OptionError, match="`formats` must name at least one"):
-        export(net, tmp_path / "out", formats=[], input_shape=(3, 12, 8))
+        export(net, tmp_path / "out", formats=[], input_shape=(1, 3, 12, 8))
     with pytest.raises(OptionError, match="`input_shape` must be given"):
         export(net, tmp_path / "out")
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"onebyone\[openvino\]"):
-        export(net, tmp_path / "out", formats=["openvino"], input_shape=(3, 12, 8))
+        export(net, tmp_path / "out", formats=["openvino"], input_shape=(1, 3, 12, 8))
     (tmp_path / "file").write_text("")
     monkeypatch.undo()
     with pytest.raises(OutputError, match="must be a folder"):
-        export(net, tmp_path / "file", formats=["safetensors"], input_shape=(3, 12, 8))
+        export(net, tmp_path / "file", formats=["safetensors"], input_shape=(1, 3, 12, 8))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

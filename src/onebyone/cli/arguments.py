@@ -227,15 +227,11 @@ def device_of(text: str | None) -> str:
     """
     import torch
 
+    from onebyone.sites import as_device
+
     if text is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(text)
-    except RuntimeError as error:
-        raise OptionError(f"--device must be cpu or cuda, got {text!r}.") from error
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError("--device cuda needs a CUDA device, but torch sees none: use cpu.")
-    return text
+    return str(as_device(text))
 
 
 def runtimes_of(names: list[str] | None) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   onebyone export runs/small --format onnx --format pt2 --out exports/small
   onebyone export torchvision:resnet18 --weights r18.safetensors --format openvino --out r18
-  onebyone export net.py:make --input-shape 3,64,64 --format safetensors --out exports/net
+  onebyone export net.py:make --input-shape 1,3,64,64 --format safetensors --out exports/net
 """
 # What a check runs on: a run's own data where it is at hand, and few of it.
 EXAMPLES = 64
@@ -42,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="DATA", help="real inputs to check on (a run's own data, else random)"
     )
     parser.add_argument(
-        "--input-shape", type=shape, metavar="C,H,W", help="shape of one input, without the batch"
+        "--input-shape",
+        type=shape,
+        metavar="N,C,H,W",
+        help="shape of an input, batch first; the file's batch is free",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for the files")
     add_json(parser)
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         data = load_data(args.data, limit=EXAMPLES)
     elif record is not None:
         data = _own_data(record)
-    size = args.input_shape or loaded.input_shape
+    size = args.input_shape[1:] if args.input_shape else loaded.input_shape
     if size is None and data is None:
         raise OptionError(f"The input shape of {args.model} is not known: give --input-shape.")
     with progress("export"):
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
             args.out,
             formats=args.format or ["onnx"],
             data=data,
-            input_shape=size,
+            input_shape=None if size is None else (1, *size),
             preprocessing=None if data is not None else _preprocessing(loaded, args.model, size),
             plan=None if record is None else record.plan,
             name=loaded.source.name,

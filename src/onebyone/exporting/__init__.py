@@ -64,7 +64,8 @@ def export(
         formats: ``safetensors`` (weights alone), ``onnx``, ``pt2``, ``openvino``, ``executorch``.
         data: Real inputs to compare on: an :class:`onebyone.data.Data`, of which the test part is
             taken, a split, or a tensor ``(n, …)``; random ones by default.
-        input_shape: Shape of one input, without the batch; needed where there is no data.
+        input_shape: Shape of an input with the batch in front, needed where there is no data; the
+            batch of the file is free all the same.
         preprocessing: How pictures become inputs; what the data says, by default.
         plan: Written beside the weights.
         name: What to call the network; its class by default.
@@ -76,7 +77,8 @@ def export(
         ExportError: If a file cannot be written, or gives other outputs; nothing is then left.
         OutputError: If the folder cannot be written.
     """
-    chosen = [_find_format(item) for item in dict.fromkeys(formats)]
+    asked = (formats,) if isinstance(formats, str) else formats
+    chosen = [_find_format(item) for item in dict.fromkeys(asked)]
     if not chosen:
         raise OptionError(f"`formats` must name at least one of {', '.join(FORMATS)}, got none.")
     model = as_network(model)
@@ -118,8 +120,9 @@ def _inputs(
     if data is None:
         if input_shape is None:
             raise OptionError("`input_shape` must be given where there is no data, got None.")
-        shape = (CHECKED, *input_shape)
-        return example_input(shape, dtype=dtype), f"{CHECKED} random inputs"
+        example = example_input(input_shape, dtype=dtype)
+        inputs = example_input((CHECKED, *example.shape[1:]), dtype=dtype)
+        return inputs, f"{CHECKED} random inputs"
     split = data.test if isinstance(data, Data) else as_split(data)
     images, _ = next(iter(split.batches(CHECKED)))
     of = f" of {data.name}" if isinstance(data, Data) else ""

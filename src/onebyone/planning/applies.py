@@ -117,6 +117,18 @@ def is_site(layer: LayerCost, module: nn.Module) -> bool:
     return bool(layer.macs) or computes
 
 
+def left_alone(network: nn.Module, names: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of modules to leave alone, each checked to be there.
+
+    Raises:
+        OptionError: If the network has no module of a name: it would be rewritten all the same.
+    """
+    asked = (names,) if isinstance(names, str) else tuple(names)
+    for name in asked:
+        module_at(network, name)
+    return asked
+
+
 def reasons(
     network: nn.Module, inputs: Inputs, costs: LayerCosts, leave: Sequence[str] = ()
 ) -> dict[str, str]:

@@ -83,9 +83,23 @@ def counted_budgets(texts: str | Iterable[str], before: Cost) -> tuple[Budget, .
     return parse_budgets(words, before) if words else ()
 
 
+def budget_texts(given: object) -> list[str]:
+    """Return one text, or several, as a list.
+
+    Raises:
+        BudgetError: If it is neither.
+    """
+    parts = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    texts: list[str] = []
+    for part in parts:
+        if not isinstance(part, str):
+            raise BudgetError(f"A budget must be a text, such as {EXAMPLES}; got {part!r}.")
+        texts.append(part)
+    return texts
+
+
 def _words(texts: str | Iterable[str]) -> list[str]:
-    parts = [texts] if isinstance(texts, str) else list(texts)
-    return [word for part in parts for word in part.split(",")]
+    return [word for part in budget_texts(texts) for word in part.split(",")]
 
 
 def _parse(text: str, totals: Mapping[Quantity, float | None]) -> Budget:
@@ -110,5 +124,7 @@ def _parse(text: str, totals: Mapping[Quantity, float | None]) -> Budget:
         number = share * total if quantity == "latency" else round(share * total)
     assert number is not None
     if number <= 0:
-        raise BudgetError(f"A budget must be above zero, got {text!r}.")
+        raise BudgetError(
+            f"A budget must be above zero, got {text!r}. A share is given in percent: `{name}=50%`."
+        )
     return Budget(quantity=quantity, limit=number, asked=text)

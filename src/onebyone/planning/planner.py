@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from onebyone.calibration import CalibrationData, as_calibration
 from onebyone.errors import BudgetError, OptionError
-from onebyone.planning.budget import check_budgets, counted_budgets, parse_budgets
+from onebyone.planning.applies import left_alone
+from onebyone.planning.budget import budget_texts, check_budgets, counted_budgets, parse_budgets
 from onebyone.planning.deployed import Deployed, deployment_of, is_shown_faster
 from onebyone.planning.front import front_of
 from onebyone.planning.memory import memory_bytes, within_memory
@@ -105,7 +106,7 @@ def plan(
         MissingExtraError: If the runtime is not installed.
         OptionError: If another option cannot be obeyed.
     """
-    texts = [budget] if isinstance(budget, str) else list(budget)
+    texts = budget_texts(budget)
     bounded = check_budgets(texts)  # a typing error should not wait for a survey
     if runtime is None and (fastest or "latency" in bounded):
         runtime = "eager"
@@ -173,6 +174,7 @@ class Planner:
             raise OptionError(f"`head` must be one of {', '.join(HEAD_CHOICES)}, got {head!r}.")
         model = as_network(model)
         check_finite(model)
+        leave = left_alone(model, leave)
         deployment = None
         if runtime is not None:
             deployment = deployment_of(runtime, device=device, batch=batch, num_threads=num_threads)

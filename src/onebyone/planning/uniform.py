@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from onebyone.errors import OptionError, UnknownNameError
-from onebyone.planning.applies import is_site, reasons
+from onebyone.planning.applies import is_site, left_alone, reasons
 from onebyone.profiling import as_inputs
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import Cost, LayerCost, LeftAlone, Option, Plan, Settings
@@ -62,8 +62,7 @@ def uniform_plan(
     if form not in ("auto", *PREFERRED):
         raise UnknownNameError("form", form, ("auto", *PREFERRED))
     model = as_network(model)
-    for left in leave:
-        module_at(model, left)
+    leave = left_alone(model, leave)
     example = as_inputs(model, inputs)
     costs = trace_layers(model, example)
     why = reasons(model, example, costs, leave)

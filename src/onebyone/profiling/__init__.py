@@ -13,7 +13,7 @@ from onebyone.profiling.latency import interleave, threads
 from onebyone.profiling.trace import time_layers, trace_layers
 from onebyone.records import Profile, Timing
 from onebyone.runtimes import describe_machine, find_runtime
-from onebyone.sites import Inputs, as_network
+from onebyone.sites import Inputs, as_device, as_network
 
 __all__ = ["as_inputs", "example_input", "profile"]
 
@@ -24,12 +24,23 @@ def example_input(
     """Return a standard normal input of that shape, batch included.
 
     Raises:
-        OptionError: If a size is not positive.
+        OptionError: If a size is no positive int, or there is no such device.
     """
-    if not shape or any(size < 1 for size in shape):
-        raise OptionError(f"`input_shape` must be positive sizes, batch included, got {shape}.")
+    given: object = shape
+    sizes: Sequence[object] = given if isinstance(given, tuple | list) else ()
+    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise OptionError(
+            "`input_shape` must be positive sizes with the batch in front, such as "
+            f"(1, 3, 224, 224), got {_in_short(shape)}."
+        )
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=dtype).to(device)
+    return torch.randn(tuple(shape), generator=generator, dtype=dtype).to(as_device(device))
+
+
+def _in_short(shape: object) -> str:
+    if isinstance(shape, Tensor):
+        return f"a tensor of shape {tuple(shape.shape)}"
+    return repr(shape)
 
 
 def as_inputs(model: nn.Module, inputs: Inputs | tuple[int, ...]) -> Inputs:
@@ -73,7 +84,7 @@ def profile(
         rounds: Timed rounds of the whole network.
 
     Raises:
-        OptionError: If the shape is not positive sizes.
+        OptionError: If the shape is not positive sizes, or there is no such device.
         ModelError: If the network cannot be run on that shape.
     """
     model = as_network(model, scripted=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,19 +49,19 @@ GRAPH_REWRITES = ("fold", "deepen")
 _LAYERWISE = "layerwise"
 
 
-def restructure(model: nn.Module, plan: Plan) -> nn.Module:
+def restructure(model: nn.Module, plan: Plan | str | Path) -> nn.Module:
     """Return a copy of a network with the structure that a plan gives, but not its weights.
 
     For weights that are loaded afterwards. See :func:`apply` for the weights.
 
     Args:
         model: Not modified.
-        plan: Read for ``site``, ``rewrite`` and ``settings`` of its choices.
+        plan: Read for ``site``, ``rewrite`` and ``settings`` of its choices; or the file of one.
 
     Raises:
         PlanError: If the plan does not fit the network.
     """
-    model = as_network(model)
+    model, plan = as_network(model), _as_plan(plan)
     network = copy_network(model)
     example = _example(model, plan)
     with seeded(0, example.device):  # fresh weights
@@ -77,7 +78,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
 @float32_in("float32")
 def apply(
     model: nn.Module,
-    plan: Plan,
+    plan: Plan | str | Path,
     calibration: object,
     *,
     device: str = "cpu",
@@ -90,7 +91,8 @@ def apply(
 
     Args:
         model: Not modified.
-        plan: Read for ``site``, ``rewrite`` and ``settings`` of its choices; may be edited by hand.
+        plan: Read for ``site``, ``rewrite`` and ``settings`` of its choices; or the file of one,
+            which may be edited by hand.
         calibration: Unlabelled inputs: a tensor ``(n, …)``, a split, a torch data set or loader.
             ``None``: the weights come from the kernels alone, which is far less accurate.
         device: Where the passes over the data run. The result is on the network's own device.
@@ -103,7 +105,7 @@ def apply(
         PlanError: If the plan does not fit the network.
         DataError: If the calibration data is empty or of an unknown form.
     """
-    model = as_network(model)
+    model, plan = as_network(model), _as_plan(plan)
     data = None
     if calibration is not None:
         data = as_calibration(calibration, device=device, dtype=floating_type(model))
@@ -155,6 +157,17 @@ def _regraphed(
     if options[0].rewrite == "fold":
         return fold.rewrite_all(network, example, options, structure_only=structure_only)
     return deepen.rewrite_all(network, example, options)
+
+
+def _as_plan(plan: Plan | str | Path) -> Plan:
+    if isinstance(plan, str | Path):
+        return Plan.load(plan)
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"A plan must be a Plan or the file of one, got {type(plan).__name__}. Make it by "
+            "`onebyone.plan`."
+        )
+    return plan
 
 
 def _example(model: nn.Module, plan: Plan) -> Tensor:
