@@ -254,14 +254,17 @@ def test_without_labels_the_line_says_where_the_networks_agree(trained, digits, 
     assert "accuracy" not in page.partition('<section id="conditions"')[0].partition("<body")[2]
 
 
-def test_what_cannot_be_scored_is_refused_before_anything_is_measured(trained, digits):
+def test_what_cannot_be_scored_is_refused_before_there_is_a_folder(trained, digits, tmp_path):
     def stopped(*_):
         raise AssertionError("something was measured")
 
     images, labels = next(iter(digits.test.batches(300)))
     original = load_source(trained).model
     with pytest.raises(DataError, match="Labels must be from 0 to 9"):
-        obo.shrink(original, (images, labels + 1), budget="macs=50%", progress=stopped)
+        obo.shrink(
+            original, (images, labels + 1), budget="macs=50%", progress=stopped, out=tmp_path / "no"
+        )
+    assert not (tmp_path / "no").exists()
 
 
 def test_labels_take_their_share_of_the_distilling(trained, shrunk, digits):

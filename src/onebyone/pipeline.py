@@ -314,10 +314,10 @@ def shrink_loaded(
         # A typing error should not leave a folder behind; an iterator can be read only once.
         check_budgets(settings.budget)
     examples = _data(data, settings.seed)
-    line = _start(source, examples, settings)
     original = evaluation_copy(network, device="cpu")
+    check_scorable(original, examples.test, metric=settings.metric)
+    line = _start(source, examples, settings)
     with line.stage("profile"):
-        check_scorable(original, examples.test, **line.scoring)
         line.keep(profile_before=line.profile(original))
     calibration = drawn_for(
         original,
