@@ -2,7 +2,7 @@
 
     python -m venv peers
     peers/bin/pip install '.[onnx]' fasterai tensorly tensorly-torch torch-pruning aimet-torch
-    peers/bin/python benchmarks/peers.py resnet20 --macs 50 --epochs 2
+    peers/bin/python benchmarks/peers.py resnet20 --macs 50 --epochs 5
     peers/bin/python benchmarks/peers.py resnet20 --macs 60 50 --equal-divergence
     peers/bin/python benchmarks/peers.py --only-table --table docs/peers.md
 
