@@ -245,7 +245,6 @@ class Pictures(Items):
         return Image.new("RGB", (5, 4)), 0
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
@@ -254,9 +253,9 @@ class Pictures(Items):
         (Pictures(), r"found <class 'PIL.Image.Image'>. Add a transform such as .*ToTensor"),
     ],
 )
-def test_what_a_data_set_raises_is_said_to_be_its_own(dataset, message, workers):
+def test_what_a_data_set_raises_is_said_to_be_its_own(dataset, message):
     with pytest.raises(DataError, match=message):
-        list(DatasetSplit(dataset, workers=workers).take(9).batches(4))
+        list(DatasetSplit(dataset).take(9).batches(4))
 
 
 def test_held_out_parts_are_disjoint_and_complete_and_proportional():
