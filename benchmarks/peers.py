@@ -38,7 +38,7 @@ import onebyone
 from onebyone import apply, distill
 from onebyone.calibration import CalibrationData
 from onebyone.errors import OneByOneError
-from onebyone.evaluation import Scores, agreement, paired_difference, score
+from onebyone.evaluation import agreeing, agreement, paired_difference, score
 from onebyone.planning import Planner
 from onebyone.profiling.latency import interleave, threads
 from onebyone.records import Difference, write_text
@@ -233,17 +233,18 @@ class Bench:
             return
         pair = [self.original, made.model]
         path = self._path(share, OURS, epochs)
-        ours = [self.made(share, OURS, None, epochs=epochs).model] if path.exists() else []
-        both = [*pair, *(ours if by != OURS else [])]
+        beside = by != OURS and path.exists()
+        both = [*pair, self.made(share, OURS, None, epochs=epochs).model] if beside else pair
         test = score(both, self.data.test, metric=self.subject.metric)
         unused = score(both, self.held_out, metric=self.subject.metric)
         change = paired_difference(*test.each[:2])
         same, unused_same = agreement(*test.each[:2]), agreement(*unused.each[:2])
         less, less_same = None, None
-        if len(both) == 3:
+        if beside:
             less = _interval(paired_difference(test.each[2], test.each[1]))
-            alike = [_agreeing(unused.each[0], unused.each[i]) for i in (2, 1)]
-            less_same = _interval(paired_difference(*alike)) if same is not None else None
+            ours, theirs = (agreeing(unused.each[0], unused.each[i]) for i in (2, 1))
+            if ours is not None and theirs is not None:
+                less_same = _interval(paired_difference(ours, theirs))
         macs = [count_macs(network, self.task.example) for network in pair]
         params = [sum(p.numel() for p in network.parameters()) for network in pair]
         faster, apart = (None, None)
@@ -320,14 +321,6 @@ class Bench:
 
 def _interval(difference: Difference) -> Interval:
     return difference.value, difference.low, difference.high
-
-
-def _agreeing(reference: Scores, other: Scores) -> Scores:
-    """Return for each example whether the two predict the same."""
-    assert reference.predictions is not None
-    assert other.predictions is not None
-    same = reference.predictions == other.predictions
-    return Scores("agreement", same.astype(float))
 
 
 # ---------------------------------------------------------------- results

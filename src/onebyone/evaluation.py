@@ -77,6 +77,11 @@ def is_classifier_output(outputs: Tensor) -> bool:
     return outputs.ndim == 2 and outputs.shape[1] > 1
 
 
+def is_unlabelled(targets: Tensor) -> bool:
+    """Whether a batch has no targets: a split then gives ``(batch, 0)``."""
+    return targets.ndim == 2 and targets.shape[1] == 0
+
+
 def divergence(reference: Tensor, outputs: Tensor) -> Tensor:
     """Return how far outputs are from the reference's, an example each, shape ``(batch,)``.
 
@@ -260,8 +265,8 @@ def score(
                     reference = outputs
                     if metric == "accuracy":
                         name, targets = _classes(outputs, targets)  # noqa: PLW2901
-                    if metric == "accuracy" and not done:
-                        check_labels(outputs, getattr(split, "targets", None))
+                        if not done:
+                            check_labels(outputs, getattr(split, "targets", None))
                 parts[index].append(_batch_scores(outputs, targets, name, function))
                 apart[index].append(divergence(reference, outputs).double().cpu().numpy())
             done += len(inputs)
@@ -314,7 +319,7 @@ def _classes(outputs: Tensor, targets: Tensor) -> tuple[str, Tensor]:
 
     Without labels they are those that the network predicts, to be agreed with.
     """
-    unlabelled = targets.ndim == 2 and targets.shape[1] == 0
+    unlabelled = is_unlabelled(targets)
     if not is_classifier_output(outputs):
         has = "no targets" if unlabelled else f"targets of shape {tuple(targets.shape)}"
         raise OptionError(
@@ -450,10 +455,16 @@ def expected_calibration_error(
 
 def agreement(first: Scores, second: Scores) -> Metric | None:
     """Return the share of examples with the same prediction; ``None`` unless classifiers."""
+    same = agreeing(first, second)
+    return None if same is None else same.summary()
+
+
+def agreeing(first: Scores, second: Scores) -> Scores | None:
+    """Return for each example whether the two predict the same; ``None`` unless classifiers."""
     if first.predictions is None or second.predictions is None:
         return None
     same = (first.predictions == second.predictions).astype(np.float64)
-    return summarize("agreement", same)
+    return Scores(AGREEMENT, same)
 
 
 def paired_difference(before: Scores, after: Scores) -> Difference:

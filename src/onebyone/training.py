@@ -34,6 +34,7 @@ from onebyone.evaluation import (
     feature_error,
     find_metric,
     is_classifier_output,
+    is_unlabelled,
     one_tensor,
     softened_divergence,
 )
@@ -803,7 +804,7 @@ def _check_classes(job: _Job) -> None:
 def _label_loss(
     outputs: Tensor, targets: Tensor, *, loss: Loss | None, label_smoothing: float
 ) -> Tensor:
-    if _unlabelled(targets):
+    if is_unlabelled(targets):
         raise DataError(
             "Training on labels needs targets, and the data has none. Give (inputs, targets), "
             "or distil from a teacher."
@@ -837,10 +838,6 @@ def _imitation(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     if not is_classifier_output(wanted):
         return F.mse_loss(outputs, wanted)
     return softened_divergence(wanted, outputs, temperature)
-
-
-def _unlabelled(targets: Tensor) -> bool:
-    return targets.ndim == 2 and targets.shape[1] == 0
 
 
 # ---------------------------------------------------------------- epochs
@@ -1073,7 +1070,7 @@ def _validation(job: _Job) -> _Score | None:
     if split is None:
         return None
     inputs, targets = next(iter(split.batches(min(2, len(split)), device=job.device)))
-    agrees = job.teacher is not None and _unlabelled(targets)
+    agrees = job.teacher is not None and is_unlabelled(targets)
     if metric is not None and not (agrees and metric == "accuracy"):
         return _Score(find_metric(metric)[0], split, metric)
     job.student.eval()

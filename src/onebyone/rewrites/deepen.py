@@ -238,7 +238,7 @@ def _places_of_functions(scene: _Scene) -> Iterator[_Place | LeftAlone]:
     for value in scene.neighbours.values:
         operation = value.operation or ""
         is_module = value.module is not None and scene.activation_of(value.module) is not None
-        if operation.removesuffix("_") in _OPERATIONS and not is_module:
+        if operation in ACTIVATION_OPERATIONS and not is_module:
             waiting[operation, value.module or ""] += 1
     for place, layer in scene.layers.items():
         reader = scene.reader(place)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onebyone.neighbours import Neighbours, find_neighbours
 from onebyone.rewrites.deepen import ACTIVATION_OPERATIONS
-from onebyone.rewrites.merging import affine_of
+from onebyone.rewrites.merging import with_affine
 from onebyone.sites import has_hooks, hooks_removed, module_at, run
 
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
@@ -142,12 +142,8 @@ def take_in(network: nn.Module, added: tuple[AddedNorm, ...]) -> None:
         added: What :func:`add_norms` returned.
     """
     for each in added:
-        conv: Any = module_at(network, each.site)
-        scale, shift = (part.to(conv.weight.device) for part in affine_of(_norm_of(network, each)))
-        with torch.no_grad():
-            weight = conv.weight.double() * scale.view(-1, *[1] * (conv.weight.ndim - 1))
-            conv.bias.copy_(conv.bias.double() * scale + shift)
-            conv.weight.copy_(weight)
+        conv = module_at(network, each.site)
+        with_affine(conv, _norm_of(network, each), before=True)
         each.handle.remove()
         delattr(conv, _CHILD)
 
