@@ -2,6 +2,7 @@
 
 import copy
 import time
+from functools import partial
 
 import pytest
 import timm
@@ -16,11 +17,20 @@ from onebyone.runtimes.packing import pack
 
 
 @pytest.fixture(autouse=True)
-def products(request, monkeypatch):
+def way(request, monkeypatch):
     """Which kernels win is measured; a test says which, to be the same everywhere."""
-    wins = getattr(request, "param", False)
-    monkeypatch.setattr(fusing, "_is_faster", lambda first, second: (first(), second(), wins)[2])
+    wins = getattr(request, "param", "packed")
+
+    def fastest(ways):
+        for function in ways.values():
+            function()
+        return wins if wins in ways else "packed"
+
+    monkeypatch.setattr(fusing, "_fastest", fastest)
     return wins
+
+
+packed_or_rows = pytest.mark.parametrize("way", ["packed", "rows"], indirect=True)
 
 
 def randomize(net, seed=0):
@@ -68,11 +78,32 @@ LEFT_AS_THEY_ARE = [
 ]
 
 
+@packed_or_rows
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_convolution_alone_is_packed_and_the_same(options, batch):
+def test_a_convolution_alone_is_packed_and_the_same(options, batch, way):
     torch.manual_seed(0)
-    assert_same(nn.Conv2d(8, 12, **options).eval(), torch.randn(batch, 8, 13, 9), packed=1)
+    x = torch.randn(batch, 8, 13, 9)
+    done = assert_same(nn.Conv2d(8, 12, **options).eval(), x, packed=1)
+    assert done.rows == (way == "rows" and options == {"kernel_size": 1})
+
+
+@packed_or_rows
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (13, 9)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_pointwise_convolution_of_maps_of_any_size_is_the_same(size, batch, dtype, way):
+    """A map of one pixel or one row has strides that say two things."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 12, 1, bias=False), nn.SiLU(), nn.Conv2d(12, 7, 1), nn.ReLU())
+    net, x = net.eval(), torch.randn(batch, 8, *size)
+    packed, done = pack(net.to(dtype), x.to(dtype))
+    assert done.rows == (2 if way == "rows" else 0)
+    with torch.inference_mode():
+        outputs = packed(x.to(dtype))
+    assert outputs.is_contiguous(memory_format=torch.channels_last)
+    allowed = 2e-5 if dtype == torch.float32 else 0.05
+    assert difference(outputs_of(net.float()(x)), outputs_of(outputs)).relative < allowed
 
 
 @pytest.mark.parametrize("options", LEFT_AS_THEY_ARE, ids=str)
@@ -98,17 +129,22 @@ ACTIVATIONS = [
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
-@pytest.mark.parametrize("layer", ["convolution", "linear"])
-def test_an_activation_is_fused_and_the_same(activation, layer):
+@pytest.mark.parametrize(
+    ("layer", "way"),
+    [("linear", "packed"), ("3×3", "packed"), ("1×1", "packed"), ("1×1", "rows")],
+    indirect=["way"],
+)
+def test_an_activation_is_fused_and_the_same(activation, layer, way):
     torch.manual_seed(0)
     if layer == "linear":
         net, x = nn.Sequential(nn.Linear(8, 12), activation), torch.randn(3, 8)
     else:
-        net = nn.Sequential(nn.Conv2d(8, 12, 3, bias=False), nn.BatchNorm2d(12), activation)
-        x = torch.randn(3, 8, 9, 7)
+        conv = nn.Conv2d(8, 12, int(layer[0]), bias=False)
+        net, x = nn.Sequential(conv, nn.BatchNorm2d(12), activation), torch.randn(3, 8, 9, 7)
     done = assert_same(randomize(net), x, packed=1)
     assert done.activations == 1
-    assert done.folded == (layer == "convolution")
+    assert done.folded == (layer != "linear")
+    assert done.rows == (way == "rows")
 
 
 class Residual(nn.Module):
@@ -173,8 +209,9 @@ SPELLINGS = {
 FUSED = {"operator", "bottleneck", "in place", "method", "torch.add", "two branches", "used again"}
 
 
+@packed_or_rows
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_sum_of_branches_is_the_same_in_every_spelling(spelling):
+def test_a_sum_of_branches_is_the_same_in_every_spelling(spelling, way):
     torch.manual_seed(0)
     net = Residual(spelling).eval()
     x = torch.randn(2, 6, 9, 7)
@@ -200,10 +237,10 @@ def test_a_sum_in_place_is_only_written_where_nothing_reads_the_branch_any_more(
         assert not any("pointwise_.binary" in target for target in targets(spelling)), spelling
 
 
-@pytest.mark.parametrize("products", [True], indirect=True)
+@pytest.mark.parametrize("way", ["plain"], indirect=True)
 @pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), nn.Sigmoid()], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_layers_that_are_faster_unpacked_are_the_same(products, activation, bias, monkeypatch):
+def test_layers_that_are_faster_unpacked_are_the_same(way, activation, bias, monkeypatch):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(8, 12, 1, bias=bias),
@@ -224,14 +261,22 @@ def test_layers_that_are_faster_unpacked_are_the_same(products, activation, bias
     assert assert_same(residual, torch.randn(2, 6, 9, 7)).additions == 1
 
 
-def test_the_faster_of_two_is_found(monkeypatch):
+def test_the_fastest_way_is_found(monkeypatch):
     monkeypatch.undo()
-    quick, slow = lambda: time.sleep(0.001), lambda: time.sleep(0.005)
-    assert fusing._is_faster(quick, slow)
-    assert not fusing._is_faster(slow, quick)
+
+    def found(**milliseconds):
+        return fusing._fastest(
+            {way: partial(time.sleep, each / 1000) for way, each in milliseconds.items()}
+        )
+
+    assert found(packed=1, rows=5, plain=5) == "packed"
+    assert found(packed=5, rows=1, plain=5) == "rows"
+    assert found(packed=5, rows=5, plain=1) == "plain"
+    assert found(packed=5, plain=1) == "plain"
+    assert found(packed=1) == "packed"
     clock = iter(range(10**6))
     monkeypatch.setattr(fusing.time, "perf_counter_ns", lambda: next(clock))
-    assert not fusing._is_faster(quick, quick)  # a tie is not clearly faster
+    assert found(packed=0, rows=0, plain=0) == "packed"  # ties change nothing
 
 
 class Branching(nn.Module):

@@ -6,10 +6,10 @@ import inspect
 import math
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,11 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 # Below this a call's fixed cost counts: oneDNN's of some tens of microseconds is paid by few.
 SMALL_MACS = 4_000_000
-TRIALS = 3
-CLEARLY = 0.95  # another kernel must be faster by this much to be preferred
+TRIALS = 4
+Way = Literal["packed", "rows", "plain"]
+# What a layer can be instead of a packed convolution, and what share of the time it may take to be
+# preferred: rows are packed and fused as well, the others are not.
+RATHER: dict[Way, float] = {"rows": 0.98, "plain": 0.95}
 
 
 @dataclass
@@ -72,21 +75,24 @@ class Packing:
         folded: Batch norms folded into them.
         activations: Activations fused into them.
         additions: Additions of two branches fused into them.
+        rows: Pointwise convolutions that are packed as linear layers of the pixels.
         products: Pointwise and linear layers left to the BLAS library, and small layers left as
             they are, which was faster.
-        measured: Whether it was, by what decides it.
+        measured: What was fastest, by what decides it.
     """
 
     packed: int = 0
     folded: int = 0
     activations: int = 0
     additions: int = 0
+    rows: int = 0
     products: int = 0
-    measured: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    measured: dict[tuple[Any, ...], Way] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
-            f"{self.packed} layers packed, {self.folded} batch norms folded, "
+            f"{self.packed} layers packed, {self.rows} of them 1×1 as products of rows, "
+            f"{self.folded} batch norms folded, "
             f"{self.activations} activations and {self.additions} additions fused, "
             f"{self.products} layers faster unpacked"
         )
@@ -113,10 +119,11 @@ def fuse(graph: fx.GraphModule, done: Packing) -> nn.Module:
             steps = _steps(graph, node, order, mutating)
             if steps is None:
                 continue
-            if _product_wins(graph, steps, done):
+            way = _way(graph, steps, done)
+            if way == "plain":
                 taken |= _emit_product(graph, steps, done)
             else:
-                taken |= _emit(graph, steps, done)
+                taken |= _emit(graph, steps, done, way)
     # Only what was replaced: a step in place may have no reader, and yet change what others read.
     for node in reversed(list(graph.graph.nodes)):
         if node in taken:
@@ -343,6 +350,28 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
+def rows(x: Tensor, weight: Tensor, bias: Tensor | None, *unary: Any) -> Tensor:
+    """Return a pointwise convolution and an activation as oneDNN's linear layer of the pixels.
+
+    Args:
+        x: As for :func:`product`.
+        weight: Packed by oneDNN.
+        bias: As for :func:`product`.
+        unary: The activation, as oneDNN has it.
+    """
+    y: Tensor = _LINEAR(x.permute(0, 2, 3, 1), weight, bias, *unary)
+    return y.permute(0, 3, 1, 2)
+
+
+def rows_added(
+    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None, relu: str | None
+) -> Tensor:
+    """Return :func:`rows` and another branch's values, added; ``other`` is not modified."""
+    # oneDNN's own sum with a linear layer takes several times as long.
+    y = rows(x, weight, bias, *NO_ACTIVATION).add_(other)
+    return y if relu is None else y.relu_()
+
+
 def _is_product(layer: nn.Conv2d | nn.Linear) -> bool:
     if isinstance(layer, nn.Linear):
         return True
@@ -355,38 +384,81 @@ def _macs(layer: nn.Conv2d | nn.Linear, node: fx.Node) -> int:
     return outputs * layer.weight[0].numel()
 
 
-def _product_wins(graph: fx.GraphModule, steps: _Steps, done: Packing) -> bool:
-    """Time a layer both ways: which is faster depends on the processor and on the shape.
+def _way(graph: fx.GraphModule, steps: _Steps, done: Packing) -> Way:
+    """Time a layer in the ways that it can be done: the processor and the shape decide.
 
     oneDNN costs 20 µs or so a call more than the BLAS library, and on some processors it is
-    no faster in the product itself.
+    no faster in the product itself. Of its own two kernels for 1×1, that for linear layers is the
+    faster more often than not.
     """
     layer, source = steps.layer, steps.nodes[0].args[0]
     assert isinstance(source, fx.Node)
     shape = _shape(source)
-    if steps.other is not None or shape is None:
-        return False
-    if not _is_product(layer) and _macs(layer, steps.nodes[0]) > SMALL_MACS:
-        return False
+    small = _macs(layer, steps.nodes[0]) <= SMALL_MACS
+    if shape is None or not (_is_product(layer) or (small and steps.other is None)):
+        return "packed"
     kind = _geometry(layer) if isinstance(layer, nn.Conv2d) else None
-    key = (str(kind), shape, layer.weight.shape, layer.bias is None, steps.unary[0])
+    adds = steps.other is not None
+    key = (str(kind), shape, layer.weight.shape, layer.bias is None, steps.unary[0], adds)
     if key not in done.measured:
         x = torch.ones(shape, dtype=layer.weight.dtype)
         if x.ndim == 4 and isinstance(layer, nn.Conv2d):
             x = x.contiguous(memory_format=torch.channels_last)
-        fused, plain = _fused_call(layer, x, steps.unary), _plain_call(graph, layer, x, steps)
-        done.measured[key] = _is_faster(plain, fused)
+        done.measured[key] = _fastest(_ways(graph, layer, x, steps))
     return done.measured[key]
 
 
-def _fused_call(layer: nn.Conv2d | nn.Linear, x: Tensor, unary: Unary) -> Callable[[], Tensor]:
+def _ways(
+    graph: fx.GraphModule, layer: nn.Conv2d | nn.Linear, x: Tensor, steps: _Steps
+) -> dict[Way, Callable[[], Tensor]]:
+    other = None
+    if steps.other is not None:
+        other = torch.ones(_shape(steps.other) or (), dtype=x.dtype)
+        other = other.contiguous(memory_format=torch.channels_last)
+    ways: dict[Way, Callable[[], Tensor]] = {"packed": _fused_call(layer, x, other, steps.unary)}
+    if isinstance(layer, nn.Conv2d) and _is_product(layer):
+        ways["rows"] = _rows_call(layer, x, other, steps.unary)
+    if other is None:
+        ways["plain"] = _plain_call(graph, layer, x, steps)
+    return ways
+
+
+def _fused_call(
+    layer: nn.Conv2d | nn.Linear, x: Tensor, other: Tensor | None, unary: Unary
+) -> Callable[[], Tensor]:
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if isinstance(layer, nn.Linear):
         packed = _OPS._reorder_linear_weight(weight, None)  # noqa: SLF001
         return lambda: _LINEAR(x, packed, bias, *unary)
     geometry = _geometry(layer)
     packed = _OPS._reorder_convolution_weight(weight, *geometry, list(x.shape))  # noqa: SLF001
-    return lambda: _CONVOLUTION(x, packed, bias, *geometry, *unary)
+    if other is None:
+        return lambda: _CONVOLUTION(x, packed, bias, *geometry, *unary)
+    return lambda: _CONVOLUTION_ADD_(other, x, packed, bias, *geometry, *_added(unary))
+
+
+def _rows_call(
+    layer: nn.Conv2d, x: Tensor, other: Tensor | None, unary: Unary
+) -> Callable[[], Tensor]:
+    packed, bias = _packed_rows(layer), None if layer.bias is None else layer.bias.detach()
+    if other is None:
+        return lambda: rows(x, packed, bias, *unary)
+    return lambda: rows_added(x, other, packed, bias, _relu_or_none(unary))
+
+
+def _packed_rows(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    weight = layer.weight.detach().flatten(1)
+    packed: Tensor = _OPS._reorder_linear_weight(weight, None)  # noqa: SLF001
+    return packed
+
+
+def _added(unary: Unary) -> tuple[Any, ...]:
+    """Return how oneDNN is told to add another branch, and what follows."""
+    return ("add", 1.0, _relu_or_none(unary), [], None)
+
+
+def _relu_or_none(unary: Unary) -> str | None:
+    return None if unary is NO_ACTIVATION else unary[0]
 
 
 def _plain_call(
@@ -409,15 +481,20 @@ def _plain_call(
     return lambda: step(multiply(), **keywords)
 
 
-def _is_faster(first: Callable[[], Tensor], second: Callable[[], Tensor]) -> bool:
-    times: tuple[list[int], list[int]] = ([], [])
+def _fastest(ways: Mapping[Way, Callable[[], Tensor]]) -> Way:
+    times: dict[Way, list[int]] = {way: [] for way in ways}
     for _ in range(TRIALS + 1):
-        for function, kept in zip((first, second), times, strict=True):
+        for way, function in ways.items():
             started = time.perf_counter_ns()
             function()
-            kept.append(time.perf_counter_ns() - started)
+            times[way].append(time.perf_counter_ns() - started)
     # The least of a few, the first of all apart: a neighbor can only make a call slower.
-    return min(times[0][1:]) < CLEARLY * min(times[1][1:])
+    least = {way: min(each[1:]) for way, each in times.items()}
+    best: Way = "packed"
+    for way, share in RATHER.items():
+        if way in least and least[way] < share * least[best]:
+            best = way
+    return best
 
 
 def _emit_product(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
@@ -441,7 +518,7 @@ def _geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
     return padding, list(layer.stride), list(layer.dilation), layer.groups
 
 
-def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
+def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing, way: Way) -> set[fx.Node]:
     """Put one call in the place of the last of the steps; return the nodes that it replaces."""
     first, last = steps.nodes[0], steps.nodes[-1]
     source = first.args[0]
@@ -449,18 +526,28 @@ def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
     layer = steps.layer
     with graph.graph.inserting_before(last):
         bias = None if layer.bias is None else _keep(graph, first, "bias", layer.bias.detach())
-        if isinstance(layer, nn.Linear):
-            packed = _OPS._reorder_linear_weight(layer.weight.detach(), None)  # noqa: SLF001
-            weight = _keep(graph, first, "weight", packed)
-            new = graph.graph.call_function(_LINEAR, (source, weight, bias, *steps.unary))
+        if isinstance(layer, nn.Linear) or way == "rows":
+            new = _emit_rows(graph, steps, source, bias)
         else:
             new = _emit_convolution(graph, steps, layer, source, bias)
     new.meta = {**last.meta, "packed": True}
     last.replace_all_uses_with(new)
     done.packed += 1
+    done.rows += way == "rows"
     done.additions += steps.other is not None
     done.activations += steps.unary is not NO_ACTIVATION
     return set(steps.nodes)
+
+
+def _emit_rows(
+    graph: fx.GraphModule, steps: _Steps, source: fx.Node, bias: fx.Node | None
+) -> fx.Node:
+    weight = _keep(graph, steps.nodes[0], "weight", _packed_rows(steps.layer))
+    if steps.other is not None:
+        relu = _relu_or_none(steps.unary)
+        return graph.graph.call_function(rows_added, (source, steps.other, weight, bias, relu))
+    function = _LINEAR if isinstance(steps.layer, nn.Linear) else rows
+    return graph.graph.call_function(function, (source, weight, bias, *steps.unary))
 
 
 def _emit_convolution(
@@ -475,10 +562,9 @@ def _emit_convolution(
         return graph.graph.call_function(
             _CONVOLUTION, (source, weight, bias, *geometry, *steps.unary)
         )
-    relu = None if steps.unary is NO_ACTIVATION else steps.unary[0]
     return graph.graph.call_function(
         _CONVOLUTION_ADD,
-        (source, steps.other, weight, bias, *geometry, "add", 1.0, relu, [], None),
+        (source, steps.other, weight, bias, *geometry, *_added(steps.unary)),
     )
 
 
