@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from onebyone.runtimes import fusing
+from onebyone.runtimes import fusing, layer_calls
 from onebyone.runtimes.outputs import difference, outputs_of
 from onebyone.runtimes.packing import pack
 
@@ -26,7 +26,7 @@ def way(request, monkeypatch):
             function()
         return wins if wins in ways else "packed"
 
-    monkeypatch.setattr(fusing, "_fastest", fastest)
+    monkeypatch.setattr(fusing, "fastest", fastest)
     return wins
 
 
@@ -265,7 +265,7 @@ def test_the_fastest_way_is_found(monkeypatch):
     monkeypatch.undo()
 
     def found(**milliseconds):
-        return fusing._fastest(
+        return layer_calls.fastest(
             {way: partial(time.sleep, each / 1000) for way, each in milliseconds.items()}
         )
 
@@ -275,7 +275,7 @@ def test_the_fastest_way_is_found(monkeypatch):
     assert found(packed=5, plain=1) == "plain"
     assert found(packed=1) == "packed"
     clock = iter(range(10**6))
-    monkeypatch.setattr(fusing.time, "perf_counter_ns", lambda: next(clock))
+    monkeypatch.setattr(layer_calls.time, "perf_counter_ns", lambda: next(clock))
     assert found(packed=0, rows=0, plain=0) == "packed"  # ties change nothing
 
 

@@ -5,23 +5,36 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-_OPS = torch.ops.mkldnn
-_CONVOLUTION = _OPS._convolution_pointwise.default  # noqa: SLF001 - these are the operators' names
-_CONVOLUTION_ADD = _OPS._convolution_pointwise.binary  # noqa: SLF001
-_CONVOLUTION_ADD_ = _OPS._convolution_pointwise_.binary
-_LINEAR = _OPS._linear_pointwise.default  # noqa: SLF001
-Unary = tuple[str, list[float], str]  # oneDNN's name of an activation, its scalars, its algorithm
-NO_ACTIVATION: Unary = ("none", [], "")
+from onebyone.runtimes.layer_calls import (
+    CONVOLUTION,
+    CONVOLUTION_ADD,
+    CONVOLUTION_ADD_,
+    LINEAR,
+    NO_ACTIVATION,
+    Unary,
+    Way,
+    addition,
+    calls_of,
+    fastest,
+    geometry,
+    is_product,
+    packed_convolution,
+    packed_rows,
+    product,
+    relu_or_none,
+    rows,
+    rows_added,
+    symmetric_padding,
+)
 
 _MODULE_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Unary]] = {
     nn.ReLU: lambda _: ("relu", [], ""),
@@ -59,11 +72,6 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 # Below this a call's fixed cost counts: oneDNN's of some tens of microseconds is paid by few.
 SMALL_MACS = 4_000_000
-TRIALS = 4
-Way = Literal["packed", "rows", "plain"]
-# What a layer can be instead of a packed convolution, and what share of the time it may take to be
-# preferred: rows are packed and fused as well, the others are not.
-RATHER: dict[Way, float] = {"rows": 0.98, "plain": 0.95}
 
 
 @dataclass
@@ -262,18 +270,8 @@ def _can_pack(layer: nn.Conv2d, node: fx.Node) -> bool:
         and len(shape) == 4
         and len(node.args) == 1
         and not node.kwargs
-        and (isinstance(layer.padding, tuple) or _symmetric_padding(layer) is not None)
+        and (isinstance(layer.padding, tuple) or symmetric_padding(layer) is not None)
     )
-
-
-def _symmetric_padding(layer: nn.Conv2d) -> list[int] | None:
-    """Return the padding in numbers; ``None`` where ``same`` would pad one side more."""
-    if isinstance(layer.padding, tuple):
-        return list(layer.padding)
-    if layer.padding == "valid":
-        return [0, 0]
-    sums = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return None if any(total % 2 for total in sums) else [total // 2 for total in sums]
 
 
 @dataclass(frozen=True)
@@ -339,46 +337,6 @@ def _mutates(graph: fx.GraphModule, node: fx.Node) -> bool:
     )
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return a pointwise convolution as one matrix product on the view with channels last.
-
-    Args:
-        x: Shape ``(batch, in_channels, height, width)``, channels last in memory.
-        weight: Shape ``(out_channels, in_channels)``.
-        bias: Shape ``(out_channels,)``, or ``None``.
-    """
-    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-
-
-def rows(x: Tensor, weight: Tensor, bias: Tensor | None, *unary: Any) -> Tensor:
-    """Return a pointwise convolution and an activation as oneDNN's linear layer of the pixels.
-
-    Args:
-        x: As for :func:`product`.
-        weight: Packed by oneDNN.
-        bias: As for :func:`product`.
-        unary: The activation, as oneDNN has it.
-    """
-    y: Tensor = _LINEAR(x.permute(0, 2, 3, 1), weight, bias, *unary)
-    return y.permute(0, 3, 1, 2)
-
-
-def rows_added(
-    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None, relu: str | None
-) -> Tensor:
-    """Return :func:`rows` and another branch's values, added; ``other`` is not modified."""
-    # oneDNN's own sum with a linear layer takes several times as long.
-    y = rows(x, weight, bias, *NO_ACTIVATION).add_(other)
-    return y if relu is None else y.relu_()
-
-
-def _is_product(layer: nn.Conv2d | nn.Linear) -> bool:
-    if isinstance(layer, nn.Linear):
-        return True
-    padding = _symmetric_padding(layer)
-    return layer.kernel_size == layer.stride == (1, 1) and padding == [0, 0] and layer.groups == 1
-
-
 def _macs(layer: nn.Conv2d | nn.Linear, node: fx.Node) -> int:
     outputs = math.prod(_shape(node) or ())
     return outputs * layer.weight[0].numel()
@@ -395,113 +353,40 @@ def _way(graph: fx.GraphModule, steps: _Steps, done: Packing) -> Way:
     assert isinstance(source, fx.Node)
     shape = _shape(source)
     small = _macs(layer, steps.nodes[0]) <= SMALL_MACS
-    if shape is None or not (_is_product(layer) or (small and steps.other is None)):
+    if shape is None or not (is_product(layer) or (small and steps.other is None)):
         return "packed"
-    kind = _geometry(layer) if isinstance(layer, nn.Conv2d) else None
+    kind = geometry(layer) if isinstance(layer, nn.Conv2d) else None
     adds = steps.other is not None
     key = (str(kind), shape, layer.weight.shape, layer.bias is None, steps.unary[0], adds)
     if key not in done.measured:
-        x = torch.ones(shape, dtype=layer.weight.dtype)
-        if x.ndim == 4 and isinstance(layer, nn.Conv2d):
-            x = x.contiguous(memory_format=torch.channels_last)
-        done.measured[key] = _fastest(_ways(graph, layer, x, steps))
+        x, other = _ones(source, layer), None if steps.other is None else _ones(steps.other, layer)
+        calls = calls_of(layer, x, other, steps.unary, _step_after(graph, steps))
+        done.measured[key] = fastest(calls)
     return done.measured[key]
 
 
-def _ways(
-    graph: fx.GraphModule, layer: nn.Conv2d | nn.Linear, x: Tensor, steps: _Steps
-) -> dict[Way, Callable[[], Tensor]]:
-    other = None
-    if steps.other is not None:
-        other = torch.ones(_shape(steps.other) or (), dtype=x.dtype)
-        other = other.contiguous(memory_format=torch.channels_last)
-    ways: dict[Way, Callable[[], Tensor]] = {"packed": _fused_call(layer, x, other, steps.unary)}
-    if isinstance(layer, nn.Conv2d) and _is_product(layer):
-        ways["rows"] = _rows_call(layer, x, other, steps.unary)
-    if other is None:
-        ways["plain"] = _plain_call(graph, layer, x, steps)
-    return ways
+def _ones(node: fx.Node, layer: nn.Conv2d | nn.Linear) -> Tensor:
+    ones = torch.ones(_shape(node) or (), dtype=layer.weight.dtype)
+    is_map = ones.ndim == 4 and isinstance(layer, nn.Conv2d)
+    return ones.contiguous(memory_format=torch.channels_last) if is_map else ones
 
 
-def _fused_call(
-    layer: nn.Conv2d | nn.Linear, x: Tensor, other: Tensor | None, unary: Unary
-) -> Callable[[], Tensor]:
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if isinstance(layer, nn.Linear):
-        packed = _OPS._reorder_linear_weight(weight, None)  # noqa: SLF001
-        return lambda: _LINEAR(x, packed, bias, *unary)
-    geometry = _geometry(layer)
-    packed = _OPS._reorder_convolution_weight(weight, *geometry, list(x.shape))  # noqa: SLF001
-    if other is None:
-        return lambda: _CONVOLUTION(x, packed, bias, *geometry, *unary)
-    return lambda: _CONVOLUTION_ADD_(other, x, packed, bias, *geometry, *_added(unary))
-
-
-def _rows_call(
-    layer: nn.Conv2d, x: Tensor, other: Tensor | None, unary: Unary
-) -> Callable[[], Tensor]:
-    packed, bias = _packed_rows(layer), None if layer.bias is None else layer.bias.detach()
-    if other is None:
-        return lambda: rows(x, packed, bias, *unary)
-    return lambda: rows_added(x, other, packed, bias, _relu_or_none(unary))
-
-
-def _packed_rows(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    weight = layer.weight.detach().flatten(1)
-    packed: Tensor = _OPS._reorder_linear_weight(weight, None)  # noqa: SLF001
-    return packed
-
-
-def _added(unary: Unary) -> tuple[Any, ...]:
-    """Return how oneDNN is told to add another branch, and what follows."""
-    return ("add", 1.0, _relu_or_none(unary), [], None)
-
-
-def _relu_or_none(unary: Unary) -> str | None:
-    return None if unary is NO_ACTIVATION else unary[0]
-
-
-def _plain_call(
-    graph: fx.GraphModule, layer: nn.Conv2d | nn.Linear, x: Tensor, steps: _Steps
-) -> Callable[[], Tensor]:
-    bias = None if layer.bias is None else layer.bias.detach()
-    weight = layer.weight.detach().flatten(1)
-    if isinstance(layer, nn.Linear):
-        multiply = partial(F.linear, x, weight, bias)
-    else:
-        multiply = partial(product, x, weight, bias) if _is_product(layer) else partial(layer, x)
-    if len(steps.nodes) == 1:
-        return multiply
-    after = steps.nodes[-1]
-    module = _module(graph, after)
-    step: Any = module or after.target
+def _step_after(graph: fx.GraphModule, steps: _Steps) -> Callable[[Tensor], Tensor] | None:
+    """Return the activation after a layer, as the graph has it."""
+    if steps.unary is NO_ACTIVATION:
+        return None
+    node = steps.nodes[-1]
+    step: Any = _module(graph, node) or node.target
     if isinstance(step, str):
-        step = operator.methodcaller(step)
-    keywords = {} if after.op == "call_method" else dict(after.kwargs)
-    return lambda: step(multiply(), **keywords)
-
-
-def _fastest(ways: Mapping[Way, Callable[[], Tensor]]) -> Way:
-    times: dict[Way, list[int]] = {way: [] for way in ways}
-    for _ in range(TRIALS + 1):
-        for way, function in ways.items():
-            started = time.perf_counter_ns()
-            function()
-            times[way].append(time.perf_counter_ns() - started)
-    # The least of a few, the first of all apart: a neighbor can only make a call slower.
-    least = {way: min(each[1:]) for way, each in times.items()}
-    best: Way = "packed"
-    for way, share in RATHER.items():
-        if way in least and least[way] < share * least[best]:
-            best = way
-    return best
+        return operator.methodcaller(step)
+    return partial(step, **node.kwargs)
 
 
 def _emit_product(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
     """Make a pointwise convolution a product, and leave another layer as it is."""
     layer, node = steps.layer, steps.nodes[0]
     done.products += 1
-    if isinstance(layer, nn.Linear) or not _is_product(layer):
+    if isinstance(layer, nn.Linear) or not is_product(layer):
         return set()
     with graph.graph.inserting_before(node):
         weight = _keep(graph, node, "weight", layer.weight.detach().flatten(1).clone())
@@ -511,11 +396,6 @@ def _emit_product(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     return {node}
-
-
-def _geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
-    padding = _symmetric_padding(layer) or [0, 0]
-    return padding, list(layer.stride), list(layer.dilation), layer.groups
 
 
 def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing, way: Way) -> set[fx.Node]:
@@ -542,29 +422,25 @@ def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing, way: Way) -> set[
 def _emit_rows(
     graph: fx.GraphModule, steps: _Steps, source: fx.Node, bias: fx.Node | None
 ) -> fx.Node:
-    weight = _keep(graph, steps.nodes[0], "weight", _packed_rows(steps.layer))
+    weight = _keep(graph, steps.nodes[0], "weight", packed_rows(steps.layer))
     if steps.other is not None:
-        relu = _relu_or_none(steps.unary)
+        relu = relu_or_none(steps.unary)
         return graph.graph.call_function(rows_added, (source, steps.other, weight, bias, relu))
-    function = _LINEAR if isinstance(steps.layer, nn.Linear) else rows
+    function = LINEAR if isinstance(steps.layer, nn.Linear) else rows
     return graph.graph.call_function(function, (source, weight, bias, *steps.unary))
 
 
 def _emit_convolution(
     graph: fx.GraphModule, steps: _Steps, layer: nn.Conv2d, source: fx.Node, bias: fx.Node | None
 ) -> fx.Node:
-    geometry = _geometry(layer)
-    packed = _OPS._reorder_convolution_weight(  # noqa: SLF001 - the operator's name
-        layer.weight.detach(), *geometry, list(_shape(source) or ()) or None
-    )
-    weight = _keep(graph, steps.nodes[0], "weight", packed)
+    weight = _keep(graph, steps.nodes[0], "weight", packed_convolution(layer, _shape(source) or ()))
+    meeting = geometry(layer)
     if steps.other is None:
         return graph.graph.call_function(
-            _CONVOLUTION, (source, weight, bias, *geometry, *steps.unary)
+            CONVOLUTION, (source, weight, bias, *meeting, *steps.unary)
         )
     return graph.graph.call_function(
-        _CONVOLUTION_ADD,
-        (source, steps.other, weight, bias, *geometry, *_added(steps.unary)),
+        CONVOLUTION_ADD, (source, steps.other, weight, bias, *meeting, *addition(steps.unary))
     )
 
 
@@ -572,7 +448,7 @@ def _add_in_place(graph: fx.GraphModule) -> None:
     """Write a sum over its other branch where nothing needs that any more: no memory is fetched."""
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     for node in graph.graph.nodes:
-        if node.target is not _CONVOLUTION_ADD:
+        if node.target is not CONVOLUTION_ADD:
             continue
         source, other, *rest = node.args
         if other is source or not other.meta.get("packed"):
@@ -580,7 +456,7 @@ def _add_in_place(graph: fx.GraphModule) -> None:
         readers = [user for user in other.users if user is not node]
         # A reader that is no packed layer might give a view of the branch.
         if all(user.meta.get("packed") and order[user] < order[node] for user in readers):
-            node.target = _CONVOLUTION_ADD_
+            node.target = CONVOLUTION_ADD_
             node.args = (other, source, *rest)
 
 
