@@ -117,6 +117,21 @@ def test_with_a_new_head_the_plan_still_counts_what_is_built(choice):
     assert choice == "auto" or heads == [choice]
 
 
+@pytest.mark.parametrize(("choice", "measured"), [("gap", False), ("auto", True)])
+def test_layers_of_a_head_that_goes_in_any_case_are_not_measured(choice, measured):
+    steps = []
+    found = survey(
+        network(),
+        as_calibration(EXAMPLES),
+        head_choice=choice,
+        progress=lambda done, total, message: steps.append((done, total, message)),
+    )
+    sites = {message.removeprefix("options of ").partition(".")[0] for *_, message in steps}
+    assert bool(sites & {*found.head.occupies}) == measured
+    assert steps[-1][0] == steps[-1][1] == len(steps)  # all that was announced was done
+    assert {o.site for o in found.options} >= {"0", "3", found.head.name}
+
+
 def test_a_plan_is_the_same_each_time(planned, with_head):
     torch.manual_seed(123)
     assert plan(network(), EXAMPLES, budget="macs=60%", head="keep") == planned

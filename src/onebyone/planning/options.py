@@ -140,21 +140,22 @@ def survey(
     costs = trace_layers(network, example)
     why = reasons(network, example, costs, leave)
     surveyor = _Surveyor(network, known, costs.layers, progress, every_form=every_form)
-    names = [layer.name for layer in costs.layers if layer.macs and layer.name not in why]
     gap = site if known is not None and head_choice in ("auto", "gap") else None
-    surveyor.steps = len(names) + (gap is not None)
     inside: tuple[str, ...] = ()
     if gap is not None:
         inside = tuple(layer.name for layer in costs.layers if _is_inside(layer.name, gap))
     # With an averaging head in any case, the old one's layers are no sites.
     forced, gone = ((gap.name,), inside) if gap is not None and head_choice == "gap" else ((), ())
+    out = {*why, *gone}
+    names = [layer.name for layer in costs.layers if layer.macs and layer.name not in out]
+    surveyor.steps = len(names) + (gap is not None)
 
     def found(of_layers: Iterable[Option], of_head: Iterable[Option]) -> Survey:
         return Survey(
             network=network,
             exact=exact,
             exact_asked=head_choice == "exact",
-            options=(*(o for o in of_layers if o.site not in gone), *of_head),
+            options=(*of_layers, *of_head),
             left_alone=(*notes, *(LeftAlone(site=n, reason=r) for n, r in why.items())),
             before=before,
             forced=forced,
