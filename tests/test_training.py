@@ -515,8 +515,13 @@ def test_targets_and_teachers_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match=r"shape of the outputs, \(\d+, 2\).* got \(\d+, 3\)"):
         train(nn.Linear(4, 2), (torch.rand(9, 4), torch.rand(9, 3)), epochs=1)
     wide = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
-    with pytest.raises(ModelError, match=r"outputs of one shape, got \(\d+, 3\) and \(\d+, 5\)"):
+    with pytest.raises(ModelError, match=r"shape of the reference's, \(\d+, 5\), got \(\d+, 3\)"):
         distill(network(), toy(), teacher=wide, epochs=1)
+    settled = {"learning_rate": 1e-3, "norms": False}
+    with pytest.raises(ModelError, match=r"outputs of one shape, got \(\d+, 3\) and \(\d+, 5\)"):
+        distill(network(), toy(), teacher=wide, epochs=1, **settled)
+    with pytest.raises(ModelError, match=r"must run on an input of shape \d+×1×"):
+        distill(nn.Sequential(nn.Conv2d(2, 3, 3)), toy(), teacher=network(), epochs=1)
 
 
 # ---------------------------------------------------------------- settings
@@ -617,8 +622,9 @@ def test_the_rate_of_distilling_is_the_best_tried_and_the_same_each_time(monkeyp
 @pytest.mark.parametrize(
     ("start", "apart", "multiple"),
     [
-        (1.0, (1.4, 1.3, 1.2), 16),  # far: the nearest, though led away
-        (1.0, (1.3, 1.1, 1.2), 4),
+        (1.0, (1.1, 1.3, 1.6), 16),  # far, and led away by all: the highest that it stands
+        (1.0, (1.1, 1.3, 1.7), 4),
+        (1.0, (0.99, 1.3, 1.4), 1),  # far, and led nearer by one
         (1.0, (0.92, 0.91, 0.9), 1),  # as near, but for noise: the lowest
         (1.0, (0.96, 0.92, 0.9), 4),
         (0.05, (0.042, 0.0415, 0.041), 16),  # near: the nearest
@@ -656,16 +662,20 @@ def without_norms(seed: int = 0) -> nn.Sequential:
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("settings", "far", "expected"),
     [
-        ({"label_weight": 1.0}, True), ({"label_weight": 0.9}, False), ({}, False),
-        ({"label_weight": 1.0, "norms": False}, False), ({"norms": True}, True),
+        ({"label_weight": 1.0}, False, True), ({"label_weight": 0.9}, False, False),
+        ({"label_weight": 0.9}, True, True), ({}, False, False), ({}, True, True),
+        ({"label_weight": 1.0, "norms": False}, True, False), ({"norms": False}, True, False),
+        ({"norms": True}, False, True),
     ],
 )  # fmt: skip
-def test_a_network_that_follows_labels_has_norms_while_it_is_trained(
-    settings, expected, monkeypatch
+def test_a_network_that_follows_labels_or_is_far_has_norms_while_it_is_trained(
+    settings, far, expected, monkeypatch
 ):
     seen = set()
+    teacher = without_norms(seed=1)
+    teacher[-1].weight.data *= 30 if far else 1
     step = training._step
 
     def watched(job, *rest):
@@ -676,7 +686,7 @@ def test_a_network_that_follows_labels_has_norms_while_it_is_trained(
     student = without_norms()
     before = snapshot(student)
     trained, log = distill(
-        student, toy(), teacher=without_norms(seed=1), epochs=2, learning_rate=0.01, **settings
+        student, toy(), teacher=teacher, epochs=2, learning_rate=0.01, **settings
     )
     assert_unchanged(student, before)
     assert seen == ({"0.added_norm", "2.added_norm"} if expected else set())
@@ -720,16 +730,17 @@ def test_where_labels_are_all_of_the_loss_the_teacher_is_not_followed(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("far", "apart", "multiple"),
+    ("start", "apart", "multiple"),
     [
-        (True, (0.9, 0.9, 1.3), 16),  # behind, as high rates are in a short trial
-        (True, (0.9, 0.9, 1.4), 4),  # too high
-        (True, (0.9, 1.4, 1.4), 1),
-        (False, (0.09, 0.1, 0.14), 4),  # near: no other rule, where a hair would decide
+        (1.0, (0.9, 0.9, 1.3), 16),  # behind, as high rates are in a short trial
+        (1.0, (0.9, 0.9, 1.4), 4),  # too high
+        (1.0, (0.9, 1.4, 1.4), 1),
+        (0.08, (0.09, 0.1, 0.14), 4),  # near: no other rule, where a hair would decide
     ],
 )
 def test_where_labels_are_all_of_the_loss_a_network_takes_the_highest_rate_it_stands(
-    far, apart, multiple
+    start, apart, multiple
 ):
     ways = dict(zip([(1, False), (4, False), (16, False)], apart, strict=True))
-    assert training._chosen(ways, far=far, guided=False) == (multiple, False)
+    chosen, which = training._chosen(ways, at_start=start, guided=False)
+    assert (chosen, which) == ((multiple, False), "highest it stands")

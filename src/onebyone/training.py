@@ -72,7 +72,8 @@ TRIED_NEAR = (1 / 4, 1)
 # repeat themselves to some percent: of rates that end as near but for that the lowest is taken.
 NEAR, ALIKE = 0.1, 1.04
 # One that follows labels alone is as any that is trained: high rates, behind in a short trial, are
-# ahead in the end, if it stands them at all.
+# ahead in the end, if it stands them at all. So is one that is far and that every trial leads
+# farther away, such as an averaging head: it has been fitted, and has all the way still to go.
 BEHIND = 1.5
 TRIAL_STEPS, TRIAL_STEPS_FAR = 100, 300
 TRIAL_SHARE = 0.07  # of the training's examples, for each rate
@@ -253,8 +254,9 @@ def distill(
             of 128 (with its square root at others), for 100 steps each, 300 where the network is
             far from its teacher, and the one is taken that comes nearest on validation data, of
             far networks the lowest that comes as near. A training too short for that takes the
-            lowest. One that follows labels alone takes the highest that it stands: that ends at
-            most half as far again from the teacher as the nearest.
+            lowest. One that follows labels alone, and a far network that all rates lead farther
+            away at first, takes the highest that it stands: that ends at most half as far again
+            from the teacher as the nearest.
         weight_decay: As for :func:`train`.
         label_smoothing: As for :func:`train`, for the labels' share.
         loss: As for :func:`train`, for the labels' share.
@@ -270,7 +272,8 @@ def distill(
             statistics is too much. One without such norms is tried at a lower rate then.
         norms: Whether convolutions with a bias whose output goes to an activation alone get a
             batch norm while they are trained, which starts as the identity and is taken into them
-            at the end. By default they do where labels have all the weight.
+            at the end. By default they do where labels have all the weight, and where the network
+            is far from its teacher, by a mean divergence above 0.1.
         precision: As for :func:`train`.
         capture: As for :func:`train`.
         seed: As for :func:`train`.
@@ -303,6 +306,11 @@ def distill(
     batch = _default_batch(len(examples.train)) if batch_size is None else batch_size
     has_statistics = not model.training and any(isinstance(m, _BatchNorm) for m in model.modules())
     keep, how = bool(keep_statistics) and has_statistics, ""
+    judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
+    measured = partial(_distances, teacher, split=judge, device=device)
+    at_start = measured([model])[0] if None in (learning_rate, norms) else math.inf
+    if norms is None:
+        norms = label_weight == 1 or at_start > NEAR
     if learning_rate is None:
         again = partial(
             distill, model, teacher=teacher, temperature=temperature, label_weight=label_weight,
@@ -310,15 +318,22 @@ def distill(
             weight_decay=weight_decay, label_smoothing=label_smoothing, loss=loss, augment=augment,
             mix=mix, norms=norms, precision=precision, capture=capture, seed=seed, device=device,
         )  # fmt: skip
-        further: list[tuple[float, bool]] = []
-        if keep_statistics is None and not label_weight:  # else nearness is not all that is asked
-            # Without statistics to keep, a rate that was tried already would be tried again.
-            rates = [rate for rate in TRIED_NEAR if has_statistics or rate not in TRIED]
-            further = [(rate, has_statistics) for rate in rates]
         learning_rate, keep, how = _tried_rate(
-            model, again, examples, teacher, epochs=epochs, batch=batch, seed=seed, device=device,
-            ways=[(rate, keep) for rate in TRIED], further=further, guided=label_weight < 1,
-        )  # fmt: skip
+            again,
+            examples.train,
+            measured,
+            at_start=at_start,
+            epochs=epochs,
+            batch=batch,
+            seed=seed,
+            ways=[(rate, keep) for rate in TRIED],
+            further=_further(
+                keep_statistics=keep_statistics,
+                label_weight=label_weight,
+                has_statistics=has_statistics,
+            ),
+            guided=label_weight < 1,
+        )
     options = _Options(
         epochs=epochs,
         batch_size=batch,
@@ -326,7 +341,7 @@ def distill(
         weight_decay=weight_decay,
         augment=augment,
         ends_plain=label_weight == 1,
-        norms=label_weight == 1 if norms is None else norms,
+        norms=norms,
         mix=mix,
         precision=precision,
         capture=capture,
@@ -435,16 +450,26 @@ def _share_mixed(
     return asked
 
 
+def _further(
+    *, keep_statistics: bool | None, label_weight: float, has_statistics: bool
+) -> list[tuple[float, bool]]:
+    """Return what is tried too where all else leads away from a near teacher."""
+    if keep_statistics is not None or label_weight:  # with labels, nearness is not all that counts
+        return []
+    # Without statistics to keep, a rate that was tried already would be tried again.
+    rates = [rate for rate in TRIED_NEAR if has_statistics or rate not in TRIED]
+    return [(rate, has_statistics) for rate in rates]
+
+
 def _tried_rate(
-    model: nn.Module,
     again: Callable[..., Trained],
-    examples: _Examples,
-    teacher: nn.Module,
+    train: Split,
+    measured: Callable[[Sequence[nn.Module]], list[float]],
     *,
+    at_start: float,
     epochs: int,
     batch: int,
     seed: int,
-    device: torch.device | str | None,
     ways: Sequence[tuple[float, bool]],
     further: Sequence[tuple[float, bool]],
     guided: bool,
@@ -452,14 +477,13 @@ def _tried_rate(
     """Return what comes nearest to the teacher in a short trial.
 
     Args:
-        model: The student as it is. Not modified.
-        again: Distils it anew.
-        examples: To train and to judge on.
-        teacher: Not modified.
+        again: Distils the student anew.
+        train: What it is to learn from.
+        measured: Gives each network's distance from the teacher.
+        at_start: The student's as it is.
         epochs: Of the training that is to follow.
         batch: Examples a step.
         seed: Of what is drawn.
-        device: Where students are judged.
         ways: What is tried: multiples of the least rate, and whether batch norms keep their
             statistics; the rates rise.
         further: What is tried too if all of these lead away from a near teacher.
@@ -468,17 +492,14 @@ def _tried_rate(
     Returns:
         The rate, whether batch norms keep their statistics, and how that was found.
     """
-    total = len(examples.train)
+    total = len(train)
     affordable = TRIAL_SHARE * epochs * total
     if affordable < FEWEST_TRIAL_STEPS * batch:
         return None, ways[0][1], ""
-    judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
-    measured = partial(_distances, teacher, split=judge, device=device)
-    (at_start,) = measured([model])
     steps = TRIAL_STEPS_FAR if at_start > NEAR else TRIAL_STEPS
     seen = int(min(steps * batch, affordable))
     passes = max(1, round(seen / total))
-    part = examples.train.take(min(seen, total), seed)
+    part = train.take(min(seen, total), seed)
     base = DISTILL_RATE * math.sqrt(batch / 128)
 
     def tried(ways: Sequence[tuple[float, bool]]) -> dict[tuple[float, bool], nn.Module]:
@@ -500,22 +521,22 @@ def _tried_rate(
         apart += measured([*others.values()])
     if not students:
         return None, ways[0][1], ""
-    rate, keep = _chosen(
-        dict(zip(students, apart, strict=True)), far=at_start > NEAR, guided=guided
+    (rate, keep), which = _chosen(
+        dict(zip(students, apart, strict=True)), at_start=at_start, guided=guided
     )
-    which = "best" if guided else "highest it stands"
     return rate, keep, f"; rate the {which} of {len(students)} tried"
 
 
 def _chosen(
-    apart: Mapping[tuple[float, bool], float], *, far: bool, guided: bool
-) -> tuple[float, bool]:
-    """Return which way to go on, of some that ended a trial so far from the teacher."""
-    if not guided:
-        enough = min(apart.values()) * BEHIND
-        return next(way for way in reversed(list(apart)) if apart[way] <= enough)
-    enough = min(apart.values()) * (ALIKE if far else 1.0)
-    return next(way for way in apart if apart[way] <= enough)
+    apart: Mapping[tuple[float, bool], float], *, at_start: float, guided: bool
+) -> tuple[tuple[float, bool], str]:
+    """Return which way to go on, of some that ended a trial so far from the teacher, and why."""
+    least = min(apart.values())
+    if not guided or (at_start > NEAR and least > at_start):
+        stands = [way for way in apart if apart[way] <= BEHIND * least]
+        return stands[-1], "highest it stands"
+    enough = least * (ALIKE if at_start > NEAR else 1.0)
+    return next(way for way in apart if apart[way] <= enough), "best"
 
 
 def _distances(
@@ -539,9 +560,10 @@ def _distances(
     totals = [0.0] * len(each)
     with torch.inference_mode():
         for inputs, _ in split.batches(250, device=place):
-            wanted = guide(in_type_of(guide, inputs))
+            wanted = one_tensor(run(guide, in_type_of(guide, inputs)), guide)
             for position, student in enumerate(each):
-                totals[position] += float(divergence(wanted, student(inputs)).sum())
+                outputs = one_tensor(run(student, in_type_of(student, inputs)), student)
+                totals[position] += float(divergence(wanted, outputs).sum())
     return [total / len(split) if math.isfinite(total) else math.inf for total in totals]
 
 
