@@ -2,7 +2,8 @@
 
 Run with ``python benchmarks/latency.py``, or name some of them: ``python benchmarks/latency.py P1
 P4``. Rounds are interleaved in one process; each ratio is the median over rounds with its 95 %
-interval, of times without the wait for a processor (``onebyone.profiling.latency``). P5 compares
+interval, of times without the wait for a processor (``onebyone.profiling.latency``). Each network
+of P4 has a process of its own: what was allocated before decides how memory is had. P5 compares
 processes, in turns, for the allocator's setting cannot be taken back; P6 and P7 are of the plans
 of ``planning.py`` for ResNet-18. Goals: P1 1.9 and no layer below 1; P2 1.35; P3 at most 1; P4 2.0,
 2.0 and 1.9; P5 1.7; P6 0.95 and 0.9; P7 none. They were set on one processor; so that others can
@@ -146,19 +147,25 @@ def cliff(rounds: int) -> Iterator[str]:
 def whole(rounds: int) -> Iterator[str]:
     most = peak(1)
     yield f"P4: eager channels-last ÷ packed, batch 1 at 224², 1 thread; peak {most:.0f} GFLOP/s"
+    for name in NETWORKS:
+        yield _child("--whole", name, str(most), "--rounds", str(rounds))
+
+
+def whole_network(name: str, most: float, rounds: int) -> str:
+    """Return what a network takes, where nothing was run before that shaped the heap."""
+    model = torchvision.models.get_model(NETWORKS[name]).eval()
+    x = torch.randn(1, 3, 224, 224)
     with threads(1):
-        for name, spec in NETWORKS.items():
-            model, x = torchvision.models.get_model(spec).eval(), torch.randn(1, 3, 224, 224)
-            ready = contenders(model, x)
-            samples = interleave(ready, rounds=rounds)
-            least_ms = 2e-6 * trace_layers(model, x).macs / most
-            ceiling = np.median(samples.ms["eager"]) / least_ms
-            reduced = [samples.ratio("eager", "bf16").value] if "bf16" in ready else []
-            yield (
-                f"  {name:12} {shown(samples.ratio('eager', 'ours'), samples)}   "
-                f"{np.median(samples.ms['ours']):6.1f} ms; at the peak {ceiling:.2f}"
-                f"{in_bf16(reduced)}   {ready['ours'].options['packing']}"
-            )
+        ready = contenders(model, x)
+        samples = interleave(ready, rounds=rounds)
+    least_ms = 2e-6 * trace_layers(model, x).macs / most
+    ceiling = np.median(samples.ms["eager"]) / least_ms
+    reduced = [samples.ratio("eager", "bf16").value] if "bf16" in ready else []
+    return (
+        f"  {name:12} {shown(samples.ratio('eager', 'ours'), samples)}   "
+        f"{np.median(samples.ms['ours']):6.1f} ms; at the peak {ceiling:.2f}"
+        f"{in_bf16(reduced)}   {ready['ours'].options['packing']}"
+    )
 
 
 def allocation(rounds: int) -> Iterator[str]:
@@ -167,18 +174,18 @@ def allocation(rounds: int) -> Iterator[str]:
         pairs = []
         for turn in range(max(3, rounds // 5)):
             order = ("default", "keep") if turn % 2 == 0 else ("keep", "default")
-            pairs.append({setting: _child(spec, setting) for setting in order})
+            pairs.append({setting: float(_child("--child", spec, setting)) for setting in order})
         ratios = [pair["default"] / pair["keep"] for pair in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4)
         rate = 32e3 / statistics.median(pair["keep"] for pair in pairs)
         yield f"  {name:12} {middle:5.2f} quartiles [{low:.2f}–{high:.2f}]   {rate:.0f} images/s"
 
 
-def _child(spec: str, setting: str) -> float:
-    """Return the milliseconds of a batch in a process of its own."""
-    command = [sys.executable, __file__, "--child", spec, setting]
+def _child(*arguments: str) -> str:
+    """Return the last line that this file prints in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
 
 
 def child(spec: str, setting: str) -> None:
@@ -218,12 +225,17 @@ def main() -> None:
     parser.add_argument("ratios", nargs="*", metavar="P1", help="some of P1 to P7; all by default")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--whole", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.child:
         child(*args.child)
         return
     n = max(3, args.rounds)
+    if args.whole:
+        name, most = args.whole
+        print(whole_network(name, float(most), n))
+        return
     line = "channels-last nn.Conv2d ÷ ours, 19 layers 1×1, batch 1"
     ratios: dict[str, Callable[[], Iterator[str]]] = {
         "P1": lambda: layers(n, 1, f"P1: {line}, 1 thread"),
