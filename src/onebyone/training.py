@@ -70,7 +70,7 @@ TRIED_NEAR = (1 / 4, 1)
 # So near, by the mean divergence. A network that is farther has to be led away at first, and a
 # short trial favors low rates, which then take it nowhere: it is tried for longer. Such trials
 # repeat themselves to some percent: of rates that end as near but for that the lowest is taken.
-NEAR, ALIKE = 0.1, 1.04
+NEAR, ALIKE = 0.05, 1.04
 # One that follows labels alone is as any that is trained: high rates, behind in a short trial, are
 # ahead in the end, if it stands them at all. So is one that is far and that every trial leads
 # farther away, such as an averaging head: it has been fitted, and has all the way still to go.
@@ -273,7 +273,7 @@ def distill(
         norms: Whether convolutions with a bias whose output goes to an activation alone get a
             batch norm while they are trained, which starts as the identity and is taken into them
             at the end. By default they do where labels have all the weight, and where the network
-            is far from its teacher, by a mean divergence above 0.1.
+            is far from its teacher, by a mean divergence above 0.05.
         precision: As for :func:`train`.
         capture: As for :func:`train`.
         seed: As for :func:`train`.
