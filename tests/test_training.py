@@ -735,7 +735,7 @@ def test_where_labels_are_all_of_the_loss_the_teacher_is_not_followed(monkeypatc
         (1.0, (0.9, 0.9, 1.3), 16),  # behind, as high rates are in a short trial
         (1.0, (0.9, 0.9, 1.4), 4),  # too high
         (1.0, (0.9, 1.4, 1.4), 1),
-        (0.08, (0.09, 0.1, 0.14), 4),  # near: no other rule, where a hair would decide
+        (0.04, (0.09, 0.1, 0.14), 4),  # near: no other rule, where a hair would decide
     ],
 )
 def test_where_labels_are_all_of_the_loss_a_network_takes_the_highest_rate_it_stands(

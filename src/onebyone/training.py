@@ -308,7 +308,8 @@ def distill(
     keep, how = bool(keep_statistics) and has_statistics, ""
     judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
     measured = partial(_distances, teacher, split=judge, device=device)
-    at_start = measured([model])[0] if None in (learning_rate, norms) else math.inf
+    settled = norms is not None or label_weight == 1
+    at_start = math.inf if settled and learning_rate is not None else measured([model])[0]
     if norms is None:
         norms = label_weight == 1 or at_start > NEAR
     if learning_rate is None:
