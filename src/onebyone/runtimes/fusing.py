@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,26 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from onebyone.runtimes.layer_calls import (
-    CONVOLUTION,
-    CONVOLUTION_ADD,
-    CONVOLUTION_ADD_,
-    LINEAR,
+    IN_PLACE,
     NO_ACTIVATION,
+    Call,
+    Given,
     Unary,
     Way,
-    addition,
     calls_of,
     fastest,
-    geometry,
     is_product,
-    packed_convolution,
-    packed_rows,
-    product,
-    relu_or_none,
-    rows,
-    rows_added,
-    symmetric_padding,
 )
+from onebyone.runtimes.nodes import layer_of, module_of, mutates, shape_of
 
 _MODULE_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Unary]] = {
     nn.ReLU: lambda _: ("relu", [], ""),
@@ -68,7 +59,6 @@ _HARMLESS_KEYWORDS = {"inplace"}
 _IN_PLACE_ADDITIONS: tuple[Any, ...] = (operator.iadd, "add_")
 _ADDITIONS: tuple[Any, ...] = (operator.add, torch.add, "add", *_IN_PLACE_ADDITIONS)
 _NOTHING = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
-_DTYPES = (torch.float32, torch.bfloat16)
 
 # Below this a call's fixed cost counts: oneDNN's of some tens of microseconds is paid by few.
 SMALL_MACS = 4_000_000
@@ -120,18 +110,14 @@ def fuse(graph: fx.GraphModule, done: Packing) -> nn.Module:
     for node in list(graph.graph.nodes):
         done.folded += _fold_norm(graph, node)
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
-    mutating = [place for node, place in order.items() if _mutates(graph, node)]
+    mutating = [place for node, place in order.items() if mutates(graph, node)]
     taken: set[fx.Node] = set()
     for node in list(graph.graph.nodes):
         if node not in taken:
             steps = _steps(graph, node, order, mutating)
             if steps is None:
                 continue
-            way = _way(graph, steps, done)
-            if way == "plain":
-                taken |= _emit_product(graph, steps, done)
-            else:
-                taken |= _emit(graph, steps, done, way)
+            taken |= _emit(graph, steps, _way(graph, steps, done), done)
     # Only what was replaced: a step in place may have no reader, and yet change what others read.
     for node in reversed(list(graph.graph.nodes)):
         if node in taken:
@@ -143,17 +129,6 @@ def fuse(graph: fx.GraphModule, done: Packing) -> nn.Module:
     return graph
 
 
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    if node.op != "call_module":
-        return None
-    return graph.get_submodule(str(node.target))
-
-
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    shape = getattr(node.meta.get("tensor_meta"), "shape", None)
-    return None if shape is None else tuple(shape)
-
-
 def _drop_check(graph: fx.GraphModule, node: fx.Node) -> None:
     """Remove an assertion, which held for this shape, and what was only computed for it."""
     asserted = node.target is torch._assert  # noqa: SLF001 - the only name it has
@@ -163,7 +138,7 @@ def _drop_check(graph: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _drop_nothing(graph: fx.GraphModule, node: fx.Node) -> None:
-    if type(_module(graph, node)) in _NOTHING and isinstance(node.args[0], fx.Node):
+    if type(module_of(graph, node)) in _NOTHING and isinstance(node.args[0], fx.Node):
         node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
 
@@ -173,7 +148,7 @@ def _fold_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
     if norm is None or not isinstance(node.args[0], fx.Node):
         return False
     before = node.args[0]
-    layer = _module(graph, before)
+    layer = module_of(graph, before)
     if type(layer) is not nn.Conv2d or len(before.users) > 1 or layer.weight.dtype != norm.dtype:
         return False
     name = f"folded_{before.name}"
@@ -199,7 +174,7 @@ class _Norm:
 
 def _norm_of(graph: fx.GraphModule, node: fx.Node) -> _Norm | None:
     """Return a batch norm that uses its running statistics: a module, or a call of F.batch_norm."""
-    module = _module(graph, node)
+    module = module_of(graph, node)
     if type(module) is nn.BatchNorm2d:
         if module.running_mean is None or module.running_var is None or module.training:
             return None
@@ -261,19 +236,6 @@ def _with_norm(layer: nn.Conv2d, norm: _Norm) -> nn.Conv2d:
 # ---------------------------------------------------------------- packed layers
 
 
-def _can_pack(layer: nn.Conv2d, node: fx.Node) -> bool:
-    shape = _shape(node)
-    return (
-        layer.padding_mode == "zeros"
-        and layer.weight.dtype in _DTYPES
-        and shape is not None
-        and len(shape) == 4
-        and len(node.args) == 1
-        and not node.kwargs
-        and (isinstance(layer.padding, tuple) or symmetric_padding(layer) is not None)
-    )
-
-
 @dataclass(frozen=True)
 class _Steps:
     """A layer with what follows it, to become one call.
@@ -293,11 +255,11 @@ class _Steps:
 def _steps(
     graph: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], mutating: list[int]
 ) -> _Steps | None:
-    layer = _module(graph, node)
-    if type(layer) is nn.Linear and layer.weight.dtype in _DTYPES:
-        return _with_activation(graph, _Steps(layer, (node,)), order, mutating)
-    if type(layer) is not nn.Conv2d or not _can_pack(layer, node):
+    layer = layer_of(graph, node)
+    if layer is None:
         return None
+    if isinstance(layer, nn.Linear):
+        return _with_activation(graph, _Steps(layer, (node,)), order, mutating)
     steps = _Steps(layer, (node,))
     other = _addend(node, order)
     if other is not None:
@@ -323,22 +285,8 @@ def _with_activation(
     return wider if _undisturbed(wider, order, mutating) else steps
 
 
-def _mutates(graph: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(_module(graph, node), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    name = getattr(node.target, "__name__", "")
-    functional = node.op == "call_function"
-    return functional and (
-        name.endswith("_")
-        or bool(node.kwargs.get("inplace"))
-        or node.target in (operator.iadd, operator.imul, operator.isub, operator.setitem)
-    )
-
-
 def _macs(layer: nn.Conv2d | nn.Linear, node: fx.Node) -> int:
-    outputs = math.prod(_shape(node) or ())
+    outputs = math.prod(shape_of(node) or ())
     return outputs * layer.weight[0].numel()
 
 
@@ -351,22 +299,34 @@ def _way(graph: fx.GraphModule, steps: _Steps, done: Packing) -> Way:
     """
     layer, source = steps.layer, steps.nodes[0].args[0]
     assert isinstance(source, fx.Node)
-    shape = _shape(source)
+    shape = shape_of(source)
     small = _macs(layer, steps.nodes[0]) <= SMALL_MACS
     if shape is None or not (is_product(layer) or (small and steps.other is None)):
         return "packed"
-    kind = geometry(layer) if isinstance(layer, nn.Conv2d) else None
+    meeting = (layer.stride, layer.padding, layer.dilation) if isinstance(layer, nn.Conv2d) else ()
     adds = steps.other is not None
-    key = (str(kind), shape, layer.weight.shape, layer.bias is None, steps.unary[0], adds)
+    key = (str(meeting), shape, layer.weight.shape, layer.bias is None, steps.unary[0], adds)
     if key not in done.measured:
+        after = _step_after(graph, steps)
         x, other = _ones(source, layer), None if steps.other is None else _ones(steps.other, layer)
-        calls = calls_of(layer, x, other, steps.unary, _step_after(graph, steps))
-        done.measured[key] = fastest(calls)
+        ways = calls_of(layer, shape, steps.unary, adds=adds)
+        done.measured[key] = fastest(
+            {way: _timed(make(), x, other, after) for way, make in ways.items()}
+        )
     return done.measured[key]
 
 
+def _timed(
+    call: Call, x: Tensor, other: Tensor | None, after: Callable[[Tensor], Tensor] | None
+) -> Callable[[], Tensor]:
+    call = replace(call, function=IN_PLACE.get(call.function, call.function))
+    if call.whole or after is None:
+        return partial(call, x, other)
+    return lambda: after(call(x, other))
+
+
 def _ones(node: fx.Node, layer: nn.Conv2d | nn.Linear) -> Tensor:
-    ones = torch.ones(_shape(node) or (), dtype=layer.weight.dtype)
+    ones = torch.ones(shape_of(node) or (), dtype=layer.weight.dtype)
     is_map = ones.ndim == 4 and isinstance(layer, nn.Conv2d)
     return ones.contiguous(memory_format=torch.channels_last) if is_map else ones
 
@@ -376,88 +336,64 @@ def _step_after(graph: fx.GraphModule, steps: _Steps) -> Callable[[Tensor], Tens
     if steps.unary is NO_ACTIVATION:
         return None
     node = steps.nodes[-1]
-    step: Any = _module(graph, node) or node.target
+    step: Any = module_of(graph, node) or node.target
     if isinstance(step, str):
         return operator.methodcaller(step)
     return partial(step, **node.kwargs)
 
 
-def _emit_product(graph: fx.GraphModule, steps: _Steps, done: Packing) -> set[fx.Node]:
-    """Make a pointwise convolution a product, and leave another layer as it is."""
-    layer, node = steps.layer, steps.nodes[0]
-    done.products += 1
-    if isinstance(layer, nn.Linear) or not is_product(layer):
+def _emit(graph: fx.GraphModule, steps: _Steps, way: Way, done: Packing) -> set[fx.Node]:
+    """Put one call in the place of the steps that it does; return the nodes that it replaces."""
+    shape = shape_of(steps.nodes[0].all_input_nodes[0]) or ()
+    adds = steps.other is not None
+    call = calls_of(steps.layer, shape, steps.unary, adds=adds)[way]()
+    _count(steps, call, way, done)
+    if call.function is steps.layer:
         return set()
-    with graph.graph.inserting_before(node):
-        weight = _keep(graph, node, "weight", layer.weight.detach().flatten(1).clone())
-        bias = None if layer.bias is None else _keep(graph, node, "bias", layer.bias.detach())
-        new = graph.graph.call_function(product, (node.args[0], weight, bias))
-    # Not "packed": what it gives is a view, though of memory of its own.
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    return {node}
+    replaced = steps.nodes if call.whole else steps.nodes[:1]
+    with graph.graph.inserting_before(replaced[-1]):
+        arguments = _arguments(graph, steps, call)
+        new = graph.graph.call_function(call.function, arguments)
+    new.meta = {**replaced[-1].meta, "packed": True}
+    replaced[-1].replace_all_uses_with(new)
+    return set(replaced)
 
 
-def _emit(graph: fx.GraphModule, steps: _Steps, done: Packing, way: Way) -> set[fx.Node]:
-    """Put one call in the place of the last of the steps; return the nodes that it replaces."""
-    first, last = steps.nodes[0], steps.nodes[-1]
-    source = first.args[0]
-    assert isinstance(source, fx.Node)
-    layer = steps.layer
-    with graph.graph.inserting_before(last):
-        bias = None if layer.bias is None else _keep(graph, first, "bias", layer.bias.detach())
-        if isinstance(layer, nn.Linear) or way == "rows":
-            new = _emit_rows(graph, steps, source, bias)
-        else:
-            new = _emit_convolution(graph, steps, layer, source, bias)
-    new.meta = {**last.meta, "packed": True}
-    last.replace_all_uses_with(new)
-    done.packed += 1
+def _count(steps: _Steps, call: Call, way: Way, done: Packing) -> None:
+    done.packed += way != "plain"
     done.rows += way == "rows"
+    done.products += way == "plain"
     done.additions += steps.other is not None
-    done.activations += steps.unary is not NO_ACTIVATION
-    return set(steps.nodes)
+    done.activations += call.whole and steps.unary is not NO_ACTIVATION
 
 
-def _emit_rows(
-    graph: fx.GraphModule, steps: _Steps, source: fx.Node, bias: fx.Node | None
-) -> fx.Node:
-    weight = _keep(graph, steps.nodes[0], "weight", packed_rows(steps.layer))
-    if steps.other is not None:
-        relu = relu_or_none(steps.unary)
-        return graph.graph.call_function(rows_added, (source, steps.other, weight, bias, relu))
-    function = LINEAR if isinstance(steps.layer, nn.Linear) else rows
-    return graph.graph.call_function(function, (source, weight, bias, *steps.unary))
-
-
-def _emit_convolution(
-    graph: fx.GraphModule, steps: _Steps, layer: nn.Conv2d, source: fx.Node, bias: fx.Node | None
-) -> fx.Node:
-    weight = _keep(graph, steps.nodes[0], "weight", packed_convolution(layer, _shape(source) or ()))
-    meeting = geometry(layer)
-    if steps.other is None:
-        return graph.graph.call_function(
-            CONVOLUTION, (source, weight, bias, *meeting, *steps.unary)
-        )
-    return graph.graph.call_function(
-        CONVOLUTION_ADD, (source, steps.other, weight, bias, *meeting, *addition(steps.unary))
+def _arguments(graph: fx.GraphModule, steps: _Steps, call: Call) -> tuple[Any, ...]:
+    first = steps.nodes[0]
+    given = {Given.INPUT: first.args[0], Given.BRANCH: steps.other}
+    kept = (
+        _keep(graph, f"packed_{first.name}_{place}", argument)
+        if isinstance(argument, Tensor)
+        else given[argument]
+        if isinstance(argument, Given)
+        else argument
+        for place, argument in enumerate(call.arguments)
     )
+    return tuple(kept)
 
 
 def _add_in_place(graph: fx.GraphModule) -> None:
     """Write a sum over its other branch where nothing needs that any more: no memory is fetched."""
     order = {node: place for place, node in enumerate(graph.graph.nodes)}
     for node in graph.graph.nodes:
-        if node.target is not CONVOLUTION_ADD:
+        if node.target not in IN_PLACE:
             continue
-        source, other, *rest = node.args
+        source, other = node.args[:2]
         if other is source or not other.meta.get("packed"):
             continue
         readers = [user for user in other.users if user is not node]
         # A reader that is no packed layer might give a view of the branch.
         if all(user.meta.get("packed") and order[user] < order[node] for user in readers):
-            node.target = CONVOLUTION_ADD_
-            node.args = (other, source, *rest)
+            node.target = IN_PLACE[node.target]
 
 
 def _addend(node: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
@@ -475,7 +411,7 @@ def _addend(node: fx.Node, order: dict[fx.Node, int]) -> fx.Node | None:
     changed = addition.target in _IN_PLACE_ADDITIONS and addition.args[0] is other
     if changed and any(order.get(user, -1) > order[addition] for user in other.users):
         return None  # later readers would miss what the addition did to the other branch
-    shapes = {_shape(node), _shape(other), _shape(addition)}
+    shapes = {shape_of(node), shape_of(other), shape_of(addition)}
     if len(shapes) != 1 or None in shapes:
         return None
     same_type = node.meta["tensor_meta"].dtype == other.meta["tensor_meta"].dtype
@@ -488,7 +424,7 @@ def _activation_after(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Un
     user = next(iter(node.users))
     if len(user.args) != 1 or set(user.kwargs) - _HARMLESS_KEYWORDS:
         return None
-    module = _module(graph, user)
+    module = module_of(graph, user)
     if module is not None:
         make = _MODULE_ACTIVATIONS.get(type(module))
         return None if make is None else (user, make(module))
@@ -498,8 +434,7 @@ def _activation_after(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Un
     return None if unary is None else (user, unary)
 
 
-def _keep(graph: fx.GraphModule, node: fx.Node, kind: str, tensor: Tensor) -> fx.Node:
-    name = f"packed_{node.name}_{kind}"
+def _keep(graph: fx.GraphModule, name: str, tensor: Tensor) -> fx.Node:
     # A plain attribute: a packed weight is opaque, and no part of a state dict.
     object.__setattr__(graph, name, tensor)
     return graph.graph.create_node("get_attr", name)
@@ -507,7 +442,7 @@ def _keep(graph: fx.GraphModule, node: fx.Node, kind: str, tensor: Tensor) -> fx
 
 def _channels_last_input(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
-        shape = _shape(node) if node.op == "placeholder" else None
+        shape = shape_of(node) if node.op == "placeholder" else None
         if shape is None or len(shape) != 4:
             continue
         with graph.graph.inserting_after(node):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import torch
@@ -12,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _OPS = torch.ops.mkldnn
-CONVOLUTION = _OPS._convolution_pointwise.default  # noqa: SLF001 - these are the operators' names
-CONVOLUTION_ADD = _OPS._convolution_pointwise.binary  # noqa: SLF001
-CONVOLUTION_ADD_ = _OPS._convolution_pointwise_.binary
-LINEAR = _OPS._linear_pointwise.default  # noqa: SLF001
+_CONVOLUTION = _OPS._convolution_pointwise.default  # noqa: SLF001 - these are the operators' names
+_CONVOLUTION_ADD = _OPS._convolution_pointwise.binary  # noqa: SLF001
+_CONVOLUTION_ADD_ = _OPS._convolution_pointwise_.binary
+_LINEAR = _OPS._linear_pointwise.default  # noqa: SLF001
+_ADD_RELU_ = torch.ops.aten._add_relu_.Tensor
 Unary = tuple[str, list[float], str]  # oneDNN's name of an activation, its scalars, its algorithm
 NO_ACTIVATION: Unary = ("none", [], "")
 
@@ -24,6 +26,37 @@ Way = Literal["packed", "rows", "plain"]
 # What a layer can be instead of a packed convolution, and what share of the time it may take to be
 # preferred: rows are packed and fused as well, the others are not.
 RATHER: dict[Way, float] = {"rows": 0.98, "plain": 0.95}
+
+
+class Given(Enum):
+    """What a call is given in the network."""
+
+    INPUT = "the layer's input"
+    BRANCH = "what is added to its output"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A layer, done in one way.
+
+    Attributes:
+        function: What is called.
+        arguments: With what; each :class:`Given` stands for what the network gives, and tensors
+            are the call's own.
+        whole: Whether the activation after the layer is done by the call too.
+    """
+
+    function: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
+    whole: bool = True
+
+    def __call__(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
+        """Return what the layer gives for ``x``; the call in place writes over ``branch``."""
+        given = {Given.INPUT: x, Given.BRANCH: branch}
+        return self.function(*(given[a] if isinstance(a, Given) else a for a in self.arguments))
+
+
+# ---------------------------------------------------------------- what is called
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,6 +70,40 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
+def product_added(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, relu: str | None
+) -> Tensor:
+    """Return :func:`product` and another branch's values, added; ``branch`` is not modified."""
+    pixels = branch.permute(0, 2, 3, 1)
+    y = torch.addmm(pixels.flatten(0, 2), x.permute(0, 2, 3, 1).flatten(0, 2), weight.t())
+    return _biased(y, bias, relu).view(pixels.shape).permute(0, 3, 1, 2)
+
+
+def product_added_(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, relu: str | None
+) -> Tensor:
+    """Return :func:`product_added`; ``branch`` is written over, as the product adds to it."""
+    pixels = branch.permute(0, 2, 3, 1)
+    y = pixels.flatten(0, 2).addmm_(x.permute(0, 2, 3, 1).flatten(0, 2), weight.t())
+    return _biased(y, bias, relu).view(pixels.shape).permute(0, 3, 1, 2)
+
+
+def _biased(y: Tensor, bias: Tensor | None, relu: str | None) -> Tensor:
+    if bias is not None:
+        return _added_(y, bias, relu)
+    return y if relu is None else y.relu_()
+
+
+def _added_(y: Tensor, other: Tensor, relu: str | None) -> Tensor:
+    """Add to a tensor in place, with the ReLU in the same pass where torch has that."""
+    if relu is None:
+        return y.add_(other)
+    if y.dtype is not torch.float32:
+        return y.add_(other).relu_()
+    both: Tensor = _ADD_RELU_(y, other)
+    return both
+
+
 def rows(x: Tensor, weight: Tensor, bias: Tensor | None, *unary: Any) -> Tensor:
     """Return a pointwise convolution and an activation as oneDNN's linear layer of the pixels.
 
@@ -46,17 +113,109 @@ def rows(x: Tensor, weight: Tensor, bias: Tensor | None, *unary: Any) -> Tensor:
         bias: As for :func:`product`.
         unary: The activation, as oneDNN has it.
     """
-    y: Tensor = LINEAR(x.permute(0, 2, 3, 1), weight, bias, *unary)
+    y: Tensor = _LINEAR(x.permute(0, 2, 3, 1), weight, bias, *unary)
     return y.permute(0, 3, 1, 2)
 
 
 def rows_added(
-    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None, relu: str | None
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor | None, relu: str | None
 ) -> Tensor:
-    """Return :func:`rows` and another branch's values, added; ``other`` is not modified."""
+    """Return :func:`rows` and another branch's values, added; ``branch`` is not modified."""
     # oneDNN's own sum with a linear layer takes several times as long.
-    y = rows(x, weight, bias, *NO_ACTIVATION).add_(other)
-    return y if relu is None else y.relu_()
+    return _added_(rows(x, weight, bias, *NO_ACTIVATION), branch, relu)
+
+
+def convolution_added(x: Tensor, branch: Tensor, *rest: Any) -> Tensor:
+    """Return a packed convolution and another branch's values, added."""
+    y: Tensor = _CONVOLUTION_ADD(x, branch, *rest)
+    return y
+
+
+def convolution_added_(x: Tensor, branch: Tensor, *rest: Any) -> Tensor:
+    """Return :func:`convolution_added`; ``branch`` is written over, and no memory is fetched."""
+    y: Tensor = _CONVOLUTION_ADD_(branch, x, *rest)
+    return y
+
+
+# The same with less memory, where nothing needs the other branch any more.
+IN_PLACE: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    convolution_added: convolution_added_,
+    product_added: product_added_,
+}
+
+# ---------------------------------------------------------------- the ways
+
+
+def calls_of(
+    layer: nn.Conv2d | nn.Linear, shape: Sequence[int], unary: Unary, *, adds: bool
+) -> dict[Way, Callable[[], Call]]:
+    """Return the ways that there are for a layer and what follows it; each makes its call.
+
+    Args:
+        layer: Not modified.
+        shape: Of its input, which is a map with channels last if it has four dimensions.
+        unary: The activation, as oneDNN has it; after an addition a ReLU or none.
+        adds: Whether another branch is added to the output before the activation.
+    """
+    ways: dict[Way, Callable[[], Call]] = {
+        "packed": lambda: (
+            _rows_call(layer, unary, adds=False)
+            if isinstance(layer, nn.Linear)
+            else _convolution_call(layer, shape, unary, adds=adds)
+        )
+    }
+    if isinstance(layer, nn.Conv2d) and is_product(layer):
+        ways["rows"] = lambda: _rows_call(layer, unary, adds=adds)
+        ways["plain"] = lambda: _product_call(layer, unary, adds=adds)
+    elif not adds:
+        ways["plain"] = lambda: Call(layer, (Given.INPUT,), whole=unary is NO_ACTIVATION)
+    return ways
+
+
+def _convolution_call(layer: nn.Conv2d, shape: Sequence[int], unary: Unary, *, adds: bool) -> Call:
+    meeting = _geometry(layer)
+    weight: Tensor = _OPS._reorder_convolution_weight(  # noqa: SLF001
+        layer.weight.detach(), *meeting, list(shape) or None
+    )
+    own = (weight, _bias(layer), *meeting)
+    if not adds:
+        return Call(_CONVOLUTION, (Given.INPUT, *own, *unary))
+    addition = ("add", 1.0, _relu_or_none(unary), [], None)
+    return Call(convolution_added, (Given.INPUT, Given.BRANCH, *own, *addition))
+
+
+def _rows_call(layer: nn.Conv2d | nn.Linear, unary: Unary, *, adds: bool) -> Call:
+    matrix = layer.weight.detach().flatten(1)
+    weight: Tensor = _OPS._reorder_linear_weight(matrix, None)  # noqa: SLF001
+    if adds:
+        own = (weight, _bias(layer), _relu_or_none(unary))
+        return Call(rows_added, (Given.INPUT, Given.BRANCH, *own))
+    function = _LINEAR if isinstance(layer, nn.Linear) else rows
+    return Call(function, (Given.INPUT, weight, _bias(layer), *unary))
+
+
+def _product_call(layer: nn.Conv2d, unary: Unary, *, adds: bool) -> Call:
+    weight = layer.weight.detach().flatten(1).clone()
+    if adds:
+        own = (weight, _bias(layer), _relu_or_none(unary))
+        return Call(product_added, (Given.INPUT, Given.BRANCH, *own))
+    return Call(product, (Given.INPUT, weight, _bias(layer)), whole=unary is NO_ACTIVATION)
+
+
+def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor | None:
+    return None if layer.bias is None else layer.bias.detach()
+
+
+def _relu_or_none(unary: Unary) -> str | None:
+    return None if unary is NO_ACTIVATION else unary[0]
+
+
+def is_product(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Whether a layer is one matrix product of all its pixels."""
+    if isinstance(layer, nn.Linear):
+        return True
+    padding = symmetric_padding(layer)
+    return layer.kernel_size == layer.stride == (1, 1) and padding == [0, 0] and layer.groups == 1
 
 
 def symmetric_padding(layer: nn.Conv2d) -> list[int] | None:
@@ -69,102 +228,13 @@ def symmetric_padding(layer: nn.Conv2d) -> list[int] | None:
     return None if any(total % 2 for total in sums) else [total // 2 for total in sums]
 
 
-def is_product(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Whether a layer is one matrix product of all its pixels."""
-    if isinstance(layer, nn.Linear):
-        return True
-    padding = symmetric_padding(layer)
-    return layer.kernel_size == layer.stride == (1, 1) and padding == [0, 0] and layer.groups == 1
-
-
-def geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
+def _geometry(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
     """Return padding, stride, dilation and groups, as oneDNN takes them."""
     padding = symmetric_padding(layer) or [0, 0]
     return padding, list(layer.stride), list(layer.dilation), layer.groups
 
 
-def packed_convolution(layer: nn.Conv2d, shape: Sequence[int]) -> Tensor:
-    """Return a convolution's weight packed by oneDNN, for inputs of a shape if one is given."""
-    packed: Tensor = _OPS._reorder_convolution_weight(  # noqa: SLF001
-        layer.weight.detach(), *geometry(layer), list(shape) or None
-    )
-    return packed
-
-
-def packed_rows(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """Return a linear layer's or pointwise convolution's weight, packed by oneDNN as a matrix."""
-    weight = layer.weight.detach().flatten(1)
-    packed: Tensor = _OPS._reorder_linear_weight(weight, None)  # noqa: SLF001
-    return packed
-
-
-def addition(unary: Unary) -> tuple[Any, ...]:
-    """Return how oneDNN is told to add another branch, and what follows."""
-    return ("add", 1.0, relu_or_none(unary), [], None)
-
-
-def relu_or_none(unary: Unary) -> str | None:
-    """Return oneDNN's name of the activation after an addition, which can be a ReLU alone."""
-    return None if unary is NO_ACTIVATION else unary[0]
-
-
-def calls_of(
-    layer: nn.Conv2d | nn.Linear,
-    x: Tensor,
-    other: Tensor | None,
-    unary: Unary,
-    after: Callable[[Tensor], Tensor] | None,
-) -> dict[Way, Callable[[], Tensor]]:
-    """Return each way to do a layer and what follows it, as a call without arguments.
-
-    Args:
-        layer: Not modified.
-        x: Its input; a map lies with channels last.
-        other: A branch that is added to the output, which the calls write over; or ``None``.
-        unary: The activation after that, as oneDNN has it.
-        after: The same as torch has it.
-    """
-    ways: dict[Way, Callable[[], Tensor]] = {"packed": _packed_call(layer, x, other, unary)}
-    if isinstance(layer, nn.Conv2d) and is_product(layer):
-        ways["rows"] = _rows_call(layer, x, other, unary)
-    if other is None:
-        multiply = _plain_call(layer, x)
-        ways["plain"] = multiply if after is None else lambda: after(multiply())
-    return ways
-
-
-def _packed_call(
-    layer: nn.Conv2d | nn.Linear, x: Tensor, other: Tensor | None, unary: Unary
-) -> Callable[[], Tensor]:
-    bias = None if layer.bias is None else layer.bias.detach()
-    if isinstance(layer, nn.Linear):
-        rows_weight = packed_rows(layer)
-        return lambda: LINEAR(x, rows_weight, bias, *unary)
-    weight, meeting = packed_convolution(layer, x.shape), geometry(layer)
-    if other is None:
-        return lambda: CONVOLUTION(x, weight, bias, *meeting, *unary)
-    return lambda: CONVOLUTION_ADD_(other, x, weight, bias, *meeting, *addition(unary))
-
-
-def _rows_call(
-    layer: nn.Conv2d, x: Tensor, other: Tensor | None, unary: Unary
-) -> Callable[[], Tensor]:
-    packed, bias = packed_rows(layer), None if layer.bias is None else layer.bias.detach()
-    if other is None:
-        return lambda: rows(x, packed, bias, *unary)
-    return lambda: rows_added(x, other, packed, bias, relu_or_none(unary))
-
-
-def _plain_call(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Callable[[], Tensor]:
-    bias = None if layer.bias is None else layer.bias.detach()
-    if isinstance(layer, nn.Linear):
-        return partial(F.linear, x, layer.weight.detach(), bias)
-    if is_product(layer):
-        return partial(product, x, layer.weight.detach().flatten(1), bias)
-    return partial(layer, x)
-
-
-def fastest(ways: Mapping[Way, Callable[[], Tensor]]) -> Way:
+def fastest(ways: Mapping[Way, Callable[[], Any]]) -> Way:
     """Time calls in turn, and return which to take: the processor and the shape decide."""
     times: dict[Way, list[int]] = {way: [] for way in ways}
     for _ in range(TRIALS + 1):
