@@ -5,18 +5,16 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.testing import assert_close
 
 import onebyone as obo
 from onebyone import reconstruction
 from onebyone.data import TensorSplit
 from onebyone.data.augment import Augmentation
 from onebyone.errors import DataError, ModelError, OptionError
-from onebyone.evaluation import divergence
+from onebyone.outputs import divergence
 from onebyone.reconstruction import (
     Reconstruction,
     _Basis,
-    _softened,
     _Turned,
     inputs_for,
     reconstruct,
@@ -136,20 +134,6 @@ def test_a_gradient_that_is_rounding_moves_nothing_far():
         # Adam's first step is of the size of the rate at most.
         assert float((layer.weight - before.weight).detach().abs().max()) <= 4.1e-3
         assert torch.equal(layer.bias, before.bias)
-
-
-def test_softened_scores_are_compared_as_they_are_at_one_and_by_their_squares_when_hot():
-    torch.manual_seed(0)
-    wanted, outputs = 3 * torch.randn(2, 64, 7)
-    assert_close(_softened(wanted, outputs, 1.0), divergence(wanted, outputs).mean())
-    # Hinton et al. 2015, section 2.1: a constant for all classes changes nothing.
-    apart = wanted - outputs
-    centred = apart - apart.mean(1, keepdim=True)
-    assert_close(
-        _softened(wanted, outputs, 200.0), centred.square().mean() / 2, rtol=0.05, atol=0.0
-    )
-    maps = torch.randn(2, 4, 3, 5, 6)
-    assert_close(_softened(*maps, 4.0), _softened(*maps, 1.0))
 
 
 def test_where_no_step_helps_the_weights_are_those_of_the_start():

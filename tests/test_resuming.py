@@ -63,11 +63,11 @@ def changed(net: nn.Module, site: str) -> nn.Module:
     return nn.Sequential(net.get_submodule(site), nn.Tanh())
 
 
-def whole(net: nn.Module, site: str, batches: list[Tensor]) -> list[Tensor]:
+def whole(net: nn.Module, site: str, batches: list[Tensor]) -> list[tuple[Tensor]]:
     old = net.get_submodule(site)
     replace_module(net, site, changed(net, site))
     with torch.no_grad():
-        outputs = [net(inputs) for inputs in batches]
+        outputs = [(net(inputs),) for inputs in batches]
     replace_module(net, site, old)
     return outputs
 
@@ -231,10 +231,10 @@ def test_a_module_with_hooks_runs(net, batches):
     handle.remove()
 
 
-def test_the_output_must_be_one_tensor(batches):
-    class Two(nn.Module):
+def test_outputs_that_cannot_be_compared_are_refused(batches):
+    class Whole(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
+            return x, x.mean()
 
-    with pytest.raises(ModelError, match="must be one tensor"):
-        ResumedPasses(Two(), batches, [])
+    with pytest.raises(ModelError, match="must have the batch first"):
+        ResumedPasses(Whole(), batches, [])

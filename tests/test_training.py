@@ -493,7 +493,7 @@ def test_networks_that_cannot_be_trained_are_refused():
         train(network().double(), toy(), epochs=1)
     with pytest.raises(ModelError, match=r"must take inputs of shape \(2, 1, 6, 6\)"):
         train(nn.Conv2d(3, 3, 1), toy(), epochs=1)
-    with pytest.raises(ModelError, match="output of the network must be one tensor, got tuple"):
+    with pytest.raises(ModelError, match="labels needs one tensor of outputs, got tuple"):
         train(nn.LSTM(6, 3), (torch.rand(4, 5, 6), torch.zeros(4)), epochs=1)
 
 
@@ -518,7 +518,7 @@ def test_targets_and_teachers_that_do_not_fit_are_refused():
     with pytest.raises(ModelError, match=r"shape of the reference's, \(\d+, 5\), got \(\d+, 3\)"):
         distill(network(), toy(), teacher=wide, epochs=1)
     settled = {"learning_rate": 1e-3, "norms": False}
-    with pytest.raises(ModelError, match=r"outputs of one shape, got \(\d+, 3\) and \(\d+, 5\)"):
+    with pytest.raises(ModelError, match=r"shape of the reference's, \(\d+, 5\), got \(\d+, 3\)"):
         distill(network(), toy(), teacher=wide, epochs=1, **settled)
     with pytest.raises(ModelError, match=r"must run on an input of shape \d+×1×"):
         distill(nn.Sequential(nn.Conv2d(2, 3, 3)), toy(), teacher=network(), epochs=1)
@@ -722,7 +722,7 @@ def test_a_training_with_added_norms_goes_on_to_the_same_weights(tmp_path, monke
 
 def test_where_labels_are_all_of_the_loss_the_teacher_is_not_followed(monkeypatch):
     split, teacher, asked = toy(600).train, network(seed=1), []
-    monkeypatch.setattr(training, "_imitation", lambda *_: asked.append(1))
+    monkeypatch.setattr(training, "imitation_loss", lambda *_: asked.append(1))
     trained, log = distill(network(), split, teacher=teacher, epochs=20, label_weight=1.0)
     assert not asked
     assert log.objective == "labels; rate the highest it stands of 3 tried"

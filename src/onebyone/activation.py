@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import ModelError, OptionError, PlanError, UnknownNameError
-from onebyone.evaluation import one_tensor
+from onebyone.outputs import one_tensor
 from onebyone.rewrites import head
 from onebyone.sites import evaluation_copy, hooks_removed, run
 

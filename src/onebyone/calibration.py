@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.data import Split, as_split
-from onebyone.errors import DataError, ModelError
+from onebyone.errors import DataError
 from onebyone.kernels import (
     bias_of,
     choose_places,
@@ -24,6 +24,7 @@ from onebyone.kernels import (
     shape_of,
     why_unknown,
 )
+from onebyone.outputs import Outputs, outputs_of
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import CalibrationInfo
 from onebyone.resuming import Advancing, Reached
@@ -641,15 +642,16 @@ def curvature_of(
         macs: Of the network, for one input.
     """
     enough = data.within(CURVATURE_MACS, 2 * macs, fewest=FEWEST_CURVATURE_EXAMPLES)
-    places = places_of(run(in_evaluation_mode(model, device=data.device), data.example()))
+    network = in_evaluation_mode(model, device=data.device)
+    places = places_of(outputs_of(run(network, data.example()), network, 1))
     if places > 1:
         enough = enough.first(max(FEWEST_WITH_MAPS, DIRECTIONS // places))
     return output_curvature(model, names, enough.batches)
 
 
-def places_of(outputs: Any) -> int:
+def places_of(outputs: Outputs) -> int:
     """Return at how many places a network says something of an input."""
-    return math.prod(outputs.shape[2:]) if isinstance(outputs, Tensor) else 1
+    return max(math.prod(tensor.shape[2:]) for tensor in outputs)
 
 
 def output_curvature(
@@ -659,10 +661,10 @@ def output_curvature(
 
     The Fisher information of each layer's output channels, summed over places and averaged over
     examples: for a small error ``e`` of covariance ``E`` at each place, independent between places,
-    the Kullback-Leibler divergence of the network's outputs is about ``trace(F @ E) / 2``. Labels
-    are drawn from the network's own predictions (Martens 2020, section 5); for outputs that are
-    not class scores, directions are drawn, which gives the Gauss-Newton matrix of the squared
-    error relative to the outputs' mean square.
+    the divergence of the network's outputs is about ``trace(F @ E) / 2``. For class scores labels
+    are drawn from the network's own predictions (Martens 2020, section 5); for other outputs
+    directions are drawn, which gives the Gauss-Newton matrix of the squared error relative to the
+    outputs' mean square. Of several tensors it is the mean, as of their divergences.
 
     Args:
         model: Not modified; a copy in evaluation mode is run, with gradients of activations only.
@@ -697,17 +699,20 @@ def output_curvature(
         for inputs in batches():
             probe = inputs.detach().clone()
             probe.requires_grad = True
-            _sampled_loss(network(probe), generator).backward()  # type: ignore[no-untyped-call]
+            given = outputs_of(network(probe), network, len(inputs))
+            _sampled_loss(given, generator).backward()  # type: ignore[no-untyped-call]
             examples += len(inputs)
     return {name: total / examples for name, total in sums.items()}
 
 
-def _sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise ModelError(
-            f"The network's output must be one tensor in evaluation mode, got "
-            f"{type(outputs).__name__}. Wrap it in a module that returns the tensor that matters."
-        )
+def _sampled_loss(outputs: Outputs, generator: torch.Generator) -> Tensor:
+    # Drawn for each tensor by itself, so that on average products of two have no part in the square
+    # of the gradient, which is then the mean of the tensors' own.
+    each = [_sampled_loss_of(tensor, generator) for tensor in outputs]
+    return sum(each[1:], each[0]) / math.sqrt(len(each))
+
+
+def _sampled_loss_of(outputs: Tensor, generator: torch.Generator) -> Tensor:
     if outputs.ndim == 2 and outputs.shape[1] > 1:
         probabilities = outputs.detach().float().softmax(dim=1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator).to(outputs.device)

@@ -17,18 +17,29 @@ from torch import Tensor, nn
 
 from onebyone.data import Data, as_split
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
+from onebyone.outputs import (
+    Outputs,
+    in_float32,
+    is_classifier_output,
+    mean_divergence,
+    outputs_of,
+    the_one,
+)
 from onebyone.precision import float32_in, in_full
 from onebyone.records import Difference, Metric
-from onebyone.sites import as_device, as_network, in_evaluation_mode, in_type_of, run
+from onebyone.sites import as_device, as_network, in_evaluation_mode, in_type_of, run, tensors_in
 
 Array = NDArray[np.float64]
 
-# A metric takes outputs ``(n, …)`` and targets ``(n, …)`` and gives a score for each example,
-# shape ``(n,)``, higher is better; its value on a data set is the mean.
-MetricFunction = Callable[[Tensor, Tensor], Tensor]
+# A metric takes outputs ``(n, …)``, or several in whatever the network gives them in, and targets
+# ``(n, …)``, and gives a score for each example, shape ``(n,)``, higher is better; its value on a
+# data set is the mean.
+MetricFunction = Callable[[Any, Tensor], Tensor]
 
-# What is counted in accuracy's place where there are no labels: predictions like the first's.
+# What counts in accuracy's place where there are no labels: predictions like the first network's,
+# or where there are no predictions how like the outputs are, which is 1 less their divergence.
 AGREEMENT = "agreement"
+LIKENESS = "likeness"
 CALIBRATION_BINS = 15
 LEVEL_Z = 1.959963984540054  # of the 95 % interval
 RESAMPLES = 4_000
@@ -72,50 +83,9 @@ def find_metric(metric: str | MetricFunction) -> tuple[str, MetricFunction]:
     return getattr(metric, "__name__", type(metric).__name__), metric
 
 
-def is_classifier_output(outputs: Tensor) -> bool:
-    """Whether outputs are class scores, ``(batch, classes)``."""
-    return outputs.ndim == 2 and outputs.shape[1] > 1
-
-
 def is_unlabelled(targets: Tensor) -> bool:
     """Whether a batch has no targets: a split then gives ``(batch, 0)``."""
     return targets.ndim == 2 and targets.shape[1] == 0
-
-
-def divergence(reference: Tensor, outputs: Tensor) -> Tensor:
-    """Return how far outputs are from the reference's, an example each, shape ``(batch,)``.
-
-    For class scores the Kullback-Leibler divergence in nats, else the squared error relative to
-    the mean square of the reference over the batch.
-
-    Raises:
-        ModelError: If the shapes differ: the networks do not answer the same question.
-    """
-    if reference.shape != outputs.shape:
-        raise ModelError(
-            f"Outputs must have the shape of the reference's, {tuple(reference.shape)}, got "
-            f"{tuple(outputs.shape)}. Compare networks with the same classes."
-        )
-    reference, outputs = reference.float(), outputs.float()
-    if is_classifier_output(reference):
-        log_p = reference.log_softmax(dim=1)
-        return (log_p.exp() * (log_p - outputs.log_softmax(dim=1))).sum(dim=1)
-    scale = reference.square().mean().clamp_min(1e-12)
-    return (outputs - reference).square().reshape(len(outputs), -1).mean(dim=1) / scale
-
-
-def softened_divergence(reference: Tensor, outputs: Tensor, temperature: float) -> Tensor:
-    """Return the mean Kullback-Leibler divergence of class scores at a temperature, a scalar.
-
-    Times the temperature squared, so that its gradients do not shrink with it (Hinton, Vinyals,
-    Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2).
-    """
-    return temperature**2 * F.kl_div(
-        (outputs / temperature).log_softmax(dim=1),
-        (reference / temperature).log_softmax(dim=1),
-        log_target=True,
-        reduction="batchmean",
-    )
 
 
 def feature_error(ours: Tensor, theirs: Tensor, name: str) -> Tensor:
@@ -192,7 +162,7 @@ def evaluate(
     Raises:
         DataError: If there are no examples, or they have no labels, or ones that are no classes.
         OptionError: If the metric does not give a score for each example.
-        ModelError: If the network's output is not one tensor.
+        ModelError: If the network gives no tensors, or some without the batch.
     """
     split = examples_of(data)
     outputs = score(
@@ -228,7 +198,7 @@ class Together:
     @property
     def labelled(self) -> bool:
         """Whether the scores say what is right, not merely what is as with the first."""
-        return self.each[0].metric != AGREEMENT
+        return self.each[0].metric not in {AGREEMENT, LIKENESS}
 
 
 @float32_in("float32")
@@ -243,7 +213,8 @@ def score(
 ) -> Together:
     """Run networks side by side on the same batches and score every example.
 
-    Where accuracy is asked and there are no labels, the agreement with the first is counted.
+    Where accuracy is asked and there are no labels, the agreement with the first is counted, or
+    where outputs are no class scores how like its they are.
     See :func:`evaluate` for the arguments and the errors.
     """
     name, function = find_metric(metric)
@@ -258,17 +229,23 @@ def score(
     done = 0
     with torch.inference_mode():
         for inputs, targets in split.batches(batch_size, device=device):
-            reference: Tensor | None = None
+            reference: Outputs | None = None
             for index, network in enumerate(networks):
-                outputs = one_tensor(run(network, in_type_of(network, inputs)), network)
+                given = the_one(run(network, in_type_of(network, inputs)))
+                outputs = outputs_of(given, network, len(inputs))
                 if reference is None:
                     reference = outputs
                     if metric == "accuracy":
                         name, targets = _classes(outputs, targets)  # noqa: PLW2901
                         if not done:
-                            check_labels(outputs, getattr(split, "targets", None))
-                parts[index].append(_batch_scores(outputs, targets, name, function))
-                apart[index].append(divergence(reference, outputs).double().cpu().numpy())
+                            check_labels(outputs[0], getattr(split, "targets", None))
+                far = mean_divergence(reference, outputs).double().cpu().numpy()
+                apart[index].append(far)
+                parts[index].append(
+                    {"scores": 1.0 - far}
+                    if name == LIKENESS
+                    else _batch_scores(given, targets, name, function)
+                )
             done += len(inputs)
             if progress is not None:
                 progress(done, len(split), "evaluating")
@@ -314,20 +291,23 @@ class _First:
         return itertools.islice(self.all.batches(batch_size, device=device), 1)
 
 
-def _classes(outputs: Tensor, targets: Tensor) -> tuple[str, Tensor]:
+def _classes(outputs: Outputs, targets: Tensor) -> tuple[str, Tensor]:
     """Return what is counted where accuracy is asked, and the classes that are right.
 
-    Without labels they are those that the network predicts, to be agreed with.
+    Without labels they are those that the network predicts, to be agreed with, if it predicts any.
     """
     unlabelled = is_unlabelled(targets)
-    if not is_classifier_output(outputs):
-        has = "no targets" if unlabelled else f"targets of shape {tuple(targets.shape)}"
+    if len(outputs) > 1 or not is_classifier_output(outputs[0]):
+        if unlabelled:
+            return LIKENESS, targets
+        shapes = ", ".join(str(tuple(each.shape)) for each in outputs)
         raise OptionError(
             "Accuracy needs a classifier's scores of shape (n, classes), got outputs of shape "
-            f"{tuple(outputs.shape)} and {has}. Give a `metric` of outputs and targets."
+            f"{shapes} and targets of shape {tuple(targets.shape)}. Give a `metric` of outputs and "
+            "targets, or data without labels: then it is counted how like the outputs are."
         )
     if unlabelled:
-        return AGREEMENT, outputs.argmax(dim=1)
+        return AGREEMENT, outputs[0].argmax(dim=1)
     if targets.ndim != 1:
         raise DataError(
             f"Labels must be class numbers of shape (n,), got targets of shape "
@@ -362,40 +342,28 @@ def check_labels(outputs: Tensor, targets: Tensor | None) -> None:
         )
 
 
-def one_tensor(outputs: Any, network: nn.Module) -> Tensor:
-    """Return a network's output if it is one tensor.
-
-    Raises:
-        ModelError: If it is anything else.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    raise ModelError(
-        f"The network's output must be one tensor in evaluation mode, but {type(network).__name__} "
-        f"gave {type(outputs).__name__}. Wrap it in a module that returns the tensor to compare."
-    )
-
-
 def _batch_scores(
-    outputs: Tensor, targets: Tensor, name: str, function: MetricFunction
+    given: Any, targets: Tensor, name: str, function: MetricFunction
 ) -> dict[str, Array]:
+    given = in_float32(given)
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(given))
     try:
-        scores = function(outputs.float(), targets)
+        scores = function(given, targets)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise OptionError(
-            f"The metric {name!r} failed on outputs {tuple(outputs.shape)} and targets "
+            f"The metric {name!r} failed on outputs {shapes} and targets "
             f"{tuple(targets.shape)}: {error}"
         ) from error
     shape = tuple(getattr(scores, "shape", ()))  # a user's function may give anything
-    if shape != (len(outputs),):
+    if shape != (len(targets),):
         came = shape or type(scores).__name__
         raise OptionError(
-            f"The metric {name!r} must give one score an example, shape ({len(outputs)},), "
+            f"The metric {name!r} must give one score an example, shape ({len(targets)},), "
             f"got {came}. Return per-example scores; their mean is taken here."
         )
     values = {"scores": scores.double().cpu().numpy()}
-    if is_classifier_output(outputs):
-        best = outputs.float().softmax(dim=1).max(dim=1)
+    if isinstance(given, Tensor) and is_classifier_output(given):
+        best = given.softmax(dim=1).max(dim=1)
         values["predictions"] = best.indices.cpu().numpy()
         values["confidences"] = best.values.double().cpu().numpy()
     return values

@@ -26,14 +26,9 @@ from onebyone.calibration import (
 from onebyone.data import DatasetSplit, Split, TensorSplit
 from onebyone.data.splits import held_out
 from onebyone.errors import DataError, OptionError
-from onebyone.evaluation import (
-    divergence,
-    feature_error,
-    is_classifier_output,
-    one_tensor,
-    softened_divergence,
-)
+from onebyone.evaluation import feature_error
 from onebyone.kernels import shape_of
+from onebyone.outputs import Outputs, imitation_loss, mean_divergence, outputs_of, the_one
 from onebyone.precision import Precision, float32_in, in_full, uses_bf16
 from onebyone.randomness import seeded
 from onebyone.records import Reconstruction
@@ -147,7 +142,7 @@ def reconstruct(
         OptionError: If an option is outside what it may be, a feature is not in both networks, or
             no parameter needs a gradient.
         DataError: If there are fewer than two inputs, or they cannot be divided.
-        ModelError: If an output is not one tensor, or the networks' outputs differ in shape.
+        ModelError: If the networks' outputs differ in number or shape, or are not tensors.
 
     References:
         For the temperature, Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network",
@@ -220,7 +215,7 @@ def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
 
 def _batch_size(guide: nn.Module, judge: CalibrationData, inputs: int) -> int:
     """Return the examples of a step: few where each says something at many places."""
-    if places_of(run(guide, judge.example())) > 1:
+    if places_of(outputs_of(run(guide, judge.example()), guide, 1)) > 1:
         return LEAST_BATCH
     return min(max(inputs // STEPS_A_PASS, LEAST_BATCH), MOST_BATCH)
 
@@ -244,7 +239,7 @@ def _answered(fitted: Split, guide: nn.Module, judge: CalibrationData) -> Tensor
     inputs, outputs = [], []
     with torch.no_grad():
         for batch in replace(judge, split=fitted).batches():
-            answer = guide(batch)
+            answer = the_one(guide(batch))
             if not isinstance(answer, Tensor) or len(answer) != len(batch):
                 return None
             inputs.append(batch.cpu())
@@ -307,18 +302,21 @@ class _Job:
             if name in moments and name in curvature
         }
 
-    def references(self) -> list[Tensor]:
+    def references(self) -> list[Outputs]:
         """Return the teacher's outputs on the inputs to judge on."""
         with torch.no_grad():
-            return [one_tensor(self.guide(inputs), self.guide) for inputs in self.judge.batches()]
+            return [
+                outputs_of(self.guide(inputs), self.guide, len(inputs))
+                for inputs in self.judge.batches()
+            ]
 
-    def judged(self, references: Sequence[Tensor]) -> float:
+    def judged(self, references: Sequence[Outputs]) -> float:
         """Return the mean divergence from them."""
         total = 0.0
         with torch.no_grad():
             for inputs, reference in zip(self.judge.batches(), references, strict=True):
-                outputs = one_tensor(self.student(inputs), self.student)
-                total += float(divergence(reference, outputs).sum())
+                outputs = outputs_of(self.student(inputs), self.student, len(inputs))
+                total += float(mean_divergence(reference, outputs).sum())
         mean = total / len(self.judge)
         # A divergence below 0 is rounding: nothing is nearer than the same outputs.
         return max(mean, 0.0) if math.isfinite(mean) else math.inf
@@ -517,17 +515,13 @@ def _loss(
 ) -> Tensor:
     if wanted is None:
         with torch.no_grad():
-            wanted = one_tensor(job.guide(inputs), job.guide)
+            reference = outputs_of(job.guide(inputs), job.guide, len(inputs))
+    else:
+        reference = (wanted,)
     with torch.autocast(job.judge.device.partition(":")[0], torch.bfloat16, enabled=job.bf16):
-        outputs = one_tensor(job.student(inputs), job.student)
-    total = _softened(wanted, in_full(outputs), job.temperature)
+        given = outputs_of(job.student(inputs), job.student, len(inputs))
+    outputs = tuple(in_full(tensor) for tensor in given)
+    total = imitation_loss(reference, outputs, job.temperature)
     for name in job.features:
         total = total + feature_error(ours[name], theirs[name], name)
     return total
-
-
-def _softened(wanted: Tensor, outputs: Tensor, temperature: float) -> Tensor:
-    """Return the mean divergence of outputs, of class scores at a temperature."""
-    if not is_classifier_output(wanted):
-        return divergence(wanted, outputs).mean()
-    return softened_divergence(wanted, outputs, temperature)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.errors import ModelError
-from onebyone.evaluation import one_tensor
+from onebyone.outputs import Outputs, outputs_of
 from onebyone.sites import has_hooks, hooks_removed, module_at, replace_module, run, tensors_in
 
 # The same operations on the same values: what two runs may differ by, of the largest output.
@@ -45,20 +45,22 @@ class ResumedPasses:
         resumed: The sites from which passes are resumed.
 
     Raises:
-        ModelError: If the network does not run, or gives something that is not one tensor.
+        ModelError: If the network does not run, or gives no tensors, or some without the batch.
     """
 
     def __init__(self, network: nn.Module, batches: Sequence[Tensor], sites: Sequence[str]) -> None:
         self._network = network
         self._batches = batches
-        self.reference = [one_tensor(run(network, inputs), network) for inputs in batches]
+        self.reference = [
+            outputs_of(run(network, inputs), network, len(inputs)) for inputs in batches
+        ]
         examples = sum(len(inputs) for inputs in batches)
         self._kept = _what_to_keep(network, batches[0], sites, examples).at
         self.resumed = tuple(self._kept)
         self._place = -1
         self._stored: list[Stored] = [{} for _ in batches]
 
-    def outputs(self, site: str, new: nn.Module) -> Iterator[Tensor]:
+    def outputs(self, site: str, new: nn.Module) -> Iterator[Outputs]:
         """Yield the outputs for each batch with a module replaced, which is then put back.
 
         Args:
@@ -71,8 +73,8 @@ class ResumedPasses:
         stored = self._stored_at(site)
         for inputs, known in zip(self._batches, stored, strict=True):
             with _giving(self._network, known), _replaced(self._network, site, new) as network:
-                output = one_tensor(run(network, inputs), network)
-            yield output
+                outputs = outputs_of(run(network, inputs), network, len(inputs))
+            yield outputs
 
     def _stored_at(self, site: str) -> Sequence[Stored]:
         """Return what to give in each batch, after going on to that site if it is a later one."""
@@ -310,8 +312,13 @@ def _tried(
 
 
 def _is_same(whole: Any, resumed: Any) -> bool:
-    if not isinstance(whole, Tensor) or not isinstance(resumed, Tensor):
+    pairs = [list(tensors_in(given)) for given in (whole, resumed)]
+    if not pairs[0] or len(pairs[0]) != len(pairs[1]):
         return False
+    return all(_is_same_tensor(*pair) for pair in zip(*pairs, strict=True))
+
+
+def _is_same_tensor(whole: Tensor, resumed: Tensor) -> bool:
     scale = float(whole.abs().max()) if whole.numel() else 0.0
     return whole.shape == resumed.shape and torch.allclose(
         whole, resumed, rtol=0, atol=SAME * scale, equal_nan=True

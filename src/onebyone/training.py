@@ -29,14 +29,19 @@ from onebyone.evaluation import (
     AGREEMENT,
     MetricFunction,
     check_labels,
-    divergence,
     evaluate,
     feature_error,
     find_metric,
-    is_classifier_output,
     is_unlabelled,
+)
+from onebyone.outputs import (
+    imitation_loss,
+    in_float32,
+    is_classifier_output,
+    mean_divergence,
     one_tensor,
-    softened_divergence,
+    outputs_of,
+    the_one,
 )
 from onebyone.precision import Precision, float32_in, uses_bf16
 from onebyone.randomness import seed_generators, seeded
@@ -56,7 +61,7 @@ from onebyone.sites import (
 )
 
 Progress = Callable[[int, int, str], None]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 
 WARM_UP = 0.1  # share of the steps
 TRAIN_RATE = 4e-3  # at a batch of 128; see `_default_rate`
@@ -373,15 +378,19 @@ def distill(
         outputs_of_modules(guide, features) as theirs,
     ):
 
-        def objective(inputs: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-            total = torch.zeros((), device=outputs.device)
+        def objective(inputs: Tensor, given: Any, targets: Tensor) -> Tensor:
+            total = torch.zeros((), device=inputs.device)
             if label_weight < 1 or features:
                 with torch.no_grad(), job.autocast():
-                    wanted = one_tensor(guide(in_type_of(guide, inputs)), guide).float()
+                    wanted = in_float32(guide(in_type_of(guide, inputs)))
             if label_weight < 1:
-                total = total + (1 - label_weight) * _imitation(outputs, wanted, temperature)
+                both = (
+                    outputs_of(wanted, guide, len(inputs)),
+                    outputs_of(given, job.student, len(inputs)),
+                )
+                total = total + (1 - label_weight) * imitation_loss(*both, temperature)
             if label_weight:
-                labels = _label_loss(outputs, targets, loss=loss, label_smoothing=label_smoothing)
+                labels = _label_loss(given, targets, loss=loss, label_smoothing=label_smoothing)
                 total = total + label_weight * labels
             for feature in features:
                 error = feature_error(ours[feature], theirs[feature], feature)
@@ -441,8 +450,8 @@ def _share_mixed(
             return 0.0
         guide = evaluation_copy(teacher)
         inputs, _ = next(iter(examples.train.batches(2, device=home_of(guide))))
-        outputs = one_tensor(run(guide, in_type_of(guide, inputs)), guide)
-        return MIXED if is_classifier_output(outputs) else 0.0
+        outputs = outputs_of(run(guide, in_type_of(guide, inputs)), guide, len(inputs))
+        return MIXED if all(map(is_classifier_output, outputs)) else 0.0
     if asked and not images:
         raise OptionError(
             f"`mix` must be 0 for inputs that are no images of shape (channels, height, width), "
@@ -561,10 +570,11 @@ def _distances(
     totals = [0.0] * len(each)
     with torch.inference_mode():
         for inputs, _ in split.batches(250, device=place):
-            wanted = one_tensor(run(guide, in_type_of(guide, inputs)), guide)
+            wanted = outputs_of(run(guide, in_type_of(guide, inputs)), guide, len(inputs))
             for position, student in enumerate(each):
-                outputs = one_tensor(run(student, in_type_of(student, inputs)), student)
-                totals[position] += float(divergence(wanted, outputs).sum())
+                given = run(student, in_type_of(student, inputs))
+                outputs = outputs_of(given, student, len(inputs))
+                totals[position] += float(mean_divergence(wanted, outputs).sum())
     return [total / len(split) if math.isfinite(total) else math.inf for total in totals]
 
 
@@ -820,12 +830,13 @@ def _check_classes(job: _Job) -> None:
     inputs, _ = next(iter(train.batches(min(2, len(train)), device=job.device)))
     job.student.eval()
     with torch.no_grad():
-        outputs = _forward(job, inputs)
-    check_labels(outputs, train.targets)
+        given = _forward(job, inputs)
+    if isinstance(given, Tensor):
+        check_labels(given, train.targets)
 
 
 def _label_loss(
-    outputs: Tensor, targets: Tensor, *, loss: Loss | None, label_smoothing: float
+    outputs: Any, targets: Tensor, *, loss: Loss | None, label_smoothing: float
 ) -> Tensor:
     if is_unlabelled(targets):
         raise DataError(
@@ -834,6 +845,12 @@ def _label_loss(
         )
     if loss is not None:
         return loss(outputs, targets)
+    if not isinstance(outputs, Tensor):
+        raise ModelError(
+            f"Training on labels needs one tensor of outputs, got {type(outputs).__name__}. Give a "
+            "`loss` of outputs and targets, or wrap the network in a module that returns the part "
+            "to learn."
+        )
     if targets.dtype == torch.int64 and targets.ndim == outputs.ndim - 1:
         try:
             return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
@@ -852,21 +869,10 @@ def _label_loss(
     return F.mse_loss(outputs, targets.to(outputs.dtype))
 
 
-def _imitation(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    if outputs.shape != wanted.shape:
-        raise ModelError(
-            "The network and its teacher must give outputs of one shape, got "
-            f"{tuple(outputs.shape)} and {tuple(wanted.shape)}."
-        )
-    if not is_classifier_output(wanted):
-        return F.mse_loss(outputs, wanted)
-    return softened_divergence(wanted, outputs, temperature)
-
-
 # ---------------------------------------------------------------- epochs
 
 
-_Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+_Objective = Callable[[Tensor, Any, Tensor], Tensor]
 _TakeStep = Callable[[Tensor, Tensor], Tensor]  # of inputs and targets: the loss
 
 
@@ -1028,21 +1034,16 @@ def _waits_noted() -> Iterator[list[bool]]:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
-def _forward(job: _Job, inputs: Tensor) -> Tensor:
+def _forward(job: _Job, inputs: Tensor) -> Any:
     try:
         with job.autocast():
-            outputs = job.student(inputs)
+            given = job.student(inputs)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(
             f"The network must take inputs of shape {tuple(inputs.shape)}, and failed: "
             f"{_first_line(error)}. Check the data against the network's first layer."
         ) from error
-    if not isinstance(outputs, Tensor):
-        raise ModelError(
-            f"The output of the network must be one tensor, got {type(outputs).__name__}. "
-            "Wrap it in a module that returns the part to learn."
-        )
-    return outputs.float()
+    return the_one(in_float32(given))
 
 
 def _check_finite(mean: float, job: _Job, epoch: int, step: int) -> None:
@@ -1099,7 +1100,7 @@ def _validation(job: _Job) -> _Score | None:
     job.student.eval()
     with torch.no_grad():
         outputs = _forward(job, inputs)
-    if not is_classifier_output(outputs):
+    if not isinstance(outputs, Tensor) or not is_classifier_output(outputs):
         return None
     if targets.ndim == 1 and targets.dtype == torch.int64:
         return _Score("accuracy", split, "accuracy")
@@ -1111,7 +1112,8 @@ def _agreement(job: _Job, split: Split) -> float:
     same = 0
     with torch.no_grad():
         for inputs, _ in split.batches(250, device=job.device, channels_last=True):
-            ours, theirs = job.student(inputs), job.teacher(in_type_of(job.teacher, inputs))
+            ours = one_tensor(job.student(inputs), job.student)
+            theirs = one_tensor(job.teacher(in_type_of(job.teacher, inputs)), job.teacher)
             same += int((ours.argmax(1) == theirs.argmax(1)).sum())
     return same / len(split)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from onebyone.calibration import TO_COMPARE, CalibrationData, collect, curvature_of
 from onebyone.errors import ModelError, OptionError
-from onebyone.evaluation import divergence
 from onebyone.layers import GlobalAverageHead
+from onebyone.outputs import Outputs, mean_divergence
 from onebyone.planning.applies import HEAD, reasons
 from onebyone.planning.pooling import SiteHarms, pooled_harms
 from onebyone.precision import float32_in
@@ -435,10 +435,10 @@ class _Surveyor:
         assert self._passes is not None
         return self._divergence(self._passes.outputs(site, new))
 
-    def _divergence(self, outputs: Iterable[Tensor]) -> float:
+    def _divergence(self, outputs: Iterable[Outputs]) -> float:
         assert self._passes is not None
         pairs = zip(self._passes.reference, outputs, strict=True)
-        return float(torch.cat([divergence(*pair) for pair in pairs]).double().mean())
+        return float(torch.cat([mean_divergence(*pair) for pair in pairs]).double().mean())
 
     def fitted(
         self,

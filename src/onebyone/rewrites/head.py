@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.errors import ModelError, PlanError
-from onebyone.evaluation import divergence, is_classifier_output
 from onebyone.layers import GlobalAverageHead, Pointwise
+from onebyone.outputs import divergence, is_classifier_output
 from onebyone.precision import in_full, uses_bf16
 from onebyone.records import Cost, Settings
 from onebyone.rewrites.bypass import Action, carry_out, edits_of

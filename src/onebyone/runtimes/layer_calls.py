@@ -180,7 +180,7 @@ def _convolution_call(layer: nn.Conv2d, shape: Sequence[int], unary: Unary, *, a
     own = (weight, _bias(layer), *meeting)
     if not adds:
         return Call(_CONVOLUTION, (Given.INPUT, *own, *unary))
-    addition = ("add", 1.0, _relu_or_none(unary), [], None)
+    addition: tuple[Any, ...] = ("add", 1.0, _relu_or_none(unary), [], None)
     return Call(convolution_added, (Given.INPUT, Given.BRANCH, *own, *addition))
 
 
