@@ -239,6 +239,26 @@ def test_without_a_test_folder_val_is_the_test_part(tmp_path):
     assert (len(data.train), len(data.validation), len(data.test)) == (18, 2, 6)
 
 
+def test_pictures_without_classes_have_no_labels(tmp_path):
+    for index in range(20):
+        picture(tmp_path / f"{index}.png", 10 * index)
+    data = load_data(f"imagefolder:{tmp_path}", image_size=8)
+    assert (len(data.train), len(data.validation), len(data.test)) == (16, 2, 2)
+    assert data.classes == ()
+    assert all(part.targets is None for part in (data.train, data.validation, data.test))
+    _, targets = next(iter(data.test.batches(2)))
+    assert targets.shape == (2, 0)
+    for part in ("train", "val"):
+        for index in range(6):
+            picture(tmp_path / "parts" / part / f"{index}.png", index)
+    data = load_data(f"imagefolder:{tmp_path / 'parts'}", image_size=8)
+    assert (len(data.train), len(data.validation), len(data.test)) == (5, 1, 6)
+    class_folders(tmp_path / "mixed" / "train", 3)
+    picture(tmp_path / "mixed" / "val" / "1.png", 5)
+    with pytest.raises(DataError, match="val must hold a folder of pictures for each class, as"):
+        load_data(f"imagefolder:{tmp_path / 'mixed'}", image_size=8)
+
+
 def test_a_limit_spares_decoding(tmp_path, monkeypatch):
     class_folders(tmp_path)
     read = []
@@ -269,7 +289,7 @@ def test_pictures_of_any_mode_become_rgb_crops_of_the_center(tmp_path):
 def test_unfit_folders_are_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"must be a folder, got .*nowhere"):
         load_data(f"imagefolder:{tmp_path / 'nowhere'}")
-    with pytest.raises(DataError, match="has no folder in it"):
+    with pytest.raises(DataError, match="without labels, and has neither"):
         load_data(f"imagefolder:{tmp_path}")
     class_folders(tmp_path)
     (tmp_path / "empty").mkdir()

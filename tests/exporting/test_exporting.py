@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -93,6 +94,22 @@ def test_the_network_is_left_as_it_was(tmp_path):
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", CHECKED_HERE)
+def test_no_input_is_written_into_a_file(name, tmp_path):
+    # Pixels that no weight is likely to hold, in the order in which they lie in memory.
+    inputs = torch.rand(2, 3, 40, 32, generator=torch.Generator().manual_seed(7))
+    export(convolutional(), tmp_path / "out", formats=[name], data=inputs)
+    row = inputs[0, 0, 0].numpy().tobytes()
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert files
+    for file in files:
+        parts = [file.read_bytes()]
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                parts = [archive.read(part) for part in archive.namelist()]
+        assert not any(row in part for part in parts), file.name
 
 
 def test_executorch_gives_the_networks_outputs_at_one_size(tmp_path):

@@ -1,4 +1,4 @@
-"""Folders of pictures, a folder a class, decoded once into memory."""
+"""Folders of pictures, a folder a class or without classes, decoded once into memory."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def load_folder(
 ) -> Data:
     """Load ``folder/train``, ``folder/val`` and ``folder/test``, or one folder that is divided.
 
-    Each holds a folder a class. Where there is no ``val``, a tenth of the training pictures
-    are held out; where there is no ``test``, ``val`` is the test part; where there is no
-    ``train``, the class folders lie in ``folder`` itself and a tenth is held out for either.
+    Each holds a folder a class, or pictures, which then have no labels. Where there is no ``val``,
+    a tenth of the training pictures are held out; where there is no ``test``, ``val`` is the test
+    part; where there is no ``train``, they lie in ``folder`` itself and a tenth is held out for
+    either.
     Pictures become RGB, their shorter side 8/7 of the size, then the center is cut out;
     normalized by ImageNet's mean and standard deviation.
 
     Args:
-        folder: Where the class folders lie.
+        folder: Where the class folders or the pictures lie.
         seed: Of the division.
         limit: At most so many pictures in each part; others are not decoded.
         image_size: Height and width in pixels; 224 where not given.
@@ -62,7 +63,7 @@ def load_folder(
     splits = {
         name: TensorSplit(
             _decode(part.paths, size),
-            torch.tensor(part.labels),
+            torch.tensor(part.labels) if classes else None,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             augmentation=_augmentation(size) if name == "train" else None,
@@ -73,7 +74,7 @@ def load_folder(
 
 
 class _Files:
-    """Paths of pictures with the class of each."""
+    """Paths of pictures with the class of each, 0 where there are no classes."""
 
     def __init__(self, paths: list[Path], labels: list[int]) -> None:
         self.paths, self.labels = paths, labels
@@ -119,6 +120,7 @@ def _find_parts(folder: Path, seed: int) -> tuple[dict[str, _Files], tuple[str, 
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the folders, or none where the pictures lie in the folder itself."""
     names = tuple(
         sorted(
             entry.name
@@ -126,15 +128,24 @@ def _class_names(folder: Path) -> tuple[str, ...]:
             if entry.is_dir() and not entry.name.startswith(".")
         )
     )
-    if not names:
+    if not names and not _pictures(folder):
         raise DataError(
-            f"{folder} must hold a folder of pictures for each class, and has no folder in it."
+            f"{folder} must hold a folder of pictures for each class, or pictures "
+            f"({', '.join(sorted(_SUFFIXES))}) without labels, and has neither."
         )
     return names
 
 
 def _find_files(folder: Path, classes: tuple[str, ...]) -> _Files:
-    unknown = sorted(set(_class_names(folder)) - set(classes))
+    if not classes:
+        loose = sorted(_pictures(folder))
+        return _Files(loose, [0] * len(loose))
+    names = _class_names(folder)
+    if not names:
+        raise DataError(
+            f"{folder} must hold a folder of pictures for each class, as the part to train on does."
+        )
+    unknown = sorted(set(names) - set(classes))
     if unknown:
         raise DataError(
             f"The classes of {folder} must be among those to train on, got {', '.join(unknown)}. "

@@ -21,8 +21,8 @@ def load_data(
 
     Args:
         spec: ``digits``, ``mnist``, ``fashion-mnist`` or ``cifar10``; ``imagefolder:DIR``, with
-            a folder a class; or ``file.py:function``, a function without arguments that returns
-            what :func:`onebyone.data.as_data` takes.
+            a folder a class, or with pictures, which then have no labels; or ``file.py:function``,
+            a function without arguments that returns what :func:`onebyone.data.as_data` takes.
         seed: Of the division into parts.
         limit: At most so many examples in each part, drawn by the seed.
         image_size: Height and width in pixels to resize pictures to; not for ``file.py``.

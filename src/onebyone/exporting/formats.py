@@ -50,6 +50,8 @@ class Source:
                 self.network, (example,), dynamic_shapes=None if shapes is None else (shapes,)
             )
             _check_free(exported, dynamic)
+            # They would be written into the file: the user's own pictures, several times its size.
+            exported.example_inputs = None
             self.programs[dynamic] = exported
         return self.programs[dynamic]
 
