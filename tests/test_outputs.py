@@ -217,6 +217,13 @@ def test_without_labels_it_is_said_how_like_the_outputs_are():
     assert record.divergence == pytest.approx(together.divergences[1])
 
 
+def test_scores_beside_the_classes_they_are_highest_for_are_class_scores():
+    net = body(lambda maps, scores: (scores, scores.argmax(1)))
+    with torch.no_grad():
+        right = net(IMAGES)[1]
+    assert obo.evaluate(net, (IMAGES, right)).value == 1.0
+
+
 def test_a_metric_is_given_what_the_network_gives():
     def brightness(outputs, targets):
         assert outputs["maps"].dtype == torch.float32

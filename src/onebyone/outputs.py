@@ -59,8 +59,8 @@ def one_tensor(given: Any, network: nn.Module) -> Tensor:
 
 
 def the_one(given: Any) -> Any:
-    """Return the tensor in what a network gives if it is just one; anything else as it is."""
-    found = list(tensors_in(given))
+    """Return the floating-point tensor in what a network gives if it is just one, else all."""
+    found = [tensor for tensor in tensors_in(given) if tensor.is_floating_point()]
     return found[0] if len(found) == 1 else given
 
 
