@@ -14,15 +14,16 @@ from torchvision.models._utils import IntermediateLayerGetter
 import onebyone as obo
 from onebyone.calibration import output_curvature
 from onebyone.data import TensorSplit
+from onebyone.data.convert import as_data
 from onebyone.errors import ModelError
 from onebyone.evaluation import score
 from onebyone.outputs import (
+    comparable,
     divergence,
     imitation_loss,
     in_float32,
     mean_divergence,
     one_tensor,
-    outputs_of,
 )
 
 IMAGES = torch.randn(24, 3, 11, 9, generator=torch.Generator().manual_seed(5))
@@ -117,7 +118,7 @@ def test_networks_that_give_other_tensors_cannot_be_compared():
 def test_tensors_are_found_in_order_and_other_numbers_left_out():
     maps, scores = torch.randn(2, 3, 5, 4), torch.randn(2, 7)
     given = OrderedDict(a=[maps, scores.argmax(1)], b=Named(scores, None), c=3)
-    found = outputs_of(given, nn.Identity(), 2)
+    found = comparable(given, nn.Identity(), 2)
     assert [tensor is wanted for tensor, wanted in zip(found, (maps, scores), strict=True)]
     assert one_tensor({"out": maps}, nn.Identity()) is maps
 
@@ -134,7 +135,7 @@ def test_tensors_are_found_in_order_and_other_numbers_left_out():
 )
 def test_what_cannot_be_compared_is_refused(given, message):
     with pytest.raises(ModelError, match=message):
-        outputs_of(given(torch.rand(2, 7)), nn.Identity(), 2)
+        comparable(given(torch.rand(2, 7)), nn.Identity(), 2)
 
 
 def test_numbers_become_float32_in_the_same_nesting():
@@ -187,7 +188,7 @@ def test_a_full_rank_is_the_same_network():
 
 def distance(first, second):
     with torch.no_grad():
-        pair = [outputs_of(net(IMAGES), net, len(IMAGES)) for net in (first, second)]
+        pair = [comparable(net(IMAGES), net, len(IMAGES)) for net in (first, second)]
     return float(mean_divergence(*pair).mean())
 
 
@@ -222,6 +223,9 @@ def test_scores_beside_the_classes_they_are_highest_for_are_class_scores():
     with torch.no_grad():
         right = net(IMAGES)[1]
     assert obo.evaluate(net, (IMAGES, right)).value == 1.0
+    parts = (TensorSplit(IMAGES, UNLABELLED), TensorSplit(IMAGES[:8], UNLABELLED[:8]))
+    log = obo.distill(net, as_data(parts), teacher=body(net.given_in, seed=1), epochs=1).log
+    assert log.metric == "agreement"
 
 
 def test_a_metric_is_given_what_the_network_gives():
@@ -274,6 +278,6 @@ def test_real_networks_of_several_tensors_go_the_whole_line(kind, tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
     again = obo.load_model(tmp_path / "run", original=net)
     with torch.no_grad():
-        pairs = [outputs_of(each(images[:2]), each, 2) for each in (small.eval(), again.eval())]
+        pairs = [comparable(each(images[:2]), each, 2) for each in (small.eval(), again.eval())]
     for one, other in zip(*pairs, strict=True):
         assert torch.equal(one, other)

@@ -24,7 +24,7 @@ from onebyone.kernels import (
     shape_of,
     why_unknown,
 )
-from onebyone.outputs import Outputs, outputs_of
+from onebyone.outputs import Outputs, comparable, is_classifier_output
 from onebyone.profiling.trace import trace_layers
 from onebyone.records import CalibrationInfo
 from onebyone.resuming import Advancing, Reached
@@ -643,7 +643,7 @@ def curvature_of(
     """
     enough = data.within(CURVATURE_MACS, 2 * macs, fewest=FEWEST_CURVATURE_EXAMPLES)
     network = in_evaluation_mode(model, device=data.device)
-    places = places_of(outputs_of(run(network, data.example()), network, 1))
+    places = places_of(comparable(run(network, data.example()), network, 1))
     if places > 1:
         enough = enough.first(max(FEWEST_WITH_MAPS, DIRECTIONS // places))
     return output_curvature(model, names, enough.batches)
@@ -699,7 +699,7 @@ def output_curvature(
         for inputs in batches():
             probe = inputs.detach().clone()
             probe.requires_grad = True
-            given = outputs_of(network(probe), network, len(inputs))
+            given = comparable(network(probe), network, len(inputs))
             _sampled_loss(given, generator).backward()  # type: ignore[no-untyped-call]
             examples += len(inputs)
     return {name: total / examples for name, total in sums.items()}
@@ -709,11 +709,11 @@ def _sampled_loss(outputs: Outputs, generator: torch.Generator) -> Tensor:
     # Drawn for each tensor by itself, so that on average products of two have no part in the square
     # of the gradient, which is then the mean of the tensors' own.
     each = [_sampled_loss_of(tensor, generator) for tensor in outputs]
-    return sum(each[1:], each[0]) / math.sqrt(len(each))
+    return torch.stack(each).sum() / math.sqrt(len(each))
 
 
 def _sampled_loss_of(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    if outputs.ndim == 2 and outputs.shape[1] > 1:
+    if is_classifier_output(outputs):
         probabilities = outputs.detach().float().softmax(dim=1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator).to(outputs.device)
         return -outputs.float().log_softmax(dim=1).gather(1, labels).sum()

@@ -19,10 +19,10 @@ from onebyone.data import Data, as_split
 from onebyone.errors import DataError, ModelError, OptionError, UnknownNameError
 from onebyone.outputs import (
     Outputs,
+    comparable,
     in_float32,
     is_classifier_output,
     mean_divergence,
-    outputs_of,
     the_one,
 )
 from onebyone.precision import float32_in, in_full
@@ -214,7 +214,7 @@ def score(
     """Run networks side by side on the same batches and score every example.
 
     Where accuracy is asked and there are no labels, the agreement with the first is counted, or
-    where outputs are no class scores how like its they are.
+    where outputs are no class scores how like its own they are.
     See :func:`evaluate` for the arguments and the errors.
     """
     name, function = find_metric(metric)
@@ -232,7 +232,7 @@ def score(
             reference: Outputs | None = None
             for index, network in enumerate(networks):
                 given = the_one(run(network, in_type_of(network, inputs)))
-                outputs = outputs_of(given, network, len(inputs))
+                outputs = comparable(given, network, len(inputs))
                 if reference is None:
                     reference = outputs
                     if metric == "accuracy":
@@ -346,10 +346,10 @@ def _batch_scores(
     given: Any, targets: Tensor, name: str, function: MetricFunction
 ) -> dict[str, Array]:
     given = in_float32(given)
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(given))
     try:
         scores = function(given, targets)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(given))
         raise OptionError(
             f"The metric {name!r} failed on outputs {shapes} and targets "
             f"{tuple(targets.shape)}: {error}"

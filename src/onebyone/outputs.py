@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,8 +17,8 @@ Outputs = tuple[Tensor, ...]
 """All floating-point tensors that a network gives, in order, the examples along the first side."""
 
 
-def outputs_of(given: Any, network: nn.Module, examples: int) -> Outputs:
-    """Return the tensors in what a network gives; numbers that are not floating-point are left out.
+def comparable(given: Any, network: nn.Module, examples: int) -> Outputs:
+    """Return the tensors to compare networks by; what is not floating-point is left out.
 
     Args:
         given: A tensor, or tensors in nested tuples, lists and mappings.
@@ -27,7 +28,7 @@ def outputs_of(given: Any, network: nn.Module, examples: int) -> Outputs:
     Raises:
         ModelError: If there is none, or one whose first side is not the batch.
     """
-    found = tuple(tensor for tensor in tensors_in(given) if tensor.is_floating_point())
+    found = _floating(given)
     if not found:
         raise ModelError(
             f"The network must give tensors of floating-point numbers in evaluation mode, but "
@@ -44,14 +45,14 @@ def outputs_of(given: Any, network: nn.Module, examples: int) -> Outputs:
 
 
 def one_tensor(given: Any, network: nn.Module) -> Tensor:
-    """Return a network's output if it is one tensor, or holds just one.
+    """Return a network's output if it is one tensor, or holds just one as :func:`the_one` says.
 
     Raises:
         ModelError: If it is anything else.
     """
-    found = list(tensors_in(given))
-    if len(found) == 1:
-        return found[0]
+    found = the_one(given)
+    if isinstance(found, Tensor):
+        return found
     raise ModelError(
         f"The network's output must be one tensor in evaluation mode, but {type(network).__name__} "
         f"gave {_described(given)}. Wrap it in a module that returns the tensor to compare."
@@ -60,8 +61,12 @@ def one_tensor(given: Any, network: nn.Module) -> Tensor:
 
 def the_one(given: Any) -> Any:
     """Return the floating-point tensor in what a network gives if it is just one, else all."""
-    found = [tensor for tensor in tensors_in(given) if tensor.is_floating_point()]
+    found = _floating(given)
     return found[0] if len(found) == 1 else given
+
+
+def _floating(given: Any) -> Outputs:
+    return tuple(tensor for tensor in tensors_in(given) if tensor.is_floating_point())
 
 
 def in_float32(given: Any) -> Any:
@@ -126,8 +131,7 @@ def mean_divergence(reference: Outputs, outputs: Outputs) -> Tensor:
     Raises:
         ModelError: If their number or a shape differs.
     """
-    each = [divergence(*pair) for pair in _paired(reference, outputs)]
-    return each[0] if len(each) == 1 else sum(each[1:], each[0]) / len(each)
+    return torch.stack([divergence(*pair) for pair in _paired(reference, outputs)]).mean(0)
 
 
 def imitation_loss(reference: Outputs, outputs: Outputs, temperature: float) -> Tensor:
@@ -139,8 +143,7 @@ def imitation_loss(reference: Outputs, outputs: Outputs, temperature: float) -> 
     Raises:
         ModelError: If their number or a shape differs.
     """
-    each = [_loss(*pair, temperature) for pair in _paired(reference, outputs)]
-    return each[0] if len(each) == 1 else sum(each[1:], each[0]) / len(each)
+    return torch.stack([_loss(*pair, temperature) for pair in _paired(reference, outputs)]).mean()
 
 
 def _loss(reference: Tensor, outputs: Tensor, temperature: float) -> Tensor:

@@ -28,7 +28,7 @@ from onebyone.data.splits import held_out
 from onebyone.errors import DataError, OptionError
 from onebyone.evaluation import feature_error
 from onebyone.kernels import shape_of
-from onebyone.outputs import Outputs, imitation_loss, mean_divergence, outputs_of, the_one
+from onebyone.outputs import Outputs, comparable, imitation_loss, mean_divergence, the_one
 from onebyone.precision import Precision, float32_in, in_full, uses_bf16
 from onebyone.randomness import seeded
 from onebyone.records import Reconstruction
@@ -215,7 +215,7 @@ def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
 
 def _batch_size(guide: nn.Module, judge: CalibrationData, inputs: int) -> int:
     """Return the examples of a step: few where each says something at many places."""
-    if places_of(outputs_of(run(guide, judge.example()), guide, 1)) > 1:
+    if places_of(comparable(run(guide, judge.example()), guide, 1)) > 1:
         return LEAST_BATCH
     return min(max(inputs // STEPS_A_PASS, LEAST_BATCH), MOST_BATCH)
 
@@ -306,7 +306,7 @@ class _Job:
         """Return the teacher's outputs on the inputs to judge on."""
         with torch.no_grad():
             return [
-                outputs_of(self.guide(inputs), self.guide, len(inputs))
+                comparable(self.guide(inputs), self.guide, len(inputs))
                 for inputs in self.judge.batches()
             ]
 
@@ -315,7 +315,7 @@ class _Job:
         total = 0.0
         with torch.no_grad():
             for inputs, reference in zip(self.judge.batches(), references, strict=True):
-                outputs = outputs_of(self.student(inputs), self.student, len(inputs))
+                outputs = comparable(self.student(inputs), self.student, len(inputs))
                 total += float(mean_divergence(reference, outputs).sum())
         mean = total / len(self.judge)
         # A divergence below 0 is rounding: nothing is nearer than the same outputs.
@@ -513,13 +513,11 @@ def _loss(
     ours: dict[str, Tensor],
     theirs: dict[str, Tensor],
 ) -> Tensor:
-    if wanted is None:
-        with torch.no_grad():
-            reference = outputs_of(job.guide(inputs), job.guide, len(inputs))
-    else:
-        reference = (wanted,)
+    with torch.no_grad():
+        known = job.guide(inputs) if wanted is None else wanted
+    reference = comparable(known, job.guide, len(inputs))
     with torch.autocast(job.judge.device.partition(":")[0], torch.bfloat16, enabled=job.bf16):
-        given = outputs_of(job.student(inputs), job.student, len(inputs))
+        given = comparable(job.student(inputs), job.student, len(inputs))
     outputs = tuple(in_full(tensor) for tensor in given)
     total = imitation_loss(reference, outputs, job.temperature)
     for name in job.features:

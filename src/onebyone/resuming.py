@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.errors import ModelError
-from onebyone.outputs import Outputs, outputs_of
+from onebyone.outputs import Outputs, comparable
 from onebyone.sites import has_hooks, hooks_removed, module_at, replace_module, run, tensors_in
 
 # The same operations on the same values: what two runs may differ by, of the largest output.
@@ -52,7 +52,7 @@ class ResumedPasses:
         self._network = network
         self._batches = batches
         self.reference = [
-            outputs_of(run(network, inputs), network, len(inputs)) for inputs in batches
+            comparable(run(network, inputs), network, len(inputs)) for inputs in batches
         ]
         examples = sum(len(inputs) for inputs in batches)
         self._kept = _what_to_keep(network, batches[0], sites, examples).at
@@ -73,7 +73,7 @@ class ResumedPasses:
         stored = self._stored_at(site)
         for inputs, known in zip(self._batches, stored, strict=True):
             with _giving(self._network, known), _replaced(self._network, site, new) as network:
-                outputs = outputs_of(run(network, inputs), network, len(inputs))
+                outputs = comparable(run(network, inputs), network, len(inputs))
             yield outputs
 
     def _stored_at(self, site: str) -> Sequence[Stored]:

@@ -35,12 +35,12 @@ from onebyone.evaluation import (
     is_unlabelled,
 )
 from onebyone.outputs import (
+    comparable,
     imitation_loss,
     in_float32,
     is_classifier_output,
     mean_divergence,
     one_tensor,
-    outputs_of,
     the_one,
 )
 from onebyone.precision import Precision, float32_in, uses_bf16
@@ -240,9 +240,10 @@ def distill(
 
     For class scores the loss is the Kullback-Leibler divergence from the teacher's softened
     scores, times the temperature squared so that its gradients do not shrink with it; for other
-    outputs the mean squared error. The rest is as in :func:`train`, but for one thing: a network
-    that was nearer to its teacher than it is after the last epoch, by the mean divergence on
-    validation data, is returned as it was. A short training leads one away that is close already.
+    outputs the squared error relative to the teacher's mean square. The rest is as in
+    :func:`train`, but for one thing: a network that was nearer to its teacher than it is after the
+    last epoch, by the mean divergence on validation data, is returned as it was. A short
+    training leads one away that is close already.
 
     Args:
         model: The network that learns. Not modified.
@@ -385,8 +386,8 @@ def distill(
                     wanted = in_float32(guide(in_type_of(guide, inputs)))
             if label_weight < 1:
                 both = (
-                    outputs_of(wanted, guide, len(inputs)),
-                    outputs_of(given, job.student, len(inputs)),
+                    comparable(wanted, guide, len(inputs)),
+                    comparable(given, job.student, len(inputs)),
                 )
                 total = total + (1 - label_weight) * imitation_loss(*both, temperature)
             if label_weight:
@@ -450,7 +451,7 @@ def _share_mixed(
             return 0.0
         guide = evaluation_copy(teacher)
         inputs, _ = next(iter(examples.train.batches(2, device=home_of(guide))))
-        outputs = outputs_of(run(guide, in_type_of(guide, inputs)), guide, len(inputs))
+        outputs = comparable(run(guide, in_type_of(guide, inputs)), guide, len(inputs))
         return MIXED if all(map(is_classifier_output, outputs)) else 0.0
     if asked and not images:
         raise OptionError(
@@ -570,10 +571,10 @@ def _distances(
     totals = [0.0] * len(each)
     with torch.inference_mode():
         for inputs, _ in split.batches(250, device=place):
-            wanted = outputs_of(run(guide, in_type_of(guide, inputs)), guide, len(inputs))
+            wanted = comparable(run(guide, in_type_of(guide, inputs)), guide, len(inputs))
             for position, student in enumerate(each):
                 given = run(student, in_type_of(student, inputs))
-                outputs = outputs_of(given, student, len(inputs))
+                outputs = comparable(given, student, len(inputs))
                 totals[position] += float(mean_divergence(wanted, outputs).sum())
     return [total / len(split) if math.isfinite(total) else math.inf for total in totals]
 

@@ -370,15 +370,13 @@ def _count(steps: _Steps, call: Call, way: Way, done: Packing) -> None:
 def _arguments(graph: fx.GraphModule, steps: _Steps, call: Call) -> tuple[Any, ...]:
     first = steps.nodes[0]
     given = {Given.INPUT: first.args[0], Given.BRANCH: steps.other}
-    kept = (
-        _keep(graph, f"packed_{first.name}_{place}", argument)
-        if isinstance(argument, Tensor)
-        else given[argument]
-        if isinstance(argument, Given)
-        else argument
-        for place, argument in enumerate(call.arguments)
-    )
-    return tuple(kept)
+
+    def node(place: int, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return _keep(graph, f"packed_{first.name}_{place}", argument)
+        return given[argument] if isinstance(argument, Given) else argument
+
+    return tuple(node(place, argument) for place, argument in enumerate(call.arguments))
 
 
 def _add_in_place(graph: fx.GraphModule) -> None:
