@@ -28,16 +28,17 @@ import torch
 from torch import nn
 
 import onebyone as obo
-from onebyone.calibration import CalibrationData
-from onebyone.evaluation import agreement, paired_difference, score
+from onebyone.calibration.inputs import CalibrationData
+from onebyone.core.tables import Table
+from onebyone.core.units import format_count
+from onebyone.core.write_files import write_text
+from onebyone.evaluation.scores import score
+from onebyone.evaluation.statistics import agreement, paired_difference
 from onebyone.planning import plan_from
-from onebyone.planning.options import Survey, survey
-from onebyone.reconstruction import inputs_for
-from onebyone.records import write_text
+from onebyone.planning.survey import Survey, survey
 from onebyone.report.console import print_table, progress
 from onebyone.runtimes import describe_machine
-from onebyone.tables import Table
-from onebyone.units import format_count
+from onebyone.training.reconstruct import inputs_for
 
 sys.path.insert(0, str(Path(__file__).parent))
 from subjects import SUBJECTS, divided
@@ -158,7 +159,7 @@ class Bench:
                 found,
                 f"macs={share:g}%",
                 network=self.name,
-                input_shape=(1, *self.data.input_shape),
+                inputs=self.data.inputs,
                 calibration=self.calibration.info(),
             )
             with progress(f"{share:g} %") as update:
@@ -207,8 +208,7 @@ class Bench:
         change = paired_difference(*test.each)
         same, unused_same = agreement(*test.each), agreement(*unused.each)
         before, after = (
-            obo.profile(network, input_shape=(1, *self.data.input_shape), timed=False)
-            for network in pair
+            obo.profile(network, inputs=self.data.inputs, timed=False) for network in pair
         )
         return Row(
             network=self.name,

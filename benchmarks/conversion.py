@@ -30,16 +30,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import onebyone as obo
-from onebyone.kernels import kernel_of
-from onebyone.models.zoo import build
+from onebyone.core.records import Plan
+from onebyone.core.tables import Table
+from onebyone.core.write_files import write_text
+from onebyone.networks.conv_layers import kernel_of
+from onebyone.networks.surgery import module_at
+from onebyone.networks.zoo.load import build
 from onebyone.profiling.latency import threads
-from onebyone.records import Plan, write_text
 from onebyone.report.console import print_table
-from onebyone.rewrites.layerwise import layer_rewrite
-from onebyone.rewrites.regression import problems_of
+from onebyone.rewrites.low_rank.reduced_rank import problems_of
+from onebyone.rewrites.registry import layer_rewrite
 from onebyone.runtimes import describe_machine
-from onebyone.sites import module_at
-from onebyone.tables import Table
 
 NETWORKS = ("torchvision:vgg16", "torchvision:resnet50")
 SIZE = 224
@@ -108,9 +109,9 @@ def new_layers(model: nn.Module, plan: Plan) -> dict[str, nn.Module]:
     """Make the layers of a plan from the kernels alone, as that does, but copy no network."""
     made: dict[str, nn.Module] = {}
     for option in plan.choices:
-        layer, how = module_at(model, option.site), layer_rewrite(option.rewrite)
-        chain = how.build(layer, option.settings, site=option.site)
-        how.fit(chain, problems_of(layer), option.settings, layer)
+        layer, how = module_at(model, option.site), layer_rewrite(option.first.rewrite)
+        chain = how.build(layer, option.first.settings, site=option.site)
+        how.fit(chain, problems_of(layer), option.first.settings, layer)
         made[option.site] = chain
     return made
 
@@ -124,7 +125,7 @@ def tensorly_factors(model: nn.Module, plan: Plan) -> dict[str, Any]:
     found = {}
     for option in plan.choices:
         weight = module_at(model, option.site).weight.detach()
-        inner, outer = option.settings["ranks"]
+        inner, outer = option.first.settings["ranks"]
         found[option.site] = partial_tucker(weight, rank=[outer, inner], modes=[0, 1])
     return found
 

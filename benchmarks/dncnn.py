@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from onebyone.core.records import InputSpec
+from onebyone.core.tables import Table
 from onebyone.data import Data, TensorSplit
 from onebyone.report.console import print_table
-from onebyone.tables import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import data_directory, dncnn_sigma25
@@ -48,7 +49,7 @@ class Pictures:
     """
 
     # Of the calibration patches, at which costs are counted: these pictures are larger.
-    input_shape = (1, PATCH, PATCH)
+    inputs = InputSpec.of_shape((1, 1, PATCH, PATCH))
     targets = None
     augmentation = "none"
 

@@ -19,14 +19,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from onebyone.core.randomness import seeded
+from onebyone.core.records import RunRecord
+from onebyone.core.tables import Table
+from onebyone.core.write_files import write_text
 from onebyone.data import load_data
-from onebyone.pipeline import ShrinkSettings, TrainSettings, shrink_loaded, train_loaded
+from onebyone.pipeline.loading import load_source
+from onebyone.pipeline.shrink import shrink_loaded
+from onebyone.pipeline.train import train_loaded
 from onebyone.profiling.latency import threads
-from onebyone.randomness import seeded
-from onebyone.records import RunRecord, write_text
 from onebyone.report.console import print_table, progress
-from onebyone.runs import load_source
-from onebyone.tables import Table
+from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kept_runs import run_once
@@ -41,7 +44,7 @@ def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dic
         classic = load_source("onebyone:classic")
 
     def train(**where: Any) -> None:
-        settings = TrainSettings(epochs=args.epochs, **common, **where)
+        settings = TrainRunSettings(epochs=args.epochs, **common, **where)
         train_loaded(classic.model, classic.source, data, settings)
 
     records = {"classic": run_once(out / f"classic-{seed}", train)}

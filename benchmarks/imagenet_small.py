@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 
 import onebyone as obo
+from onebyone.core.tables import Table
+from onebyone.core.units import format_count
 from onebyone.profiling.trace import trace_layers
-from onebyone.records import Cost
 from onebyone.report.console import print_table
-from onebyone.tables import Table
-from onebyone.units import format_count
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import imagenet_squeezenet1_0, imagenet_tiny_darknet
@@ -36,7 +35,7 @@ def main() -> None:
         full = obo.uniform_plan(network, example, ranks=1)
         small, same = (obo.apply(network, each, None) for each in (plan, full))
         counted = trace_layers(small, example)
-        assert Cost(params=counted.params, macs=counted.macs) == plan.after
+        assert counted.cost == plan.after
         with torch.no_grad():
             reference = network(example)
             apart = float((same(example) - reference).abs().max() / reference.abs().max())

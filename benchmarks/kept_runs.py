@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onebyone.records import RunRecord
-from onebyone.runs import is_run
+from onebyone.core.records import RunRecord
+from onebyone.pipeline.run_folder import is_run
 
 
 def run_once(folder: Path, go: Callable[..., Any]) -> RunRecord:

@@ -28,11 +28,11 @@ import torch
 import torchvision
 from torch import nn
 
-from onebyone.precision import has_bf16
+from onebyone.core.precision import has_bf16
+from onebyone.core.records import Ratio
 from onebyone.profiling.latency import Samples, interleave, threads
-from onebyone.profiling.resident import keep_memory
+from onebyone.profiling.process_memory import keep_memory
 from onebyone.profiling.trace import trace_layers
-from onebyone.records import Ratio
 from onebyone.runtimes import Prepared, Runtime, describe_machine, find_runtime
 
 if TYPE_CHECKING:

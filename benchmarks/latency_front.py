@@ -19,15 +19,16 @@ from typing import Any
 import torch
 
 from onebyone import apply
-from onebyone.calibration import CalibrationData
-from onebyone.cli.arguments import progress
+from onebyone.calibration.inputs import CalibrationData
+from onebyone.cli.output import progress
+from onebyone.core.errors import BudgetError
+from onebyone.core.tables import Table
 from onebyone.data import Data
-from onebyone.errors import BudgetError
-from onebyone.evaluation import agreement, paired_difference, score
+from onebyone.evaluation.scores import score
+from onebyone.evaluation.statistics import agreement, paired_difference
 from onebyone.planning import Planner
 from onebyone.report.console import print_table
 from onebyone.runtimes import describe_machine
-from onebyone.tables import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from subjects import SUBJECTS, Subject

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from onebyone.core.tables import Table
 from onebyone.profiling.trace import trace_layers
 from onebyone.report.console import print_table
-from onebyone.tables import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from datasets import cifar10_nin_statistics
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the images that are drawn (0)")
     args = parser.parse_args()
     network, data = cifar10_nin(), cifar10_nin_statistics()
-    layers = trace_layers(network, torch.zeros(1, *data.input_shape)).layers
+    layers = trace_layers(network, torch.zeros(1, *data.inputs.tensors[0].sample)).layers
     total = sum(layer.macs for layer in layers)
     wide = [
         layer

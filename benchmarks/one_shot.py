@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 import onebyone as obo
-from onebyone.calibration import CalibrationData
+from onebyone.calibration.inputs import CalibrationData
+from onebyone.core.records import Difference, Metric, Plan, Reconstruction
 from onebyone.data import Data
-from onebyone.evaluation import MetricFunction, Scores, agreement, paired_difference, score
+from onebyone.evaluation.scores import MetricFunction, score
+from onebyone.evaluation.statistics import Scores, agreement, paired_difference
 from onebyone.planning import plan_from
-from onebyone.planning.options import Survey, survey
-from onebyone.reconstruction import inputs_for
-from onebyone.records import Difference, Metric, Plan, Reconstruction
+from onebyone.planning.survey import Survey, survey
 from onebyone.report.console import progress
+from onebyone.training.reconstruct import inputs_for
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _carried_out(
         found,
         budget,
         network=type(network).__name__,
-        input_shape=(1, *data.input_shape),
+        inputs=data.inputs,
         calibration=calibration.info(),
     )
     with progress(budget) as update:

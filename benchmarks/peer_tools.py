@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.data import Split
-from onebyone.evaluation import evaluate
-from onebyone.sites import replace_module
+from onebyone.evaluation.scores import evaluate
+from onebyone.networks.surgery import replace_module
 
 HALVINGS = 8
 MOST = 0.98  # of the knob

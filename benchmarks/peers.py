@@ -36,16 +36,18 @@ from torch import nn
 
 import onebyone
 from onebyone import apply, distill
-from onebyone.calibration import CalibrationData
-from onebyone.errors import OneByOneError
-from onebyone.evaluation import agreeing, agreement, paired_difference, score
+from onebyone.calibration.inputs import CalibrationData
+from onebyone.core.errors import OneByOneError
+from onebyone.core.records import Difference
+from onebyone.core.tables import Table
+from onebyone.core.units import format_count
+from onebyone.core.write_files import write_text
+from onebyone.evaluation.scores import score
+from onebyone.evaluation.statistics import agreeing, agreement, paired_difference
 from onebyone.planning import Planner
 from onebyone.profiling.latency import interleave, threads
-from onebyone.records import Difference, write_text
 from onebyone.report.console import print_table, progress
 from onebyone.runtimes import describe_machine, find_runtime
-from onebyone.tables import Table
-from onebyone.units import format_count
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peer_tools import PEERS, Made, Task, at_share, count_macs
@@ -137,7 +139,7 @@ class Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.task = Task(
             self.original,
-            torch.zeros(1, *self.data.input_shape),
+            torch.zeros(1, *self.data.inputs.tensors[0].sample),
             self.inputs,
             self.folder / f"{count}-{args.seed}",
         )
@@ -155,7 +157,12 @@ class Bench:
         timed = self.args.runtime if self.args.equal_divergence else None
         with progress("options") as update:
             return Planner(
-                self.original, self.calibration, runtime=timed, num_threads=1, progress=update
+                self.original,
+                self.calibration,
+                task="classification",
+                runtime=timed,
+                num_threads=1,
+                progress=update,
             )
 
     def run(self) -> None:
@@ -290,7 +297,7 @@ class Bench:
 
     def _time(self, one: nn.Module, other: nn.Module) -> Interval | None:
         """Return a network's time over another's, in interleaved rounds, where both can run."""
-        example = torch.randn(1, *self.data.input_shape)
+        example = torch.randn(1, *self.data.inputs.tensors[0].sample)
         prepare = find_runtime(self.args.runtime).prepare
         with threads(1):
             try:

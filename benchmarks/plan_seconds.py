@@ -33,14 +33,17 @@ import torch
 from torch import nn
 
 from onebyone import planning
-from onebyone.calibration import CalibrationData
+from onebyone.calibration.inputs import CalibrationData
+from onebyone.core.records import Plan
+from onebyone.core.tables import Table
+from onebyone.core.write_files import write_text
 from onebyone.data.splits import TensorSplit
-from onebyone.planning import deployed, options, planner
-from onebyone.records import Plan, write_text
+from onebyone.planning import planner
+from onebyone.planning import survey as options
+from onebyone.planning.latency import planner as deployed
 from onebyone.report.console import print_table
-from onebyone.rewrites.layerwise import LAYER_REWRITES
+from onebyone.rewrites.registry import LAYER_REWRITES
 from onebyone.runtimes import describe_machine
-from onebyone.tables import Table
 
 NONE = "none"
 REST = "rest"
@@ -190,6 +193,7 @@ def measured(asked: Row) -> Row:
             network,
             data,
             budget="macs=50%",
+            task="classification",
             runtime=None if asked.runtime == NONE else asked.runtime,
             num_threads=asked.threads,
             cache=False,

@@ -32,14 +32,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from onebyone.errors import OneByOneError
-from onebyone.layers import GlobalAverageHead
+from onebyone.core.errors import OneByOneError
+from onebyone.core.records import Budget, FrontPoint
+from onebyone.core.tables import Table
+from onebyone.core.write_files import write_text
+from onebyone.networks.layers import GlobalAverageHead
 from onebyone.planning import Planner
-from onebyone.planning.worth import Worth
-from onebyone.records import Budget, FrontPoint, write_text
+from onebyone.planning.latency.correction import Worth
 from onebyone.report.console import print_table
 from onebyone.runtimes import describe_machine
-from onebyone.tables import Table
 
 ZOO = (
     "resnet18", "mobilenet_v2", "squeezenet1_0", "densenet121", "shufflenet_v2_x1_0", "mnasnet1_0",

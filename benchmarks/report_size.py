@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from onebyone.core.records import DataInfo, InputSpec, RunRecord
 from onebyone.data import as_split
-from onebyone.differences import count_confusions, find_disagreements
-from onebyone.evaluation import score
-from onebyone.layers import GlobalAverageHead
-from onebyone.records import DataInfo, RunRecord
+from onebyone.evaluation.disagreements import count_confusions, find_disagreements
+from onebyone.evaluation.scores import score
+from onebyone.networks.layers import GlobalAverageHead
 from onebyone.report.html import write_report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "report"))
@@ -66,7 +66,7 @@ def main() -> int:
         validation=5_000,
         test=args.images,
         classes=tuple(f"class number {index}" for index in range(args.classes)),
-        input_shape=(3, args.side, args.side),
+        inputs=InputSpec.of_shape((1, 3, args.side, args.side)),
         seed=0,
     )
     record = run_record(args.layers).with_(

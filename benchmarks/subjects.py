@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from onebyone.core.randomness import seeded
 from onebyone.data import Data
 from onebyone.data.splits import TensorSplit, held_out
-from onebyone.evaluation import MetricFunction
-from onebyone.pipeline import TrainSettings, train_loaded
-from onebyone.randomness import seeded
+from onebyone.evaluation.scores import MetricFunction
+from onebyone.pipeline.loading import load_source
+from onebyone.pipeline.train import train_loaded
 from onebyone.report.console import progress
-from onebyone.runs import load_source
+from onebyone.settings.runs import TrainRunSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
@@ -43,16 +44,17 @@ def divided(data: Data, kept: int, seed: int) -> tuple[Data, TensorSplit]:
 
 def trained(name: str) -> Callable[[], nn.Module]:
     """Return a factory that trains a network on CIFAR-10 when first asked, and keeps it."""
+    spec = f"{Path(__file__).with_name('networks.py')}:{name}"
 
     def train(**where: Any) -> None:
         with seeded(0), progress(name) as update:
-            fresh = load_source(f"{Path(__file__).with_name('networks.py')}:{name}")
-            settings = TrainSettings(epochs=EPOCHS, progress=update, **where)
+            fresh = load_source(spec)
+            settings = TrainRunSettings(epochs=EPOCHS, progress=update, **where)
             train_loaded(fresh.model, fresh.source, cifar10_imagenet_statistics(), settings)
 
     def load() -> nn.Module:
         run_once(TRAINED / name, train)
-        return load_source(TRAINED / name).model
+        return load_source(TRAINED / name, original=spec).model
 
     return load
 

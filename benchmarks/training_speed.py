@@ -27,12 +27,12 @@ from torchvision import transforms
 import networks
 import onebyone as obo
 from datasets import cifar10_imagenet_statistics
+from onebyone.core.errors import OneByOneError
 from onebyone.data import Augmentation, TensorSplit
-from onebyone.errors import OneByOneError
-from onebyone.models.article import classic, convolution_only
-from onebyone.models.nin import nin
-from onebyone.rewrites import composed
-from onebyone.training import train
+from onebyone.networks.zoo.article import classic, convolution_only
+from onebyone.networks.zoo.nin import nin
+from onebyone.training import fused_chains as composed
+from onebyone.training.train import train
 
 BATCH = 128
 
@@ -53,7 +53,7 @@ def eager_step(model: nn.Module, split: TensorSplit) -> Callable[[], None]:
 
 
 def our_step(model: nn.Module, split: TensorSplit, precision: str) -> Callable[[], None]:
-    """Return one epoch of :func:`onebyone.training.train`, its own overhead included."""
+    """Return one epoch of :func:`onebyone.training.train.train`, its own overhead included."""
 
     def run() -> None:
         train(model, split, epochs=1, batch_size=BATCH, learning_rate=1e-4, precision=precision)

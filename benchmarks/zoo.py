@@ -8,6 +8,7 @@
 Each network runs in a process of its own with limits on time and memory, with random weights, on
 an input as small as it takes, in float64: counted and compared with torch's own counter; every
 layer factorized at full rank (the same outputs), then at half rank (as many MACs as predicted);
+half of the hidden channels removed (as many MACs as predicted);
 the head as convolutions (the same logits); the original left as it was. Results are appended to a
 file of JSON lines, so that a run goes on where it stopped.
 """
@@ -31,16 +32,16 @@ from pathlib import Path
 
 import torch
 
-from onebyone.records import write_text
+from onebyone.core.tables import Table
+from onebyone.core.units import format_count
+from onebyone.core.write_files import write_text
 from onebyone.report.console import print_table
 from onebyone.runtimes import describe_machine
-from onebyone.tables import Table
-from onebyone.units import format_count
 
 sys.path.insert(0, str(Path(__file__).parent))
 from zoo_checks import TOLERANCE, Row, check_model
 
-CHECKS = ("profile", "full rank", "half rank", "exact head", "fold", "onnx", "untouched")
+CHECKS = ("profile", "full rank", "half rank", "narrow", "exact head", "fold", "onnx", "untouched")
 # For tests: small, and of every kind of layer and head.
 SAMPLE = (
     "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5",

@@ -5,21 +5,14 @@ import re
 from pathlib import Path
 
 from onebyone.cli import COMMANDS
-from onebyone.compared import Compared, Contender
+from onebyone.core.compared import Compared, Contender
+from onebyone.core.records import Comparison, Difference, LayerCost, Measured, Profile, RunRecord
 from onebyone.explaining.record import (
     ClassScore,
     Explanation,
     ImageExplanation,
     LayerMaps,
     Preparation,
-)
-from onebyone.records import (
-    Comparison,
-    Difference,
-    LayerCost,
-    Measured,
-    Profile,
-    RunRecord,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -54,5 +47,5 @@ def test_every_command_that_prints_json_is_described():
 
 def test_every_command_is_in_the_readme_and_every_command_of_the_readme_exists():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    used = set(re.findall(r"^onebyone ([a-z]+)", text, flags=re.MULTILINE))
+    used = set(re.findall(r"(?:^|`)onebyone ([a-z]+)", text, flags=re.MULTILINE))
     assert used == set(COMMANDS)

@@ -8,15 +8,17 @@ from torch import nn
 from torch.testing import assert_close
 
 import onebyone as obo
-from onebyone import training
-from onebyone.benchmarking import bench
+from onebyone.core.precision import float32_in
 from onebyone.data import Data, TensorSplit
-from onebyone.evaluation import score
-from onebyone.pipeline import ShrinkSettings, TrainSettings, shrink_loaded, train_loaded
+from onebyone.evaluation.scores import score
+from onebyone.pipeline.loading import load_model, load_source
+from onebyone.pipeline.shrink import shrink_loaded
+from onebyone.pipeline.train import train_loaded
 from onebyone.planning import Planner
-from onebyone.precision import float32_in
-from onebyone.runs import load_model, load_source
+from onebyone.profiling.bench import bench
 from onebyone.runtimes import RUNTIMES, difference, outputs_of
+from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
+from onebyone.training.cuda_graph import CapturedStep
 
 GPU = "cuda"
 
@@ -163,9 +165,9 @@ def test_captured_steps_train_as_steps_that_are_not(odd, monkeypatch):
     # The last batch of each epoch is of another size.
     examples, outputs, logs = labelled(400, 1), [], []
     held = []
-    kept = training._CapturedStep._capture
+    kept = CapturedStep._capture
     monkeypatch.setattr(
-        training._CapturedStep,
+        CapturedStep,
         "_capture",
         lambda self, *batch: (kept(self, *batch), held.append(self._graph is not None)),
     )
@@ -273,7 +275,7 @@ def test_a_run_on_a_gpu_from_training_to_report(tmp_path):
     fresh = load_source("onebyone:classic", in_channels=3, num_classes=7, size=20)
     train_loaded(
         fresh.model, fresh.source, examples,
-        TrainSettings(epochs=2, out=tmp_path / "whole", device=GPU),
+        TrainRunSettings(epochs=2, out=tmp_path / "whole", device=GPU),
     )  # fmt: skip
     whole = load_source(tmp_path / "whole")
     small = shrink_loaded(

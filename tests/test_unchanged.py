@@ -6,18 +6,24 @@ import pytest
 import torch
 from torch import nn
 
+import onebyone as obo
 import onebyone.runtimes
-from onebyone.calibration import Across, as_calibration, collect, output_curvature
+from onebyone.calibration.collect import Across, collect
+from onebyone.calibration.curvature import output_curvature
+from onebyone.calibration.inputs import as_calibration
+from onebyone.calibration.meaning import meaning_of
+from onebyone.core.errors import BudgetError, ModelError
 from onebyone.data import TensorSplit
-from onebyone.errors import BudgetError, ModelError
-from onebyone.evaluation import evaluate, score
-from onebyone.neighbours import find_neighbours
+from onebyone.evaluation.scores import evaluate, score
+from onebyone.networks.dataflow import find_neighbours
+from onebyone.networks.surgery import check_finite, evaluation_copy, in_evaluation_mode
 from onebyone.planning import plan
 from onebyone.profiling import profile
 from onebyone.profiling.trace import time_layers, trace_layers
-from onebyone.rewrites import apply, factorize, head, restructure, separable
-from onebyone.rewrites.regression import problems_of
-from onebyone.sites import check_finite, evaluation_copy, in_evaluation_mode
+from onebyone.rewrites import apply, restructure
+from onebyone.rewrites.head import rewrite as head
+from onebyone.rewrites.low_rank import factorize, separable
+from onebyone.rewrites.low_rank.reduced_rank import problems_of
 
 X = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(4, (16,), generator=torch.Generator().manual_seed(0))
@@ -129,7 +135,10 @@ CALLS = {
         start=in_evaluation_mode(net),
         sites=["3"],
     ).moments(evaluation_copy(net), ["3"]),
-    "output_curvature": lambda net: output_curvature(net, ["0", "8"], as_calibration(X).batches),
+    "output_curvature": lambda net: output_curvature(
+        net, ["0", "8"], as_calibration(X).batches, meaning=meaning_of(net, TensorSplit(X, Y))
+    ),
+    "meaning_of": lambda net: meaning_of(net, TensorSplit(X, Y)),
     "find_head": lambda net: head.find_head(net, X[:1]),
     "head exact": rewrite_head("exact"),
     "head gap": rewrite_head("gap"),
@@ -138,6 +147,7 @@ CALLS = {
     "fold": lambda net: onebyone.fold(net, X[:1]),
     "deepen": lambda net: onebyone.deepen(net, X[:1]),
     "deepen mlpconv": lambda net: onebyone.deepen(net, X[:1], form="mlpconv"),
+    "flush_subnormals": lambda net: onebyone.flush_subnormals(net, X[:1]),
     "uniform_plan": lambda net: onebyone.uniform_plan(net, X[:1]),
     "applies": lambda net: onebyone.applies(net, X[:1]),
     "find_neighbours": lambda net: find_neighbours(net, X[:1]),
@@ -215,3 +225,79 @@ def test_the_snapshot_notices_what_careless_functions_do(spoil):
     spoil(net)
     with pytest.raises(AssertionError, match="changed"):
         before.assert_same(Snapshot(net))
+
+
+class WritesIntoItself(nn.Module):
+    """Counts its calls, and leaves its last input and the process's settings changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = plain()
+        self.register_buffer("calls", torch.zeros(()))
+        self.number = 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.number += 1
+        self.seen = x
+        torch.set_num_threads(2)
+        torch.set_float32_matmul_precision("high")
+        torch.use_deterministic_algorithms(mode=True)
+        return self.net(x)
+
+
+OF_ONE = {
+    "profile": lambda net: obo.profile(net, input_shape=(2, 3, 6, 6), timed=False),
+    "evaluate": lambda net: obo.evaluate(net, (X, Y)),
+    "compare": lambda net: obo.compare(net, net, data=(X, Y), rounds=3),
+    "plan": lambda net: obo.plan(net, X, budget="macs=90%", task="classification"),
+    "distill": lambda net: obo.distill(net, X, teacher=net, epochs=1, learning_rate=1e-3),
+    "reconstruct": lambda net: obo.reconstruct(net, teacher=net, calibration=X, steps=1),
+    "flush_subnormals": lambda net: obo.flush_subnormals(net, X),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+def test_what_a_forward_writes_into_itself_and_sets_for_the_process_is_put_back(name):
+    net = WritesIntoItself().eval()
+    threads, attributes = torch.get_num_threads(), set(vars(net))
+    torch.set_num_threads(1)
+    OF_ONE[name](net)
+    assert (net.calls, net.number, set(vars(net))) == (0, 0, attributes)
+    seen = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert seen == 1
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_random_numbers_of_a_forward_are_the_same_for_two_networks_and_put_back():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = plain()
+
+        def forward(self, x):
+            return self.net(x) + torch.randn(len(x), 4)
+
+    net = Noisy().eval()
+    before = torch.get_rng_state()
+    pair = obo.compare(net, net, data=X, task="classification", rounds=3).pair(1)
+    assert (pair.agreement.value, pair.divergence) == (1, 0)
+    obo.flush_subnormals(net, X)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["compare", "distill", "evaluate", "plan", "reconstruct"])
+def test_a_network_whose_outputs_change_from_run_to_run_is_refused(name):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.number = plain(), 0
+
+        def forward(self, x):
+            self.number += 1
+            return self.net(x) * self.number
+
+    with pytest.raises(ModelError, match=r"the same outputs each time .* Counts differ by"):
+        OF_ONE[name](Counts().eval())

@@ -6,77 +6,86 @@ It keeps the network's weights and proves the result on the user's own machine.
 from __future__ import annotations
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from onebyone.core.version import __version__
 
 if TYPE_CHECKING:
-    from onebyone.benchmarking import BenchRecord as BenchRecord
-    from onebyone.benchmarking import bench as bench
-    from onebyone.compared import Compared as Compared
-    from onebyone.comparison import compare as compare
+    from onebyone.core.compared import Compared as Compared
+    from onebyone.core.errors import OneByOneError as OneByOneError
+    from onebyone.core.records import Comparison as Comparison
+    from onebyone.core.records import Plan as Plan
+    from onebyone.core.records import Profile as Profile
+    from onebyone.core.records import Reconstruction as Reconstruction
+    from onebyone.core.records import RunRecord as RunRecord
+    from onebyone.core.task import Task as Task
     from onebyone.data import Data as Data
     from onebyone.data import load_data as load_data
-    from onebyone.errors import OneByOneError as OneByOneError
-    from onebyone.evaluation import evaluate as evaluate
+    from onebyone.evaluation.compare import compare as compare
+    from onebyone.evaluation.scores import evaluate as evaluate
     from onebyone.explaining import explain as explain
     from onebyone.exporting import ExportRecord as ExportRecord
     from onebyone.exporting import export as export
-    from onebyone.layers import GlobalAverageHead as GlobalAverageHead
-    from onebyone.layers import MLPConv as MLPConv
-    from onebyone.layers import Pointwise as Pointwise
-    from onebyone.pipeline import shrink as shrink
+    from onebyone.networks.layers import GlobalAverageHead as GlobalAverageHead
+    from onebyone.networks.layers import MLPConv as MLPConv
+    from onebyone.networks.layers import Pointwise as Pointwise
+    from onebyone.pipeline.loading import load_model as load_model
+    from onebyone.pipeline.shrink import shrink as shrink
     from onebyone.planning import applies as applies
     from onebyone.planning import plan as plan
     from onebyone.planning import uniform_plan as uniform_plan
     from onebyone.profiling import profile as profile
-    from onebyone.reconstruction import reconstruct as reconstruct
-    from onebyone.records import Comparison as Comparison
-    from onebyone.records import Plan as Plan
-    from onebyone.records import Profile as Profile
-    from onebyone.records import Reconstruction as Reconstruction
-    from onebyone.records import RunRecord as RunRecord
+    from onebyone.profiling.bench import BenchRecord as BenchRecord
+    from onebyone.profiling.bench import bench as bench
     from onebyone.rewrites import apply as apply
     from onebyone.rewrites import restructure as restructure
+    from onebyone.rewrites.contract import check_rewrite as check_rewrite
     from onebyone.rewrites.deepen import deepen as deepen
-    from onebyone.rewrites.fold import fold as fold
-    from onebyone.runs import load_model as load_model
-    from onebyone.training import distill as distill
-    from onebyone.training import train as train
+    from onebyone.rewrites.flush import flush_subnormals as flush_subnormals
+    from onebyone.rewrites.fold.fold import fold as fold
+    from onebyone.runtimes.contract import check_runtime as check_runtime
+    from onebyone.training.distill import distill as distill
+    from onebyone.training.reconstruct import reconstruct as reconstruct
+    from onebyone.training.train import train as train
 
 # Torch takes seconds to import: nothing of this is loaded until it is used.
 _HOMES = {
-    "BenchRecord": "benchmarking",
-    "Compared": "compared",
-    "Comparison": "records",
+    "BenchRecord": "profiling.bench",
+    "Compared": "core.compared",
+    "Comparison": "core.records",
     "Data": "data",
     "ExportRecord": "exporting",
-    "GlobalAverageHead": "layers",
-    "MLPConv": "layers",
-    "OneByOneError": "errors",
-    "Plan": "records",
-    "Pointwise": "layers",
-    "Profile": "records",
-    "Reconstruction": "records",
-    "RunRecord": "records",
+    "GlobalAverageHead": "networks.layers",
+    "MLPConv": "networks.layers",
+    "OneByOneError": "core.errors",
+    "Plan": "core.records",
+    "Pointwise": "networks.layers",
+    "Profile": "core.records",
+    "Reconstruction": "core.records",
+    "RunRecord": "core.records",
+    "Task": "core.task",
     "applies": "planning",
     "apply": "rewrites",
-    "bench": "benchmarking",
-    "compare": "comparison",
+    "bench": "profiling.bench",
+    "check_rewrite": "rewrites.contract",
+    "check_runtime": "runtimes.contract",
+    "compare": "evaluation.compare",
     "deepen": "rewrites.deepen",
-    "distill": "training",
-    "evaluate": "evaluation",
+    "distill": "training.distill",
+    "evaluate": "evaluation.scores",
     "explain": "explaining",
     "export": "exporting",
-    "fold": "rewrites.fold",
+    "flush_subnormals": "rewrites.flush",
+    "fold": "rewrites.fold.fold",
     "load_data": "data",
-    "load_model": "runs",
+    "load_model": "pipeline.loading",
     "plan": "planning",
     "profile": "profiling",
-    "reconstruct": "reconstruction",
+    "reconstruct": "training.reconstruct",
     "restructure": "rewrites",
-    "shrink": "pipeline",
-    "train": "training",
+    "shrink": "pipeline.shrink",
+    "train": "training.train",
     "uniform_plan": "planning",
 }
 
@@ -86,7 +95,12 @@ __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - a literal dict of names
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'onebyone' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"onebyone.{_HOMES[name]}"), name)
+    # Packages that are imported on the way may draw from the caller's generator.
+    before = random.getstate()
+    try:
+        return getattr(importlib.import_module(f"onebyone.{_HOMES[name]}"), name)
+    finally:
+        random.setstate(before)
 
 
 def __dir__() -> list[str]:

@@ -16,17 +16,18 @@ from onebyone.article.record import (
     SeedRun,
     Weighting,
 )
-from onebyone.records import (
+from onebyone.core.records import (
     Cost,
     DataInfo,
     Epoch,
+    InputSpec,
     Machine,
     Metric,
     Ratio,
     Timing,
     TrainLog,
 )
-from onebyone.report.maps import data_uri
+from onebyone.report.pictures import data_uri
 
 IMAGE = data_uri(np.zeros((4, 4)))
 
@@ -64,8 +65,8 @@ def layer(*, times=None, cold=((2.0, 10.0), (4.0, 8.0))):
     return LayerComparison(
         input_shape=(512, 12, 12),
         output_shape=(32, 12, 12),
-        pointwise=Cost(params=16_416, macs=2_359_296),
-        spatial=Cost(params=147_488, macs=21_233_664),
+        pointwise=Cost(params=16_416, macs=2_359_296, bytes=4 * 16_416),
+        spatial=Cost(params=147_488, macs=21_233_664, bytes=4 * 147_488),
         times=times or (layer_times(), layer_times(2.0, 8.0, batch=32)),
         cold=(
             ColdCalls(first="pointwise", pointwise_ms=one, spatial_ms=three),
@@ -126,7 +127,10 @@ def network(name, cost, train, test, *, n=1000, losses=(1.0, 0.5), latency=0.2):
 
 def duel(before, after, *, names=("classic", "convolution-only"), costs=None, ratios=(0.8, 0.9)):
     """Make two networks from pairs (training accuracies, test accuracies)."""
-    costs = costs or (Cost(params=316_532, macs=674_456), Cost(params=4_232, macs=475_888))
+    costs = costs or (
+        Cost(params=316_532, macs=674_456, bytes=4 * 316_532),
+        Cost(params=4_232, macs=475_888, bytes=4 * 4_232),
+    )
     return Duel(
         before=network(names[0], costs[0], *before),
         after=network(names[1], costs[1], *after, latency=0.25),
@@ -141,7 +145,10 @@ CURED = ((0.99, 0.991, 0.99, 0.99, 0.99), (0.975, 0.976, 0.975, 0.974, 0.975))
 WORSE = ((1.0, 1.0, 1.0, 1.0, 1.0), (0.90, 0.901, 0.902, 0.90, 0.90))
 SCATTERED = ((1.0, 1.0, 1.0, 1.0, 1.0), (0.90, 0.99, 0.93, 0.97, 0.95))
 
-EXTRA_COSTS = (Cost(params=8_164, macs=71_344), Cost(params=8_236, macs=74_480))
+EXTRA_COSTS = (
+    Cost(params=8_164, macs=71_344, bytes=4 * 8_164),
+    Cost(params=8_236, macs=74_480, bytes=4 * 8_236),
+)
 
 
 def record(*, heads=None, nonlinearity=None, layers=None, classes=None):
@@ -155,7 +162,7 @@ def record(*, heads=None, nonlinearity=None, layers=None, classes=None):
             validation=200,
             test=397,
             classes=classes,
-            input_shape=(1, 28, 28),
+            inputs=InputSpec.of_shape((1, 1, 28, 28)),
             seed=0,
         ),
         machine=Machine(

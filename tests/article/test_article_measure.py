@@ -16,11 +16,11 @@ from onebyone.article.networks import MAKERS, Trainer, best_trial, network_cost,
 from onebyone.article.pictures import activation_maps, variance_kept, weighting, wide_network
 from onebyone.article.record import ArticleRecord, SeedRun
 from onebyone.article.shelf import Shelf
+from onebyone.core.errors import ModelError, OptionError
+from onebyone.core.records import Cost
 from onebyone.data import Data, TensorSplit
-from onebyone.errors import ModelError, OptionError
-from onebyone.layers import Pointwise
-from onebyone.models import convolution_only
-from onebyone.records import Cost
+from onebyone.networks.layers import Pointwise
+from onebyone.networks.zoo import convolution_only
 
 
 def split(n, seed, classes=10):
@@ -55,12 +55,25 @@ def pixels(address):
 @pytest.mark.parametrize(
     ("name", "cost"),
     [
-        ("classic", Cost(params=316_532, macs=27 * 784 + 1728 * 196 + 313_600 + 1_000)),
-        ("convolution-only", Cost(params=4_232, macs=27 * 784 + 1728 * 196 + (2048 + 320) * 49)),
-        ("plain", Cost(params=254 + 3_930, macs=27 * 784 + 216 * 196 + 3_920)),
+        (
+            "classic",
+            Cost(params=316_532, macs=27 * 784 + 1728 * 196 + 313_600 + 1_000, bytes=4 * 316_532),
+        ),
+        (
+            "convolution-only",
+            Cost(params=4_232, macs=27 * 784 + 1728 * 196 + (2048 + 320) * 49, bytes=4 * 4_232),
+        ),
+        (
+            "plain",
+            Cost(params=254 + 3_930, macs=27 * 784 + 216 * 196 + 3_920, bytes=4 * (254 + 3_930)),
+        ),
         (
             "extra-nonlinearity",
-            Cost(params=326 + 3_930, macs=27 * 784 + 216 * 196 + 64 * 49 + 3_920),
+            Cost(
+                params=326 + 3_930,
+                macs=27 * 784 + 216 * 196 + 64 * 49 + 3_920,
+                bytes=4 * (326 + 3_930),
+            ),
         ),
     ],
 )
@@ -69,11 +82,12 @@ def test_costs_are_those_of_the_layers(name, cost):
 
 
 @pytest.mark.slow
+@pytest.mark.clock
 def test_the_layers_are_counted_and_timed_warm_and_cold():
     told = []
     found = layer_module.compare_layers(rounds=3, cold_processes=1, step=told.append)
-    assert found.pointwise == Cost(params=16_416, macs=512 * 32 * 144)
-    assert found.spatial == Cost(params=147_488, macs=9 * 512 * 32 * 144)
+    assert found.pointwise == Cost(params=16_416, macs=512 * 32 * 144, bytes=4 * 16_416)
+    assert found.spatial == Cost(params=147_488, macs=9 * 512 * 32 * 144, bytes=4 * 147_488)
     assert found.output_shape == (32, 12, 12)
     assert {times.batch for times in found.times} == {1, 32}
     assert {times.pointwise.threads for times in found.times} == {1, torch.get_num_threads()}
@@ -104,7 +118,7 @@ def test_a_rate_that_diverges_is_passed_over(data, monkeypatch):
         raise ModelError("The loss must stay finite")
 
     monkeypatch.setattr(networks, "train", diverge)
-    trainer = Trainer(data, epochs=1, shelf=Shelf(None, data=data.info()))
+    trainer = Trainer(data, epochs=1, shelf=Shelf(None, data=data))
     assert trainer.trial("plain", 1e6, lambda fraction, message: None) is None
     with pytest.raises(ModelError, match="must stay finite"):
         trainer.run("plain", 0, 1e6, lambda fraction, message: None)

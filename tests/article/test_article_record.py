@@ -8,10 +8,10 @@ from scipy import stats
 
 from onebyone.article import ArticleRecord
 from onebyone.article.record import paired, spread
-from onebyone.errors import RecordError
-from onebyone.records import Cost
+from onebyone.core.errors import RecordError
+from onebyone.core.records import Cost
 
-COST = Cost(params=1, macs=1)
+COST = Cost(params=1, macs=1, bytes=4)
 
 
 def test_a_saved_record_loads_as_the_same(tmp_path):
@@ -84,3 +84,8 @@ def test_times_that_grow_with_the_threads_are_no_basis_for_a_verdict():
     assert not found.crowded(alone)
     assert found.crowded(waiting)
     assert found.crowded(layer_times(disturbed=True))
+
+
+def test_a_layer_without_a_time_for_one_input_is_refused():
+    with pytest.raises(RecordError, match="must have batch 1 with one thread"):
+        layer(times=(layer_times(batch=8),))

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from onebyone.benchmarking import BenchRecord
 from onebyone.cli import main
 from onebyone.exporting import ExportRecord
+from onebyone.profiling.bench import BenchRecord
 
 NET = """
 import torch
@@ -37,7 +37,7 @@ def test_bench_prints_json_alone_and_writes_its_record(net, tmp_path, capsys):
     ("arguments", "status", "message"),
     [
         (["--input-shape", "1,3,9,9", "--runtime", "onnxrt"], 2, "No runtime named 'onnxrt'"),
-        ([], 2, "give --input-shape"),
+        ([], 2, "Give --input-shape"),
         (["--input-shape", "1,5,9,9", "--runtime", "eager"], 1, "must run on an input of shape"),
         (["--input-shape", "1,3,9,9", "--rounds", "2"], 2, "`rounds` must be 3 or more"),
         (
@@ -83,7 +83,7 @@ def test_export_says_what_is_wrong_in_a_line(net, tmp_path, capsys):
     assert main([*wrong, "onx"]) == 2
     assert "Did you mean 'onnx'" in capsys.readouterr().err
     assert main(["export", net, "--out", out]) == 2
-    assert "give --input-shape" in capsys.readouterr().err
+    assert "Give --input-shape" in capsys.readouterr().err
     assert main(["export", "torchvision:resnet18", "--out", out]) == 1
     assert "needs trained weights" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

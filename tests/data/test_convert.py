@@ -4,13 +4,15 @@ import torch
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
+    Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
+from onebyone.core.errors import DataError
+from onebyone.core.records import InputSpec
 from onebyone.data import Data, DatasetSplit, TensorSplit, as_data, as_split
-from onebyone.errors import DataError
 
 INPUTS, LABELS = torch.rand(20, 3), torch.arange(20) % 4
 
@@ -82,7 +84,7 @@ def test_a_triple_is_taken_as_it_is():
     data = as_data((part, (INPUTS[:4], LABELS[:4]), (INPUTS[:3], LABELS[:3])))
     assert data.train is part
     assert (len(data.validation), len(data.test)) == (4, 3)
-    assert data.classes == ()  # unknown before all items are read
+    assert data.classes == ("0", "1", "2", "3")
 
 
 def test_other_targets_have_no_classes():
@@ -119,7 +121,7 @@ def test_data_of_too_many_parts_is_refused():
 
 def test_a_split_that_cannot_be_divided_is_refused():
     class Own:
-        input_shape, targets, augmentation = (3,), None, "none"
+        inputs, targets, augmentation = InputSpec.of_shape((1, 3)), None, "none"
 
         def __len__(self):
             return 20
@@ -136,3 +138,26 @@ def test_a_split_that_cannot_be_divided_is_refused():
     with pytest.raises(DataError, match="A Own cannot be divided"):
         as_data(Own())
     assert isinstance(as_data((Own(), Own(), Own())), Data)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (TensorDataset, "got the class TensorDataset: give an instance of it"),
+        ((torch.rand(2, 3), torch.arange(2)), "at least 3 examples to be divided.*got 2"),
+        (torch.rand(9, 0, 4, 4), "at least one value, got inputs of shape"),
+        ((torch.rand(9, 3), torch.arange(9) + 10**12), "numbered from 0, at most 1,000,000"),
+        (list(zip(torch.rand(9, 3), range(9), strict=True)), "got 9 parts"),
+        (iter(torch.rand(9, 3)), "got a tuple_iterator"),
+    ],
+)
+def test_what_a_factory_may_return_by_mistake_is_named(source, message):
+    with pytest.raises(DataError, match=message):
+        as_data(source)
+
+
+def test_a_loader_keeps_the_labels_of_its_tensors():
+    data = as_data(DataLoader(TensorDataset(torch.rand(30, 3), torch.arange(30) % 3)))
+    assert data.classes == ("0", "1", "2")
+    part = Subset(TensorDataset(torch.rand(30, 3), torch.arange(30)), [4, 2])
+    assert as_split(part).targets.tolist() == [4, 2]

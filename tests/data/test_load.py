@@ -7,10 +7,11 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from onebyone.data import NAMED, folders, load_data
+from onebyone.core.errors import DataError, OneByOneError, OptionError, UnknownNameError
+from onebyone.core.records import InputSpec
+from onebyone.data import NAMED, folders, load_data, pictures
 from onebyone.data import named as named_module
 from onebyone.data.named import data_directory
-from onebyone.errors import DataError, OneByOneError, OptionError, UnknownNameError
 
 
 def rows(part) -> set[int]:
@@ -37,7 +38,7 @@ def class_folders(
 def test_digits_are_embedded_divided_and_balanced():
     data = load_data("digits")
     assert (len(data.train), len(data.validation), len(data.test)) == (1200, 200, 397)
-    assert data.input_shape == (1, 28, 28)
+    assert data.inputs == InputSpec.of_shape((1, 1, 28, 28))
     assert torch.bincount(data.test.targets).min() >= 38
     assert not rows(data.train) & rows(data.validation)
 
@@ -51,10 +52,23 @@ def test_the_seed_moves_the_validation_part_and_never_the_test_part():
 
 def test_limit_and_image_size_are_obeyed():
     data = load_data("digits", limit=50, image_size=14)
-    assert data.input_shape == (1, 14, 14)
+    assert data.inputs == InputSpec.of_shape((1, 1, 14, 14))
     assert (len(data.train), len(data.validation), len(data.test)) == (50, 50, 50)
-    with pytest.raises(OptionError, match="`limit` must be at least 1, got 0"):
+    with pytest.raises(OptionError, match="`limit` must be 1 or more, got 0"):
         load_data("digits", limit=0)
+
+
+def test_images_that_would_not_fit_into_memory_are_refused_before_they_are_scaled():
+    with pytest.raises(DataError, match=r"1,797 pictures of 16000×16000 need 460 GB"):
+        load_data("digits", image_size=16_000)
+
+
+def test_scaled_images_are_the_same_under_a_limit():
+    whole, few = load_data("digits", image_size=12), load_data("digits", image_size=12, limit=50)
+    rows = torch.cat([inputs for inputs, _ in whole.train.batches(2000)])
+    chosen = torch.cat([inputs for inputs, _ in few.train.batches(2000)])
+    assert all((rows == one).flatten(1).all(1).any() for one in chosen)
+    assert str(few.validation.augmentation) == "none"
 
 
 def test_only_training_images_are_augmented():
@@ -219,7 +233,7 @@ def test_one_folder_is_divided_by_class(tmp_path):
     data = load_data(f"imagefolder:{class_folders(tmp_path)}", image_size=8)
     assert (len(data.train), len(data.validation), len(data.test)) == (16, 2, 2)
     assert data.classes == ("cat", "dog")
-    assert data.input_shape == (3, 8, 8)
+    assert data.inputs == InputSpec.of_shape((1, 3, 8, 8))
     assert sorted(data.test.targets.tolist()) == [0, 1]
     assert data.test.image(0)[0, 0].tolist()[0] == [50, 150][int(data.test.targets[0])]
     assert data.name == tmp_path.name
@@ -262,9 +276,9 @@ def test_pictures_without_classes_have_no_labels(tmp_path):
 def test_a_limit_spares_decoding(tmp_path, monkeypatch):
     class_folders(tmp_path)
     read = []
-    original = folders._read_picture
+    original = pictures._opened
     monkeypatch.setattr(
-        folders, "_read_picture", lambda path, size: read.append(path) or original(path, size)
+        pictures, "_opened", lambda path, size: read.append(path) or original(path, size)
     )
     load_data(f"imagefolder:{tmp_path}", image_size=8, limit=3)
     assert len(read) == 3 + 2 + 2
@@ -279,15 +293,15 @@ def test_pictures_of_any_mode_become_rgb_crops_of_the_center(tmp_path):
     wide = Image.new("RGB", (60, 8), (255, 0, 0))
     wide.paste((0, 0, 255), (20, 0, 40, 8))
     wide.save(tmp_path / "cat" / "wide.bmp")
-    pixels = folders._read_picture(tmp_path / "cat" / "wide.bmp", 7)
-    assert pixels.shape == (7, 7, 3)
-    assert (pixels == [0, 0, 255]).all()
-    assert (folders._read_picture(tmp_path / "cat" / "grey.png", 8) == 77).all()
-    assert folders._read_picture(tmp_path / "dog" / "palette.png", 8).shape == (8, 8, 3)
+    read = np.zeros((3, 7, 7, 3), np.uint8)
+    files = ("cat/wide.bmp", "cat/grey.png", "dog/palette.png")
+    pictures.read_pictures([tmp_path / file for file in files], (7, 7), crop=7 / 8, into=read)
+    assert (read[0] == [0, 0, 255]).all()
+    assert (read[1] == 77).all()
 
 
 def test_unfit_folders_are_refused_by_name(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"must be a folder, got .*nowhere"):
+    with pytest.raises(DataError, match=r"must be a folder with pictures, but .*nowhere does not"):
         load_data(f"imagefolder:{tmp_path / 'nowhere'}")
     with pytest.raises(DataError, match="without labels, and has neither"):
         load_data(f"imagefolder:{tmp_path}")
@@ -297,10 +311,10 @@ def test_unfit_folders_are_refused_by_name(tmp_path, monkeypatch):
         load_data(f"imagefolder:{tmp_path}")
     (tmp_path / "empty").rmdir()
     (tmp_path / "cat" / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"broken\.jpg cannot be read"):
+    with pytest.raises(DataError, match=r"broken\.jpg is not a picture in a supported format"):
         load_data(f"imagefolder:{tmp_path}", image_size=8)
     (tmp_path / "cat" / "broken.jpg").unlink()
-    monkeypatch.setattr(folders, "free_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(pictures, "free_bytes", lambda: 1_000_000)
     with pytest.raises(DataError, match=r"20 pictures of 224×224 need 3\.01 MB .* 1\.00 MB"):
         load_data(f"imagefolder:{tmp_path}")
 
@@ -312,6 +326,113 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
     class_folders(tmp_path / "test", names=("cat", "horse"))
     with pytest.raises(DataError, match="must be among those to train on, got horse"):
         load_data(f"imagefolder:{tmp_path}")
+
+
+def test_a_link_to_a_folder_is_read_once_and_a_loop_ends(tmp_path):
+    class_folders(tmp_path / "data", 10)
+    for index in range(6):
+        picture(tmp_path / "elsewhere" / "deep" / f"more{index}.png", 10)
+    (tmp_path / "data" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "cat" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "loop").symlink_to(tmp_path / "data" / "cat")
+    (tmp_path / "data" / "bird").symlink_to(tmp_path / "elsewhere")
+    data = load_data(f"imagefolder:{tmp_path / 'data'}", image_size=8)
+    assert data.classes == ("bird", "cat", "dog")
+    assert len(data.train) + len(data.validation) + len(data.test) == 16 + 16 + 10
+
+
+def test_what_is_hidden_or_no_picture_is_left_alone(tmp_path):
+    class_folders(tmp_path, 10)
+    (tmp_path / ".cache").mkdir()
+    picture(tmp_path / "cat" / ".hidden" / "x.png")
+    picture(tmp_path / "cat" / ".x.png")
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "cat" / "notes.txt").touch()
+    data = load_data(f"imagefolder:{tmp_path}", image_size=8)
+    assert len(data.train) + len(data.validation) + len(data.test) == 20
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    class_folders(tmp_path, 5, names=("bus", "train"))
+    assert load_data(f"imagefolder:{tmp_path}", image_size=8).classes == ("bus", "train")
+    class_folders(tmp_path / "train", 5)
+    with pytest.raises(DataError, match="If 'train' is a class beside 'bus', it must hold pict"):
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
+
+
+def test_parts_may_be_written_in_capitals_and_are_never_taken_for_classes(tmp_path):
+    for part in ("Train", "Testing"):
+        class_folders(tmp_path / part, 5)
+    assert load_data(f"imagefolder:{tmp_path}", image_size=8).classes == ("cat", "dog")
+    class_folders(tmp_path / "test", 5)
+    with pytest.raises(DataError, match=r"one folder for each part, and has '[Tt]est"):
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
+    for part in ("val", "test"):
+        class_folders(tmp_path / "imagenet" / part, 5)
+    with pytest.raises(DataError, match=r"has 'test' but no `train`.*imagenet/test to have it"):
+        load_data(f"imagefolder:{tmp_path / 'imagenet'}", image_size=8)
+
+
+def test_pictures_beside_the_folders_of_classes_are_not_skipped_silently(tmp_path):
+    class_folders(tmp_path, 5)
+    picture(tmp_path / "stray.png")
+    with pytest.raises(DataError, match=r"1 beside these folders: stray\.png\. Move them"):
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
+
+
+def test_too_few_pictures_say_how_many_are_needed(tmp_path):
+    class_folders(tmp_path, 1)
+    with pytest.raises(DataError, match=r"at least 3 pictures to be divided.* and has 2"):
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
+    class_folders(tmp_path, 1, names=("cow", "fox"))
+    with pytest.raises(
+        DataError, match=r"'(cat|dog|cow|fox)' in .* has 1, which would .*3 or more"
+    ):
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
+
+
+def test_a_class_without_pictures_is_named_with_what_it_holds(tmp_path):
+    class_folders(tmp_path, 3)
+    (tmp_path / "emu").mkdir()
+    for index in range(2):
+        (tmp_path / "emu" / f"{index}.heic").touch()
+    with pytest.raises(DataError, match=r"has none, but 2 files that end in \.heic\. Remove"):
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
+
+
+def test_names_of_classes_can_always_be_written(tmp_path):
+    odd = [b"caf\xe9".decode("utf-8", "surrogateescape"), "a\nb", "\x1b[31mred", "<b>&", "[red]"]
+    class_folders(tmp_path, 3, names=tuple(odd))
+    classes = load_data(f"imagefolder:{tmp_path}", image_size=8).classes
+    assert set(classes) == {r"caf\xe9", r"a\nb", r"\x1b[31mred", "<b>&", "[red]"}
+    for name in classes:
+        name.encode()
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    class_folders(tmp_path, 3)
+
+    def locked(path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    scan = folders.os.scandir
+    monkeypatch.setattr(folders.os, "scandir", locked)
+    with pytest.raises(DataError, match=r"dog cannot be read: Permission denied\. Change its"):
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
+
+
+def test_all_pictures_that_cannot_be_read_are_named_at_once(tmp_path):
+    class_folders(tmp_path, 9)
+    for index in range(7):
+        (tmp_path / "cat" / f"broken{index}.png").write_bytes(b"no picture")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(
+        DataError, match=r"of the \d+ pictures cannot be read.*and \d more\."
+    ) as info:
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
+    assert str(info.value).count("is not a picture") == 5
 
 
 # ---------------------------------------------------------------- a user's file
@@ -354,8 +475,8 @@ def test_a_function_of_a_file_gives_data(user_file):
     [
         ("pairs", UnknownNameError, "No function in .*Did you mean 'pair'"),
         ("", UnknownNameError, "Available: broken, nothing, pair, two"),
-        ("broken", DataError, "failed with ValueError: no such sensor"),
-        ("nothing", DataError, "got a NoneType"),
+        ("broken", DataError, r"mine\.py, line \d+: ValueError: no such sensor"),
+        ("nothing", DataError, r"`nothing\(\)` of .* returned unfit data.*got a NoneType"),
     ],
 )
 def test_an_unfit_function_is_refused(user_file, function, kind, message):
@@ -364,10 +485,10 @@ def test_an_unfit_function_is_refused(user_file, function, kind, message):
 
 
 def test_an_unfit_file_is_refused(tmp_path, user_file):
-    with pytest.raises(DataError, match="must exist, and does not"):
-        load_data(f"{tmp_path}/none.py:make")
+    with pytest.raises(UnknownNameError, match=r"does not exist\).*Did you mean .*mine\.py"):
+        load_data(f"{tmp_path}/mines.py:make")
     (tmp_path / "bad.py").write_text("import nowhere_at_all\n")
-    with pytest.raises(DataError, match="cannot be imported: ModuleNotFoundError"):
+    with pytest.raises(DataError, match=r"bad\.py, line 1: ModuleNotFoundError"):
         load_data(f"{tmp_path}/bad.py:make")
     with pytest.raises(OptionError, match="`image_size` must be left out"):
         load_data(f"{user_file}:pair", image_size=8)

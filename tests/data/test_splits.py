@@ -5,9 +5,10 @@ from PIL import Image
 from torch.testing import assert_close
 from torch.utils.data import Dataset, TensorDataset
 
+from onebyone.core.errors import DataError, OptionError
+from onebyone.core.records import InputSpec
 from onebyone.data import Augmentation, Data, DatasetSplit, Split, TensorSplit
 from onebyone.data.splits import held_out
-from onebyone.errors import DataError, OptionError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -158,7 +159,7 @@ def test_without_targets_batches_have_empty_ones():
 
 def test_a_dataset_comes_in_batches_with_its_targets():
     part = DatasetSplit(Items())
-    assert part.input_shape == (1, 4, 4)
+    assert part.inputs == InputSpec.of_shape((1, 1, 4, 4))
     inputs, targets = collected(part, seed=7)
     assert sorted(targets.tolist()) == list(range(10))
     assert_close(inputs[:, 0, 0, 0], targets.float())
@@ -187,7 +188,7 @@ def test_a_datasets_targets_are_known_where_it_has_them():
         (torch.rand(3), None, r"must be of shape \(n, …\)"),
         (torch.rand(3, 2), torch.zeros(2), "2 targets for 3 inputs"),
         (torch.rand(3, 2), torch.tensor(1), "1 targets for 3 inputs"),
-        (torch.ones(3, 2, dtype=torch.int64), None, "uint8 or floating point, got torch.int64"),
+        (torch.ones(3, 2, dtype=torch.int64), None, r"uint8 or floating point .*, got torch.int64"),
         (torch.ones(3, 8, 8, 3, dtype=torch.uint8), None, "whose channels come last"),
         (torch.ones(3, 8, 8, dtype=torch.uint8), None, r"give `inputs\[:, None\]`"),
         (torch.tensor([[1.0], [float("nan")]]), None, "NaN or infinity in example 1"),
@@ -201,7 +202,7 @@ def test_unfit_tensors_are_refused(inputs, targets, message):
 def test_unfit_statistics_and_options_are_refused():
     with pytest.raises(OptionError, match="a value for each of the 3 channels"):
         TensorSplit(pixels(), mean=(0.5,), std=(0.5,))
-    with pytest.raises(OptionError, match="`std` must be above 0"):
+    with pytest.raises(OptionError, match="`std` above 0 in every channel"):
         TensorSplit(pixels(), mean=MEAN, std=(1, 0, 1))
     with pytest.raises(OptionError, match="Only images with a label each"):
         TensorSplit(pixels(), pixels(), augmentation=Augmentation(flip=True))
@@ -248,9 +249,12 @@ class Pictures(Items):
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (Failing(), r"data set Failing .* failed: .*the disk is on fire. Mend it"),
+        (
+            Failing(),
+            r"data set Failing .* failed at index 7: the disk is on fire .*OSError.*Fix the data set",
+        ),
         (OfManySizes(), r"stack expects each tensor to be equal size.*Resize all inputs"),
-        (Pictures(), r"found <class 'PIL.Image.Image'>. Add a transform such as .*ToTensor"),
+        (Pictures(), r"found <class 'PIL.Image.Image'> .*Add a transform such as .*ToTensor"),
     ],
 )
 def test_what_a_data_set_raises_is_said_to_be_its_own(dataset, message):
@@ -274,12 +278,12 @@ def test_data_prints_and_describes_itself():
     assert str(data) == "toy: 10 to train, 4 to choose, 3 to test, 3×6×6, 3 classes"
     info = data.info()
     assert (info.train, info.validation, info.test) == (10, 4, 3)
-    assert info.input_shape == (3, 6, 6) == data.input_shape
+    assert info.inputs == InputSpec.of_shape((1, 3, 6, 6)) == data.inputs
 
 
 def test_data_of_different_shapes_or_with_labels_beyond_the_classes_is_refused():
     small = TensorSplit(pixels(size=4), torch.zeros(10, dtype=torch.int64))
-    with pytest.raises(DataError, match=r"`test` has \(3, 4, 4\)"):
+    with pytest.raises(DataError, match="`test` has 3×4×4"):
         Data(name="toy", train=split(), validation=split(), test=small)
     with pytest.raises(DataError, match=r"labels of `train` must lie in 0…1.*got 0…2"):
         Data(name="toy", train=split(), validation=split(), test=split(), classes=("a", "b"))

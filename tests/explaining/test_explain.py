@@ -12,12 +12,12 @@ from torch import nn
 from torch.testing import assert_close
 
 import onebyone as obo
+from onebyone.core.errors import DataError, ModelError, OptionError, OutputError, UnknownNameError
 from onebyone.data import Data, TensorSplit
-from onebyone.errors import DataError, ModelError, OptionError, OutputError, UnknownNameError
 from onebyone.explaining import Explanation, explain
 from onebyone.explaining.drawing import file_name, safe, shown_channels
-from onebyone.layers import GlobalAverageHead
-from onebyone.report.maps import color_map
+from onebyone.networks.layers import GlobalAverageHead
+from onebyone.report.pictures import color_map
 
 HOSTILE = '<script>alert("x")</script>'
 PLAIN = {"mean": [0.0], "std": [1.0]}
@@ -60,7 +60,7 @@ def test_every_file_of_the_record_is_there_and_nothing_else(picture, tmp_path):
 
 def test_scores_are_the_networks_own_and_maps_average_to_them(picture):
     net = network().eval()
-    explained = explain(net, picture, size=(24, 32), **PLAIN, top=4)
+    explained = explain(net, picture, size=(24, 32), **PLAIN, top=4, task="classification")
     pixels = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         scores = net(pixels)[0]
@@ -117,7 +117,9 @@ def shrunk_run(tmp_path):
 
 def test_a_layer_of_a_shrunk_run_is_shown_before_and_after(tmp_path):
     net, _, record = shrunk_run(tmp_path)
-    site = next(choice.site for choice in record.plan.choices if choice.rewrite == "factorize")
+    site = next(
+        choice.site for choice in record.plan.choices if choice.first.rewrite == "factorize"
+    )
     out = tmp_path / "out"
     explained = explain(tmp_path / "run", tmp_path / "x.png", original=net, layer=site, out=out)
     image = explained.record.images[0]
@@ -144,9 +146,26 @@ def test_a_network_that_is_no_classifier_has_layers_to_show(picture):
         explain(net, picture, size=(24, 32), **PLAIN)
 
 
+def test_probabilities_are_shown_only_where_the_outputs_are_known_to_have_some(picture):
+    unknown = explain(network(), picture, size=(24, 32), **PLAIN)
+    assert all(each.probability is None for each in unknown.record.images[0].classes)
+    assert "Task: not known" in str(unknown)
+    ended = nn.Sequential(network(), nn.Softmax(1)).eval()
+    shown = explain(ended, picture, size=(24, 32), **PLAIN, top=4).record
+    plain = explain(network(), picture, size=(24, 32), **PLAIN, top=4, task="classification").record
+    assert shown.method == plain.method == "exact"
+    for one, other in zip(shown.images[0].classes, plain.images[0].classes, strict=True):
+        assert one.probability == pytest.approx(other.probability, rel=1e-4)
+        assert one.score == pytest.approx(other.score, rel=1e-4)
+    with pytest.raises(
+        ModelError, match="scores of classes or labels, but its task is 'embedding'"
+    ):
+        explain(network(), picture, size=(24, 32), **PLAIN, task="embedding")
+
+
 def test_nothing_is_written_where_a_picture_cannot_be_read(picture, tmp_path):
     (tmp_path / "bad.png").write_text("no")
-    with pytest.raises(DataError, match=r"bad\.png cannot be read"):
+    with pytest.raises(DataError, match=r"bad\.png is not a picture in a supported format"):
         explain(
             network(), [picture, tmp_path / "bad.png"], out=tmp_path / "o", size=(24, 32), **PLAIN
         )
@@ -169,8 +188,13 @@ def test_other_folders_are_left_alone_and_an_earlier_explanation_is_replaced(pic
 
 
 def test_bad_arguments_are_refused_by_name(picture):
-    with pytest.raises(OptionError, match="`images` must be a picture or more"):
+    with pytest.raises(OptionError, match="`images` must have at least one picture"):
         explain(network(), [], **PLAIN)
+    for odd in (3, None, b"x.png", np.zeros((4, 4, 3), np.uint8), [picture, torch.zeros(3, 4, 4)]):
+        with pytest.raises(OptionError, match="paths of files or opened pictures, got a"):
+            explain(network(), odd, size=(24, 32), **PLAIN)
+    with pytest.raises(DataError, match=r"picture that was given has no pixels \(0×0\)"):
+        explain(network(), Image.new("RGB", (0, 0)), size=(24, 32), **PLAIN)
     with pytest.raises(UnknownNameError, match="No layer named 'conv'"):
         explain(network(), picture, size=(24, 32), layer="conv", **PLAIN)
     with pytest.raises(OptionError, match="`top`"):
@@ -194,7 +218,8 @@ def test_more_images_than_a_batch_come_in_their_order(tmp_path):
 
 
 def test_the_json_is_plain(picture):
-    text = explain(network(), picture, size=(24, 32), **PLAIN).record.to_json()
+    explained = explain(network(), picture, size=(24, 32), **PLAIN, task="classification")
+    text = explained.record.to_json()
     assert json.loads(text)["images"][0]["classes"][0]["probability"] <= 1
 
 

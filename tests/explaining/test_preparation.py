@@ -9,10 +9,10 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
+from onebyone.core.errors import DataError, OptionError
+from onebyone.core.records import InputSpec, ModelSource, RunRecord, Status
 from onebyone.data import Data, TensorSplit, load_data
-from onebyone.errors import DataError, OptionError
 from onebyone.explaining.preparation import find_preparation, prepare
-from onebyone.records import ModelSource, RunRecord, Status
 from onebyone.runtimes import describe_machine
 
 MEMORY = ModelSource(name="Net", spec=None)
@@ -114,7 +114,7 @@ def test_what_is_given_counts_before_what_is_known():
 
 def test_a_network_of_one_channel_sees_gray():
     how = find_preparation(
-        nn.Identity(), MEMORY, mean=[0.0], std=[1.0], input_shape=(1, 6, 10)
+        nn.Identity(), MEMORY, mean=[0.0], std=[1.0], inputs=InputSpec.of_shape((1, 1, 6, 10))
     ).preparation
     picture = Image.new("RGB", (50, 30), (255, 0, 0))
     prepared = prepare(picture, how)
@@ -126,14 +126,27 @@ def test_a_network_of_one_channel_sees_gray():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "not known.*0 and 1 for pixels as they are"),
+        ({}, "not known.*0 and 1 leave pixels unchanged"),
         ({"mean": [0.0]}, "go together"),
-        ({"mean": [0, 0], "std": [1, 1], "input_shape": (3, 8, 8)}, "one value or 3"),
-        ({"mean": [0.0], "std": [0.0], "input_shape": (3, 8, 8)}, "`std` must be above 0"),
+        (
+            {"mean": [0, 0], "std": [1, 1], "inputs": InputSpec.of_shape((1, 3, 8, 8))},
+            "one finite number or 3",
+        ),
+        (
+            {"mean": [0.0], "std": [0.0], "inputs": InputSpec.of_shape((1, 3, 8, 8))},
+            "`std` must be above 0",
+        ),
         ({"mean": [0.0], "std": [1.0]}, "size of an input"),
-        ({"mean": [0.0], "std": [1.0], "input_shape": (5, 8, 8)}, "1 or 3 channels"),
-        ({"mean": [0.0], "std": [1.0], "input_shape": (16,)}, "Only pictures"),
-        ({"mean": [0.0], "std": [1.0], "size": (0, 8)}, "from 1 pixel"),
+        (
+            {"mean": [0.0], "std": [1.0], "inputs": InputSpec.of_shape((1, 5, 8, 8))},
+            "1 or 3 channels",
+        ),
+        ({"mean": [0.0], "std": [1.0], "inputs": InputSpec.of_shape((1, 16))}, "Only pictures"),
+        ({"mean": [0.0], "std": [1.0], "size": (0, 8)}, "of at least 1 pixel"),
+        ({"mean": [0.0], "std": [1.0], "size": (10**6, 10**6)}, "178,956,970 pixels in all"),
+        ({"mean": [0.0], "std": [1.0], "size": (9.5, 9)}, "height and a width of at least 1 pixel"),
+        ({"mean": [float("nan")], "std": [1.0], "size": (9, 9)}, "finite number"),
+        ({"mean": "abc", "std": "abc", "size": (9, 9)}, "finite number"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said(given, message):
@@ -144,7 +157,7 @@ def test_what_is_missing_or_wrong_is_said(given, message):
 def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path):
     (tmp_path / "x.png").write_text("no picture")
     how = find_preparation(nn.Identity(), MEMORY, mean=[0], std=[1], size=(8, 8)).preparation
-    with pytest.raises(DataError, match=r"x\.png cannot be read"):
+    with pytest.raises(DataError, match=r"x\.png is not a picture in a supported format"):
         prepare(tmp_path / "x.png", how)
-    with pytest.raises(DataError, match=r"nowhere\.png cannot be read"):
+    with pytest.raises(DataError, match=r"nowhere\.png does not exist"):
         prepare(tmp_path / "nowhere.png", how)

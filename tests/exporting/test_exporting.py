@@ -11,19 +11,18 @@ import torchvision
 from torch import nn
 from torch.testing import assert_close
 
-import onebyone as obo
 from onebyone import exporting
-from onebyone.data import Data, TensorSplit
-from onebyone.errors import (
+from onebyone.core.errors import (
     ExportError,
     MissingExtraError,
     OptionError,
     OutputError,
     UnknownNameError,
 )
+from onebyone.data import Data, TensorSplit
 from onebyone.exporting import FORMATS, ExportRecord, Preprocessing, export
 from onebyone.exporting import formats as formats_module
-from onebyone.models.article import classic
+from onebyone.networks.zoo.article import classic
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -163,7 +162,7 @@ def test_preprocessing_is_written_beside(exported):
     assert written["mean"] == [0.5, 0.4, 0.3]
     assert written["std"] == [0.2, 0.3, 0.4]
     assert written["classes"] == list("abcde")
-    assert written["input_shape"] == [3, 12, 8]
+    assert written["inputs"]["tensors"][0]["shape"] == [1, 3, 12, 8]
     assert Preprocessing.load(folder / "preprocessing.json") == record.preprocessing
 
 
@@ -174,7 +173,7 @@ def test_a_network_with_a_fixed_head_keeps_its_size_and_frees_the_batch(tmp_path
     (check,) = record.checks
     assert check.dynamic == ("batch",)
     assert check.shapes == ((1, 3, 12, 8), (8, 3, 12, 8))
-    assert "height, width fixed: the network takes no other sizes." in str(check.fixed)
+    assert "height, width fixed: the network accepts no other sizes." in str(check.fixed)
 
 
 class OneAtATime(nn.Module):
@@ -253,7 +252,7 @@ def test_a_wrong_file_is_refused_and_not_left(tmp_path, monkeypatch, fault, ther
         folder.mkdir()
         (folder / "model.onnx").write_text("an older file")
     monkeypatch.setitem(exporting.FORMATS, "onnx", spoiled("onnx", fault))
-    with pytest.raises(ExportError, match=r"The onnx file must give what the network gives"):
+    with pytest.raises(ExportError, match=r"The onnx file must give the network's outputs"):
         export(convolutional(), folder, formats=["safetensors", "onnx"], input_shape=(1, 3, 12, 8))
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["model.onnx"] * there
     if there:
@@ -262,8 +261,10 @@ def test_a_wrong_file_is_refused_and_not_left(tmp_path, monkeypatch, fault, ther
 
 def test_swapped_weights_of_a_safetensors_file_are_noticed(tmp_path, monkeypatch):
     def other(path):
+        from onebyone.networks.zoo import save_weights
+
         torch.manual_seed(1)
-        obo.models.save_weights(nn.Sequential(*convolutional()), path)
+        save_weights(nn.Sequential(*convolutional()), path)
         from safetensors.torch import load_file, save_file
 
         state = load_file(path)

@@ -1,7 +1,8 @@
 import pytest
 from known_machine import Machine
 
-from onebyone.planning import deployed, timing
+from onebyone.planning.latency import layer_timer as timing
+from onebyone.planning.latency import planner as deployed
 from onebyone.runtimes import RUNTIMES, Runtime
 
 

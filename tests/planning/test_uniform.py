@@ -7,9 +7,9 @@ from torch.testing import assert_close
 from torchvision.models import resnet18, squeezenet1_1
 
 import onebyone as obo
-from onebyone.errors import OptionError, UnknownNameError
+from onebyone.core.errors import OptionError, UnknownNameError
+from onebyone.core.records import Plan
 from onebyone.profiling.trace import trace_layers
-from onebyone.records import Cost, Plan
 
 
 def varied():
@@ -57,7 +57,7 @@ def test_predicted_costs_are_those_counted_and_below_break_even(share, form):
         assert option.after.macs < option.before.macs
         assert option.after.params < option.before.params
     counted = trace_layers(obo.apply(model, plan, None), torch.randn(SHAPE))
-    assert Cost(params=counted.params, macs=counted.macs) == plan.after
+    assert counted.cost == plan.after
 
 
 def test_every_layer_is_chosen_or_left_alone_with_a_reason():
@@ -74,14 +74,14 @@ def test_every_layer_is_chosen_or_left_alone_with_a_reason():
 
 def test_a_form_that_a_layer_lacks_leaves_it_alone():
     plan = obo.uniform_plan(squeezenet1_1().eval(), (1, 3, 64, 64), ranks=0.25, form="tucker2")
-    assert {option.settings["form"] for option in plan.choices} == {"tucker2"}
+    assert {option.first.settings["form"] for option in plan.choices} == {"tucker2"}
     reasons = {item.site: item.reason for item in plan.left_alone}
     assert reasons["features.3.squeeze"] == "has no form 'tucker2', only pair"
 
 
 def test_the_ranks_are_that_share_of_the_full_ranks():
     plan = obo.uniform_plan(resnet18(), (1, 3, 64, 64), ranks=0.25)
-    ranks = {option.site: option.settings["ranks"] for option in plan.choices}
+    ranks = {option.site: option.first.settings["ranks"] for option in plan.choices}
     assert ranks["layer2.0.conv1"] == [16, 32]
     assert ranks["layer2.0.downsample.0"] == [16]
     assert ranks["conv1"] == [1, 16]  # of 3 channels at least one is left
@@ -103,9 +103,12 @@ def test_a_plan_needs_no_data_and_gives_the_same_network_from_its_file(tmp_path)
     assert str(plan).startswith("Plan for Sequential")
 
 
-@pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
-def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(OptionError, match="above 0 and at most 1"):
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0, "above 0"), (-0.5, "0 or more"), (1.5, "at most 1"), (float("nan"), "a finite number")],
+)
+def test_a_share_that_is_none_is_refused(share, words):
+    with pytest.raises(OptionError, match=f"`ranks` must be {words}"):
         obo.uniform_plan(varied(), SHAPE, ranks=share)
 
 
@@ -135,4 +138,4 @@ def test_costs_are_right_where_a_layer_sees_more_rows_than_the_network_has_input
     plan = obo.uniform_plan(model, x, ranks=0.3)
     assert len(plan.choices) == 2
     counted = trace_layers(obo.apply(model, plan, None), x)
-    assert Cost(params=counted.params, macs=counted.macs) == plan.after
+    assert counted.cost == plan.after

@@ -2,6 +2,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from onebyone.errors import OptionError
-from onebyone.profiling import example_input, latency, profile
+from onebyone.core.errors import OptionError
+from onebyone.networks.examples import example_input
+from onebyone.profiling import latency, profile
 from onebyone.profiling.latency import Samples, interleave, threads
+
+pytestmark = pytest.mark.rounds
 
 
 class Clock:
@@ -60,7 +64,7 @@ def test_a_slower_contender_is_reported_slower_by_as_much_as_it_is(monkeypatch):
         {"slow": clock.contender("slow", 6.0), "fast": clock.contender("fast", 2.0)}, rounds=10
     )
     ratio = samples.ratio("slow", "fast")
-    assert (ratio.value, ratio.low, ratio.high, ratio.rounds) == (3.0, 3.0, 3.0, 10)
+    assert (ratio.value, ratio.low, ratio.high, ratio.rounds) == pytest.approx((3.0, 3.0, 3.0, 10))
     assert ratio.verdict == "faster"
     assert samples.ratio("fast", "slow").verdict == "slower"
     assert samples.timing("slow", runtime="eager", batch=1).median_ms == 6.0
@@ -83,6 +87,60 @@ def test_short_calls_are_repeated_until_the_clock_can_tell(monkeypatch):
     assert len(clock.calls) == 2 + 3 * 2 + 3 * (1 + 20)
 
 
+def cold_after_reading(monkeypatch, clock, ms):
+    """Make the call after the kernel's counts were read take so much longer, as it does."""
+    cold = []
+    monkeypatch.setattr(latency, "run_delay_ns", lambda tasks: cold.append(ms) or 0.0)
+
+    def contender(name, times):
+        run = clock.contender(name, times)
+
+        def called():
+            clock.ns += int((cold[-1] if cold else 0.0) * 1e6)
+            cold.clear()
+            run()
+
+        return called
+
+    return contender
+
+
+@pytest.mark.parametrize("border_ms", [2.0, 1.0, 0.5, 0.1, 7.6, 100.0])
+def test_twins_are_timed_alike_whatever_their_first_calls_took(monkeypatch, border_ms):
+    contender = cold_after_reading(monkeypatch, Clock(monkeypatch), 0.4)
+    first, calls = 9, 400
+    samples = interleave(
+        {
+            name: contender(name, [border_ms * share] * first + [border_ms] * calls)
+            for name, share in {"one": 0.8, "other": 1.3}.items()
+        },
+        rounds=8,
+    )
+    # Long ones are called twice before the rounds, where the others are nine times.
+    assert samples.ms["one"][-3:] == pytest.approx(samples.ms["other"][-3:], rel=1e-6)
+
+
+def test_a_gain_of_three_percent_is_shown_though_first_calls_take_longer(monkeypatch):
+    contender = cold_after_reading(monkeypatch, Clock(monkeypatch), 0.13)
+    rng = np.random.default_rng(0)
+    noise = {name: ms * (1 + 0.01 * rng.standard_normal(900)) for name, ms in GAIN.items()}
+    ready = {name: contender(name, list(values)) for name, values in noise.items()}
+    ratio = interleave(ready, rounds=36).ratio("slow", "fast", looks=4)
+    assert ratio.verdict == "faster"
+    assert 1.02 < ratio.value < 1.035
+
+
+GAIN = {"slow": 0.515, "fast": 0.5}
+
+
+def test_only_contenders_that_differ_by_a_factor_are_called_differently_often(monkeypatch):
+    clock = Clock(monkeypatch)
+    contenders = {str(ms): clock.contender(str(ms), ms) for ms in (0.5, 0.9, 1.9, 30.0)}
+    interleave(contenders, rounds=3, warmup=2)
+    counts = [clock.calls.count(name) for name in contenders]
+    assert counts == [8 + 3 * 5, 8 + 3 * 5, 8 + 3 * 5, 8 + 3 * 2]
+
+
 def test_a_long_call_is_warmed_up_and_then_timed_each_time(monkeypatch):
     clock = Clock(monkeypatch)
     # The first one took long only because it was the first.
@@ -99,7 +157,7 @@ def test_equal_contenders_show_no_difference():
     verdicts = []
     for seed in range(40):
         ms = {name: rng.lognormal(0, 0.1, 30) for name in "ab"}
-        ratio = Samples(ms=ms, device="cpu", threads=1).ratio("a", "b", seed=seed, resamples=500)
+        ratio = Samples(ms=ms, device="cpu", threads=1).ratio("a", "b", seed=seed)
         assert ratio.low <= ratio.value <= ratio.high
         verdicts.append(ratio.verdict)
     # The interval covers 1 in about 95 of 100.
@@ -169,7 +227,7 @@ def test_with_several_threads_rounds_that_waited_are_left_out(monkeypatch):
     fast = clock.contender("fast", 4.0, random_waits(1, 0.3))
     samples = interleave({"slow": slow, "fast": fast}, rounds=40)
     ratio, timing = samples.ratio("slow", "fast"), samples.timing("slow", runtime="e", batch=1)
-    assert (ratio.value, ratio.low, ratio.high) == (1.5, 1.5, 1.5)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.5, 1.5, 1.5))
     assert 8 <= ratio.rounds < timing.repeats < 40
     assert (timing.q1_ms, timing.q3_ms, timing.disturbed) == (6.0, 6.0, False)
     assert not samples.disturbed("slow", "fast")
@@ -207,6 +265,7 @@ def test_the_wait_is_read_from_the_kernel(tmp_path, monkeypatch):
     assert np.isnan(latency.run_delay_ns())
 
 
+@pytest.mark.clock
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not tell")
 def test_a_wait_for_a_processor_is_seen_and_taken_off():
     allowed = os.sched_getaffinity(0)
@@ -283,3 +342,40 @@ def test_an_example_is_the_same_each_time_and_positive_in_size():
     for shape in ((), (0, 3), (1, -1)):
         with pytest.raises(OptionError, match="`input_shape` must be positive sizes"):
             example_input(shape)
+
+
+def test_few_rounds_of_single_calls_are_made_where_the_environment_says_so(monkeypatch):
+    monkeypatch.setenv("ONEBYONE_ROUNDS", "4")
+    clock = Clock(monkeypatch)
+    samples = interleave({name: clock.contender(name, 0.1) for name in "ab"}, rounds=30)
+    assert samples.ratio("a", "b").rounds == 4
+    assert clock.calls.count("a") == 1 + 4
+    assert len(interleave({"a": clock.contender("a", 0.1)}, rounds=3).ms["a"]) == 3
+
+
+@pytest.mark.parametrize("wrong", ["2", "-5", "many", "1e3", "9" * 30])
+def test_a_wrong_number_of_rounds_in_the_environment_is_an_error(monkeypatch, wrong):
+    monkeypatch.setenv("ONEBYONE_ROUNDS", wrong)
+    with pytest.raises(OptionError, match="ONEBYONE_ROUNDS must be a number of 3 or more"):
+        interleave({"a": int}, rounds=9)
+
+
+def test_the_number_of_threads_is_put_back_whoever_leaves_last():
+    before = torch.get_num_threads()
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with threads(1):
+            entered.set()
+            left.wait(60)
+
+    worker = threading.Thread(target=other)
+    with threads(3):
+        worker.start()
+        assert entered.wait(60)
+    left.set()
+    worker.join()
+    assert torch.get_num_threads() == before
+    with threads(2), pytest.raises(ZeroDivisionError), threads(3):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before

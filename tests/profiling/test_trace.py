@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from onebyone.errors import ModelError
+from onebyone.core.errors import ModelError
 from onebyone.profiling.trace import describe, time_layers, trace_layers
 
 
@@ -165,6 +165,7 @@ def test_a_layer_is_described_in_a_few_words(layer, words):
     assert describe(layer) == words
 
 
+@pytest.mark.rounds
 def test_each_layer_that_runs_is_timed_without_the_layers_inside_it():
     network, x = Mixed(), torch.randn(2, 3, 8, 8)
     layers = trace_layers(network, x).layers
@@ -175,12 +176,11 @@ def test_each_layer_that_runs_is_timed_without_the_layers_inside_it():
         assert (timing.repeats, timing.batch) == (5, 2)
 
 
-def test_time_in_a_layer_is_not_counted_again_in_the_one_around_it(monkeypatch):
+def test_time_in_a_layer_is_not_counted_again_in_the_one_around_it():
     from onebyone.profiling import trace
 
     now = iter(range(0, 10**9, 1_000_000))
-    monkeypatch.setattr(trace.time, "perf_counter_ns", lambda: next(now))
-    clock = trace._ExclusiveClock(lambda: None)
+    clock = trace._ExclusiveClock(lambda: None, lambda: next(now))
     outer, inner, leave = clock.entering("outer"), clock.entering("inner"), clock.leaving()
     # Each look at the clock is a millisecond after the last: outer from 0 to 5, inner 1–2 and 3–4.
     for step in (outer, inner):
@@ -206,3 +206,136 @@ def test_a_list_of_pictures_is_a_batch_of_them():
     assert traced.macs == 3 * 9 * 4 * 4 * 5
     named = trace_layers(Detector(), {"pictures": pictures})
     assert named.macs == traced.macs
+
+
+# ---------------------------------------------------------------- nothing falls through
+
+
+def of(function, **parameters):
+    """Return a network with these parameters that computes a function of its input and them."""
+
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, shape in parameters.items():
+                setattr(self, name, nn.Parameter(torch.randn(*shape)))
+
+        def forward(self, x):
+            return function(x, *(getattr(self, name) for name in parameters))
+
+    return Functional()
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x @ x.transpose(-1, -2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+MAP, TOKENS = (2, 4, 6, 6), (2, 5, 8)
+COUNTED = {
+    "einsum": (TOKENS, of(lambda x, w: torch.einsum("btc,co->bto", x, w), w=(8, 3)), 5 * 8 * 3),
+    "bmm": (TOKENS, of(lambda x: torch.bmm(x, x.transpose(1, 2))), 5 * 5 * 8),
+    "baddbmm": (TOKENS, of(lambda x: torch.baddbmm(x[:, :, :5], x, x.transpose(1, 2))), 5 * 5 * 8),
+    "in place": (TOKENS, of(lambda x: torch.zeros(2, 5, 5).baddbmm_(x, x.transpose(1, 2))), 200),
+    "addmm in place": ((2, 8), of(lambda x, w: torch.zeros(2, 3).addmm_(x, w), w=(8, 3)), 8 * 3),
+    "out of place": ((2, 8), of(lambda x, w: torch.mm(x, w.detach(), out=torch.empty(2, 3)), w=(8, 3)), 8 * 3),
+    "matmul": (TOKENS, of(lambda x, w: x @ w, w=(8, 3)), 5 * 8 * 3),
+    "matrix and vector": (TOKENS, of(lambda x, w: x @ w, w=(8,)), 5 * 8),
+    "outer product": ((2, 8), of(lambda x: torch.addr(torch.zeros(8, 8), x[0], x[1])), 8 * 8 // 2),
+    "attention": ((2, 1, 5, 8), of(lambda x: F.scaled_dot_product_attention(x, x, x)), 2 * 5 * 5 * 8),
+    "conv1d": (TOKENS, of(F.conv1d, w=(3, 5, 2)), 7 * 3 * 5 * 2),
+    "conv3d": ((2, 2, 3, 4, 5), of(F.conv3d, w=(3, 2, 1, 1, 1)), 60 * 6),
+    "grouped": (MAP, of(lambda x, w: F.conv2d(x, w, groups=2), w=(6, 2, 3, 3)), 16 * 6 * 2 * 9),
+    "transposed": (MAP, of(lambda x, w: F.conv_transpose2d(x, w, stride=2), w=(4, 3, 2, 2)), 36 * 48),
+    "deformable": (MAP, torchvision.ops.DeformConv2d(4, 5, 3), None),
+    "autograd function": (TOKENS, of(Squared.apply), 5 * 5 * 8),
+    "recurrent": (TOKENS, nn.LSTM(8, 3, batch_first=True), 5 * 12 * (8 + 3)),
+    "gated": (TOKENS, nn.GRU(8, 3, batch_first=True), 5 * 9 * (8 + 3)),
+    "plain recurrent": (TOKENS, nn.RNN(8, 3, batch_first=True), 5 * 3 * (8 + 3)),
+    "bidirectional": (TOKENS, nn.LSTM(8, 3, bidirectional=True, batch_first=True), 2 * 5 * 12 * 11),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_whatever_form_a_product_is_called_in_it_is_counted(name):
+    shape, network, macs = COUNTED[name]
+    x = torch.randn(*shape)
+    if name == "deformable":
+        network = of(
+            lambda x, w: torchvision.ops.deform_conv2d(x, torch.zeros(len(x), 18, 4, 4), w),
+            w=(5, 4, 3, 3),
+        )
+        macs = 16 * 5 * 4 * 9
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            traced = trace_layers(network, x)
+        assert traced.macs == macs
+        assert not traced.uncounted
+
+
+def test_functions_of_torchs_counter_are_counted_as_there():
+    for name in ("einsum", "bmm", "matmul", "conv1d", "conv3d", "grouped", "transposed"):
+        shape, network, _ = COUNTED[name]
+        x = torch.randn(*shape)
+        assert 2 * trace_layers(network, x).macs * len(x) == torch_flops(network, x)
+
+
+@torch.library.custom_op("onebyone_test::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+NAMED = {
+    "aten._fft_r2c": lambda x: torch.fft.rfft(x).abs(),
+    "aten.grid_sampler_2d": lambda x: F.grid_sample(x, torch.zeros(len(x), 3, 3, 2), align_corners=False),
+    "aten._cdist_forward": lambda x: torch.cdist(x, x),
+    "aten.linalg_inv_ex": lambda x: torch.linalg.inv(x + 9 * torch.eye(6)),
+    "aten._trilinear": lambda x: F.bilinear(x, x, torch.ones(2, 6, 6)),
+    "torchvision.roi_align": lambda x: torchvision.ops.roi_align(x, [torch.tensor([[0.0, 0, 3, 3]])] * len(x), 2),
+    "onebyone_test.doubled": doubled,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", NAMED)
+def test_what_is_not_known_is_named(operation):
+    traced = trace_layers(of(NAMED[operation]), torch.rand(*MAP))
+    assert operation in traced.uncounted
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_quantized_layer_is_named():
+    class Quantized(nn.Module):
+        def forward(self, x):
+            x = torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
+            return torch.ops.quantized.add_relu(x, x, 0.1, 0).dequantize()
+
+    assert any(
+        name.startswith("quantized.")
+        for name in trace_layers(Quantized(), torch.rand(1, 3)).uncounted
+    )
+
+
+def test_what_only_moves_or_compares_numbers_is_no_product():
+    def everything(x):
+        x = F.pad(F.max_pool2d(x, 2), (1, 1, 1, 1)).roll(1, 2).flip(3)
+        x = F.interpolate(x, scale_factor=2, mode="bilinear")
+        x = F.softmax(F.layer_norm(x, x.shape[1:]), 1).cumsum(1).clamp_(0, 1)
+        x = torch.where(x > 0.5, F.hardswish(x), F.prelu(x, torch.ones(1)))
+        x[:, :1] = x.sort(1).values[:, :1]
+        x = torch.cat([x, x.gather(1, x.argmax(1, keepdim=True))], 1).masked_fill(x.mean() > 3, 0)
+        return x.topk(2, 1).values.std(0) + F.one_hot(torch.tensor(1), 4).sum()
+
+    traced = trace_layers(of(everything), torch.rand(*MAP))
+    assert traced.macs == 0
+    assert not traced.uncounted
+
+
+def test_the_ranges_that_data_parallel_names_for_profilers_are_no_products():
+    found = trace_layers(nn.DataParallel(nn.Linear(3, 2)), torch.randn(4, 3))
+    assert not found.uncounted
+    assert found.cost.macs == 6

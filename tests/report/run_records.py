@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onebyone.records import (
+from onebyone.core.records import (
     Budget,
     CalibrationInfo,
     ClassCount,
@@ -17,6 +17,7 @@ from onebyone.records import (
     Disagreement,
     Epoch,
     FrontPoint,
+    InputSpec,
     LayerCost,
     LeftAlone,
     Machine,
@@ -32,7 +33,7 @@ from onebyone.records import (
     Timing,
     TrainLog,
 )
-from onebyone.report.maps import data_uri, image_pixels, overlay
+from onebyone.report.pictures import data_uri, image_pixels, overlay
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MACHINE = Machine(
@@ -106,7 +107,11 @@ def layers(count: int, *, timed: bool = True) -> list[LayerCost]:
 
 
 def cost(parts: list[LayerCost]) -> Cost:
-    return Cost(params=sum(p.params for p in parts), macs=sum(p.macs for p in parts))
+    return Cost(
+        params=sum(p.params for p in parts),
+        macs=sum(p.macs for p in parts),
+        bytes=4 * sum(p.params for p in parts),
+    )
 
 
 def rewritten(before: list[LayerCost], *, timed: bool = True):
@@ -130,10 +135,10 @@ def rewritten(before: list[LayerCost], *, timed: bool = True):
             rewrite, occupies = "factorize", (layer.name,)
         after += pieces
         choices.append(
-            Option(
+            Option.of(
+                rewrite,
+                settings,
                 site=layer.name,
-                rewrite=rewrite,
-                settings=settings,
                 before=cost([layer]),
                 after=cost(pieces),
                 occupies=occupies,
@@ -149,7 +154,7 @@ def profile(parts: list[LayerCost], ms: float) -> Profile:
     whole = cost(parts)
     return Profile(
         network="resnet20-cifar10",
-        input_shape=(1, 3, 32, 32),
+        inputs=InputSpec.of_shape((1, 3, 32, 32)),
         params=whole.params,
         macs=whole.macs,
         layers=tuple(parts),
@@ -165,7 +170,11 @@ def front(whole: Cost, count: int = 10) -> tuple[FrontPoint, ...]:
     return tuple(
         FrontPoint(
             budget=Budget(quantity="macs", limit=round(share * whole.macs), asked=f"macs={share}"),
-            after=Cost(params=round(share * whole.params), macs=round(share * whole.macs)),
+            after=Cost(
+                params=round(share * whole.params),
+                macs=round(share * whole.macs),
+                bytes=4 * round(share * whole.params),
+            ),
             harm=0.0 if share == 1 else 0.02 * float(share) ** -2.5 * (1 - float(share)) ** 2,
             rewritten=round(18 * (1 - share)),
         )
@@ -305,7 +314,7 @@ def run_record(count: int = 20, *, timed: bool = True) -> RunRecord:
             validation=5_000,
             test=10_000,
             classes=CLASSES,
-            input_shape=(3, 32, 32),
+            inputs=InputSpec.of_shape((1, 3, 32, 32)),
             seed=0,
         ),
         command=(
@@ -321,7 +330,7 @@ def run_record(count: int = 20, *, timed: bool = True) -> RunRecord:
         ),
         plan=Plan(
             network="resnet20-cifar10",
-            input_shape=(1, 3, 32, 32),
+            inputs=InputSpec.of_shape((1, 3, 32, 32)),
             budgets=(Budget(quantity="macs", limit=cost(first).macs // 2, asked="macs=50%"),),
             before=cost(first),
             after=cost(second),
@@ -342,7 +351,7 @@ def run_record(count: int = 20, *, timed: bool = True) -> RunRecord:
         comparison=Comparison(
             before=before,
             after=after,
-            input_shape=(1, 3, 32, 32),
+            inputs=InputSpec.of_shape((1, 3, 32, 32)),
             latency_ratio={
                 "eager": Ratio(value=1.6213, low=1.58, high=1.66, rounds=60),
                 "onnxruntime": Ratio(value=1.012, low=0.97, high=1.05, rounds=60),

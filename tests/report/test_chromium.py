@@ -8,7 +8,7 @@ import time
 import pytest
 from run_records import empty_record, run_record
 
-from onebyone.records import Status
+from onebyone.core.records import Status
 from onebyone.report.html import write_report, write_several
 
 LONG = "a_very_long_name_without_any_place_to_break_it_" * 6

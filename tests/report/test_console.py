@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from onebyone.core.tables import Table, render
 from onebyone.report.console import print_error, print_table, progress
-from onebyone.tables import Table, render
 
 TABLE = Table(columns=("layer", ">ms"), rows=[["conv[1]", "0.42"]], title="Times")
 

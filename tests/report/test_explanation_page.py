@@ -11,7 +11,7 @@ from test_chromium import CONTRAST
 from torch import nn
 
 from onebyone.explaining import explain
-from onebyone.layers import GlobalAverageHead
+from onebyone.networks.layers import GlobalAverageHead
 
 HOSTILE = '<script>alert("x")</script> & <b>網絡</b>'
 LONG = "a_very_long_name_without_any_place_to_break_it_" * 4

@@ -8,12 +8,13 @@ import pytest
 from parsed_page import Page
 from run_records import empty_record, metric, run_record, timing
 
-from onebyone.errors import OutputError
-from onebyone.records import Disagreement, LeftAlone, RunRecord, Status
+from onebyone.core.errors import OutputError
+from onebyone.core.records import Disagreement, LeftAlone, RunRecord, Status, Step
+from onebyone.core.units import format_bytes, format_count, format_ms
 from onebyone.report.html import render_run, write_report
-from onebyone.units import format_bytes, format_count, format_ms
 
 HOSTILE = "<script>alert(1)</script>\"'</style>&amp;{{ 7 * 7 }}"
+HOSTILE_STEPS = 2 * (Step(rewrite=HOSTILE, settings={HOSTILE: HOSTILE}),)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_hostile_names_are_shown_as_text(record):
     plan = dataclasses.replace(
         record.plan,
         network=HOSTILE,
-        choices=(dataclasses.replace(record.plan.choices[0], site=HOSTILE, rewrite=HOSTILE),),
+        choices=(dataclasses.replace(record.plan.choices[0], site=HOSTILE, steps=HOSTILE_STEPS),),
         left_alone=(LeftAlone(site=HOSTILE, reason=HOSTILE),),
     )
     hostile = record.with_(
@@ -257,7 +258,8 @@ def test_metric_that_is_no_fraction_is_not_shown_as_a_percentage(record):
 def test_commands_are_those_of_the_run(page):
     text = page.text()
     assert "onebyone shrink benchmarks/resnet20.py:make --data cifar10" in text
-    assert 'obo.load_model("runs/r20")' in text
+    named = 'original="benchmarks/resnet20.py:make"'
+    assert f'obo.load_model("runs/r20", {named})' in text
     loads = 'obo.load_model("benchmarks/resnet20.py:make", weights="resnet20-cifar10.safetensors")'
     assert loads in text
     assert 'obo.Plan.load("runs/r20/plan.json")' in text
@@ -265,7 +267,7 @@ def test_commands_are_those_of_the_run(page):
 
 def test_disagreements_are_named_and_counted(page):
     text = page.text()
-    assert "disagree on 416 test images; 12 of them are shown" in text
+    assert "disagree on 416 test images; 12 are shown" in text
     assert "the original is right on 8 and the rewritten network on 4; both are wrong on 0" in text
     assert len(page.find("img")) == 36
 

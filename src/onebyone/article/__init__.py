@@ -1,4 +1,4 @@
-"""The article on 1×1 convolutions: every claim of it, measured here."""
+"""The article on 1×1 convolutions: measurements of all its claims."""
 
 from onebyone.article.measure import measure_article as measure_article
 from onebyone.article.page import render_article as render_article

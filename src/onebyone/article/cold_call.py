@@ -1,7 +1,7 @@
-"""A script that times one call of each of the article's layers, and nothing before it.
+"""A script that times the first call of each of the article's layers in a fresh process.
 
-It is run by path in a process of its own and imports nothing of onebyone: a layer that has run
-once is no longer cold. Arguments: the threads, then the layers in the order of their calls.
+It runs by its path and does not import onebyone, so that nothing has warmed up. Its arguments are
+the number of threads, then the layers in the order of their calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(threads: int, order: list[str]) -> None:
     maps = torch.rand(1, 512, 12, 12)
     milliseconds = {}
     for name in order:
-        # With gradients recorded, as a plain call in a notebook does.
+        # Gradients are recorded, as in a plain call in a notebook.
         start = time.perf_counter_ns()
         layers[name](maps)
         milliseconds[name] = (time.perf_counter_ns() - start) / 1e6

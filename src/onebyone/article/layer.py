@@ -1,4 +1,4 @@
-"""512 maps into 32 by a 1×1 and by a 3×3 convolution: counted, timed warm, and timed cold."""
+"""Compares a 1×1 with a 3×3 convolution from 512 to 32 maps: costs, warm times and cold times."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.article.record import ColdCalls, LayerComparison, LayerTimes
-from onebyone.errors import ModelError
-from onebyone.layers import Pointwise
-from onebyone.profiling import example_input
+from onebyone.core.errors import ModelError
+from onebyone.networks.examples import example_input
+from onebyone.networks.layers import Pointwise
 from onebyone.profiling.latency import interleave, threads
 from onebyone.profiling.trace import trace_layers
-from onebyone.records import Cost
 
 INPUT_SHAPE = (512, 12, 12)
 OUTPUT_CHANNELS = 32
@@ -35,9 +34,9 @@ def compare_layers(
     """Measure the article's two layers.
 
     Args:
-        rounds: Warm samples of each layer at each batch size, in turn.
+        rounds: Warm samples of each layer at each batch size, interleaved.
         cold_processes: Fresh processes for each order of the two cold calls.
-        step: Told in words what comes next.
+        step: Called with a description of the next step.
 
     Raises:
         ModelError: If a fresh process fails.
@@ -50,7 +49,7 @@ def compare_layers(
     costs, shapes = [], []
     for layer in (pointwise, spatial):
         traced = trace_layers(layer, example)
-        costs.append(Cost(params=traced.params, macs=traced.macs))
+        costs.append(traced.cost)
         shapes.append(tuple(traced.output.shape[1:]))
     assert shapes[0] == shapes[1]
     times = []
@@ -76,13 +75,13 @@ def compare_layers(
 
 
 def thread_counts() -> tuple[int, ...]:
-    """Return the numbers of threads that the layers are timed with: 1, and what is set."""
+    """Return the numbers of threads that the layers are timed with: 1, and torch's setting."""
     return tuple(sorted({1, torch.get_num_threads()}))
 
 
 def _times(pointwise: nn.Module, spatial: nn.Module, *, batch: int, rounds: int) -> LayerTimes:
     maps = example_input((batch, *INPUT_SHAPE))
-    # The least that a convolution can do: what is left is the cost of calling one at all.
+    # The smallest possible convolution: its time is the fixed cost of a call.
     floor = nn.Conv2d(1, 1, kernel_size=1)
     samples = interleave(
         {
@@ -112,7 +111,7 @@ def _forward(layer: nn.Module, maps: Tensor) -> Callable[[], Tensor]:
 
 def _cold_calls(order: tuple[Layer, Layer]) -> ColdCalls:
     script = Path(__file__).with_name("cold_call.py")
-    # -P: the script's folder must not come first in the import path.
+    # -P keeps the script's folder out of the import path.
     command = [sys.executable, "-P", str(script), str(torch.get_num_threads()), *order]
     try:
         finished = subprocess.run(  # noqa: S603  # our own interpreter and our own script

@@ -1,4 +1,4 @@
-"""Measures every claim of the article, and goes on where it was interrupted."""
+"""Measures every claim of the article; resumes an interrupted measurement."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from onebyone.article.networks import RATES, Report, Trainer, compare_networks
 from onebyone.article.pictures import activation_maps, reduction, weighting
 from onebyone.article.record import ArticleRecord
 from onebyone.article.shelf import Shelf
+from onebyone.core.errors import OptionError
 from onebyone.data import Data
-from onebyone.errors import OptionError
 from onebyone.runtimes import describe_machine
 
 Progress = Callable[[int, int, str], None]
@@ -28,7 +28,7 @@ SEEDS = 5
 ROUNDS = 30
 COLD_PROCESSES = 3
 
-# A training takes about so long as against the others; the units of progress.
+# Relative durations of the trainings, for progress.
 _WEIGHTS = {"classic": 100, "convolution-only": 90, "plain": 70, "extra-nonlinearity": 75}
 _LAYER_WEIGHT, _WIDE_WEIGHT = 150, 100
 
@@ -45,29 +45,29 @@ def measure_article(
 ) -> ArticleRecord:
     """Measure every claim of the article on a data set and on this machine.
 
-    Each of the four networks is trained once at each of three learning rates, to choose by
-    validation data, then from every seed at the best of them. On two cores the digits take about
-    three minutes, Fashion-MNIST about twenty.
+    Each of the four networks is trained once at each of three learning rates. The best rate on
+    validation data is then used for every seed. On two cores the digits take about three minutes,
+    Fashion-MNIST about twenty.
 
     Args:
         data: Gray pictures of 28×28 pixels in 10 classes, such as ``load_data("digits")``.
-        seeds: Seeds that each network is trained from; of fewer than 2 no verdict is drawn.
-        epochs: Passes over the training data; by its size where not given, 6 to 25.
-        rounds: Timed samples of each contender, in turn.
+        seeds: Number of seeds that each network is trained from. A verdict needs at least 2.
+        epochs: Passes over the training data. The default is from 6 to 25, by its size.
+        rounds: Timed samples of each contender, interleaved.
         cold_processes: Fresh processes for each order of the two cold calls.
-        folder: Where each finished training is kept as JSON, and taken over from: an interrupted
-            measurement goes on. Made if missing.
+        folder: Folder that keeps each finished training as JSON, so that an interrupted
+            measurement can be resumed. Made if missing.
         progress: Called as ``progress(done, total, message)``.
 
     Raises:
-        OptionError: If the pictures are not such, a number is too small, or the folder holds
+        OptionError: If the pictures have another form, a number is too small, or the folder has
             trainings of another measurement.
         OutputError: If the folder cannot be made or written to.
-        RecordError: If a training that is kept there cannot be read.
+        RecordError: If a training in the folder cannot be read.
         ModelError: If a network diverges, or a fresh Python process cannot be started.
     """
     _check(data, seeds=seeds, epochs=epochs, cold_processes=cold_processes)
-    # New layers draw their first weights: the caller's random numbers go on as if none had.
+    # Creating layers draws weights; the caller's random state must not change.
     with torch.random.fork_rng(devices=[]):
         return _measure(
             data,
@@ -75,7 +75,7 @@ def measure_article(
             epochs=epochs or default_epochs(len(data.train)),
             rounds=rounds,
             cold_processes=cold_processes,
-            shelf=Shelf(folder, data=data.info()),
+            shelf=Shelf(folder, data=data),
             progress=progress,
         )
 
@@ -126,15 +126,18 @@ def _measure(
 
 
 def default_epochs(examples: int) -> int:
-    """Return how many passes over so many training examples: 25 on small data, 6 on large."""
+    """Return the default number of epochs: 25 on small data, 6 on large data."""
     return min(25, max(6, 30_000 // max(examples, 1)))
 
 
 def _check(data: Data, *, seeds: int, epochs: int | None, cold_processes: int) -> None:
-    if data.input_shape != INPUT_SHAPE or len(data.classes) != CLASSES:
+    if (
+        data.inputs.example_text() != "×".join(map(str, INPUT_SHAPE))
+        or len(data.classes) != CLASSES
+    ):
         raise OptionError(
-            f"The article's networks take gray pictures of 28×28 pixels in {CLASSES} classes, got "
-            f"{'×'.join(map(str, data.input_shape))} in {len(data.classes)}. "
+            f"The data must be gray pictures of 28×28 pixels in {CLASSES} classes, got "
+            f"{data.inputs.example_text()} in {len(data.classes)}. "
             f"Give digits, mnist or fashion-mnist."
         )
     for name, value in (("seeds", seeds), ("epochs", epochs), ("cold_processes", cold_processes)):
@@ -143,7 +146,7 @@ def _check(data: Data, *, seeds: int, epochs: int | None, cold_processes: int) -
 
 
 class _Work:
-    """Adds up the parts of the measurement, for progress, and the time of its stages."""
+    """Tracks the progress of the measurement, and the time of its stages."""
 
     def __init__(self, progress: Progress | None, *, trainings: int, layer_steps: int) -> None:
         self._progress = progress
@@ -159,7 +162,7 @@ class _Work:
         self.seconds[name] = time.perf_counter() - started
 
     def part(self, weight: int) -> Report:
-        """Begin a part, and return whom to tell how much of it is done."""
+        """Begin a part, and return the function that reports its progress."""
         before = self._done
         self._done += weight
 

@@ -1,4 +1,4 @@
-"""The article's networks, all trained in the same way from several seeds, counted and timed."""
+"""Trains the article's networks in the same way from several seeds, and counts and times them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from functools import partial
 
 from torch import nn
 
-import onebyone
-from onebyone import randomness
 from onebyone.article.record import Duel, NetworkRuns, SeedRun
 from onebyone.article.shelf import Settings, Shelf
+from onebyone.core import randomness
+from onebyone.core.errors import ModelError
+from onebyone.core.records import Cost, Ratio, Timing
 from onebyone.data import Data
-from onebyone.errors import ModelError
-from onebyone.evaluation import evaluate
-from onebyone.models import classic, convolution_only, extra_nonlinearity
-from onebyone.profiling import example_input
+from onebyone.evaluation.scores import evaluate
+from onebyone.networks.examples import example_input
+from onebyone.networks.hashing import hash_network
+from onebyone.networks.zoo import classic, convolution_only, extra_nonlinearity
 from onebyone.profiling.latency import interleave, threads
 from onebyone.profiling.trace import trace_layers
-from onebyone.records import Cost, Ratio, Timing
 from onebyone.runtimes import find_runtime
-from onebyone.training import train
+from onebyone.training.train import train
 
 MAKERS: Mapping[str, Callable[[], nn.Module]] = {
     "classic": classic,
@@ -30,35 +30,35 @@ MAKERS: Mapping[str, Callable[[], nn.Module]] = {
     "extra-nonlinearity": partial(extra_nonlinearity, classifier=True),
 }
 
-# Highest learning rates that are tried, for a batch of 128; at others times the root of its share.
-# Above these the network of convolutions alone, whose first layer has three maps, may die.
+# The learning rates tried, for a batch of 128; scaled with the square root of other batches. Higher
+# rates can end the learning of the network of convolutions alone, whose first layer has three maps.
 RATES = (0.004, 0.0125, 0.04)
-TRIAL_SEED = 1_000_003  # none of those that are reported
-TRAIN_EXAMPLES = 10_000  # that the training accuracy is taken on, at most
+TRIAL_SEED = 1_000_003  # differs from the seeds that are reported
+TRAIN_EXAMPLES = 10_000  # the most examples for the training accuracy
 BATCHES = (1, 32)
 SMALL_DATA = 4_096  # training pictures
 
-# A part of a piece of work that is done, from 0 to 1, and words for it.
+# Called with the share of a part that is done, from 0 to 1, and a message.
 Report = Callable[[float, str], None]
 
 
 class Trainer:
     """Trains the article's networks on one data set, all in the same way.
 
-    Pictures are not augmented: over-fitting is what is looked at.
+    Pictures are not augmented, since over-fitting is measured.
 
     Args:
-        data: Its training pictures are learned, learning rates are chosen by its validation
-            pictures, and its test pictures are reported on.
+        data: Training pictures, validation pictures to choose learning rates, and test pictures
+            for the results.
         epochs: Passes over the training data.
-        shelf: Where finished trainings are kept and looked for.
+        shelf: The store of finished trainings.
     """
 
     def __init__(self, data: Data, *, epochs: int, shelf: Shelf) -> None:
         self._data, self._epochs, self._shelf = data, epochs, shelf
         small = len(data.train) < SMALL_DATA
         self._batch_size = 32 if small else 128
-        # In batches so small a second thread only gets in the way of the first.
+        # With batches this small, a second thread makes training slower.
         self._threads = 1 if small else None
         self._models: dict[str, nn.Module] = {}
 
@@ -68,7 +68,7 @@ class Trainer:
         return tuple(rate * math.sqrt(self._batch_size / 128) for rate in RATES)
 
     def trial(self, network: str, rate: float, report: Report) -> SeedRun | None:
-        """Train from a seed of its own and score on validation data; ``None`` if it diverges."""
+        """Train from the trial's seed and score on validation data; ``None`` if it diverges."""
         try:
             return self._train(network, TRIAL_SEED, rate, report, scored=False)
         except ModelError:
@@ -83,7 +83,7 @@ class Trainer:
         return self._train(network, seed, rate, report, scored=True)
 
     def model(self, network: str) -> nn.Module:
-        """Return a network as it was trained from seed 0, in evaluation mode."""
+        """Return the network trained from seed 0, in evaluation mode."""
         return self._models[network]
 
     def _train(
@@ -97,12 +97,12 @@ class Trainer:
             "learning rate": float(f"{rate:.6g}"),
             "epochs": self._epochs,
             "batch size": self._batch_size,
-            "onebyone": onebyone.__version__,
         }
         model = seeded(MAKERS[network], seed)
-        # The pictures are of the networks of seed 0: their weights are kept too.
+        # The page's pictures need the weights of seed 0.
         pictured = scored and seed == 0
-        kept = self._shelf.find(name, settings)
+        start = hash_network(model)
+        kept = self._shelf.find(name, settings, network=start)
         if kept is not None and (not pictured or self._shelf.load(name, model)):
             self._models[network] = model.eval() if pictured else self._models.get(network, model)
             report(1.0, f"{words}: kept from before")
@@ -127,7 +127,9 @@ class Trainer:
             train=evaluate(trained.model, sample) if scored else None,
             test=evaluate(trained.model, self._data.test) if scored else None,
         )
-        self._shelf.keep(name, settings, run, model=trained.model if pictured else None)
+        self._shelf.keep(
+            name, settings, run, network=start, model=trained.model if pictured else None
+        )
         if pictured:
             self._models[network] = trained.model
         report(1.0, f"{words}: done")
@@ -135,7 +137,7 @@ class Trainer:
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Return a network whose first weights come from a seed; the global state is not changed."""
+    """Return a network initialized from a seed; the global random state is not changed."""
     with randomness.seeded(seed):
         return make()
 
@@ -152,17 +154,17 @@ def compare_networks(
     """Choose each network's learning rate, train both from each seed, count and time them.
 
     Args:
-        trainer: Trains them.
+        trainer: The trainer of both networks.
         before: Name in :data:`MAKERS` of the network that the article starts from.
-        after: Name of the one that it proposes.
-        seeds: How many seeds, from 0.
-        rounds: Samples of each network's latency, in turn.
-        part: Begins a training of a network, and returns whom to tell how far it is.
+        after: Name of the network that the article proposes.
+        seeds: Number of seeds, from 0.
+        rounds: Samples of each network's latency, interleaved.
+        part: Begins a training of a network, and returns the function that reports its progress.
 
     Raises:
         ModelError: If a network diverges at every rate, or from a seed.
     """
-    # On one thread: there is too little to do in these networks to share it.
+    # One thread: these networks are too small for several.
     with threads(1):
         latency, ratios = _latency(before, after, rounds=rounds)
     runs = []
@@ -172,7 +174,7 @@ def compare_networks(
         if not trials:
             raise ModelError(
                 f"{name} must learn at a rate of {', '.join(f'{r:.2g}' for r in trainer.rates)}, "
-                f"and its loss became infinite at each. Check the data's values."
+                f"but its loss became infinite at each. Check the data's values."
             )
         rate = best_trial(trials).log.learning_rate
         runs.append(
@@ -188,14 +190,13 @@ def compare_networks(
 
 
 def best_trial(trials: tuple[SeedRun, ...]) -> SeedRun:
-    """Return the trial that is best on validation data; of equals that of the least loss."""
+    """Return the best trial on validation data; among equal ones that with the least loss."""
     return max(trials, key=lambda trial: (trial.validation, -trial.log.epochs[-1].loss))
 
 
 def network_cost(name: str) -> Cost:
     """Return the parameters and MACs of one of the article's networks, for one picture."""
-    traced = trace_layers(MAKERS[name](), example_input((1, 1, 28, 28)))
-    return Cost(params=traced.params, macs=traced.macs)
+    return trace_layers(MAKERS[name](), example_input((1, 1, 28, 28))).cost
 
 
 def _latency(

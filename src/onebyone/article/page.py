@@ -1,4 +1,4 @@
-"""The article's page: each claim beside what was measured, in one file that needs no other."""
+"""The article's page: each claim beside its measurement, in one self-contained file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from onebyone.article.tables import (
     layer_table,
     trials_table,
 )
+from onebyone.core.tables import Table
+from onebyone.core.units import format_percent, format_points, format_ratio, format_seconds
 from onebyone.report.charts import Interval, IntervalChart, LineChart, Series
-from onebyone.report.parts import (
+from onebyone.report.components import (
     Figure,
     chart,
     disclosure,
@@ -38,8 +40,6 @@ from onebyone.report.parts import (
     section,
     table,
 )
-from onebyone.tables import Table
-from onebyone.units import format_percent, format_points, format_ratio, format_seconds
 
 
 def render_article(record: ArticleRecord) -> str:
@@ -122,8 +122,8 @@ def _claims(record: ArticleRecord) -> Markup:
     return section(
         "claims",
         "Claim by claim",
-        "A claim holds where the figures show it, fails where they show the opposite, and is not "
-        "shown where the interval over the seeds leaves both open.",
+        "A claim holds if the figures show it, and fails if they show the opposite. It is not "
+        "shown either way if the interval over the seeds includes both.",
         table(_claims_table(record), stack=True),
     )
 
@@ -155,7 +155,7 @@ def _reduce(record: ArticleRecord) -> Markup:
         "reduce",
         "512 maps into 32: how much is saved",
         f"The article reduces a feature map of {shape} to "
-        f"{'×'.join(map(str, layer.output_shape))} by a 1×1 convolution, and finds it "
+        f"{'×'.join(map(str, layer.output_shape))} by a 1×1 convolution, and measures it as "
         f"{verdicts.FASTER} times faster than a 3×3 one.",
         table(dataclasses.replace(layer_table(layer), title="")),
         chart(
@@ -203,7 +203,7 @@ def _pictures(record: ArticleRecord) -> Markup:
         "What a 1×1 convolution does to maps",
         Markup("<h3>One map, one weight</h3>"),
         f"A 1×1 filter over a single map is one weight, {weighting.weight:g} here: each pixel is "
-        f"multiplied by it, and no pixel learns of its neighbors.",
+        f"multiplied by it, independently of its neighbors.",
         gallery(
             [
                 picture(weighting.image, alt="The test picture", caption="test picture 0"),
@@ -241,7 +241,7 @@ def _pictures(record: ArticleRecord) -> Markup:
 
 
 def _together(text: str) -> str:
-    # No line ends inside an interval or between a number and its unit.
+    # Lines must not break inside an interval or between a number and its unit.
     for joined in (" … ", " %", " points", " ms", " µs", " k MACs", " GMAC/s"):
         text = text.replace(joined, joined.replace(" ", "\u00a0"))
     return text
@@ -259,9 +259,9 @@ def _nonlinearity(record: ArticleRecord) -> Markup:
     return section(
         "non-linearity",
         "A 1×1 convolution as an extra non-linearity",
-        "The article puts a 1×1 convolution with 8 maps and a ReLU behind two 3×3 convolutions. "
-        "Its network ends there; here one linear layer follows, with and without it alike, so that "
-        "both can be trained.",
+        "The article puts a 1×1 convolution with 8 maps and a ReLU after two 3×3 convolutions. "
+        "Its network ends there. Here a linear layer follows in both networks, with and without "
+        "the 1×1 convolution, so that they can be trained.",
         table(duel_table(duel, names=NONLINEARITY, title="")),
         _together(verdicts.nonlinearity(duel)),
         _curves(duel, NONLINEARITY),
@@ -364,9 +364,9 @@ def _seeds(duel: Duel) -> str:
 
 
 _ACTIVATION_WORDS = (
-    "Before it is averaged, the map of a class says where the evidence for it is. Bright is what "
-    "speaks for the class, each map on its own scale; what speaks against it is not shown. The "
-    "network of convolutions alone, as trained from seed 0."
+    "Before it is averaged, the map of a class shows where the evidence for it is. Bright pixels "
+    "are evidence for the class, each map on its own scale; evidence against it is not shown. The "
+    "maps are of the network of convolutions alone, trained from seed 0."
 )
 
 
@@ -438,8 +438,7 @@ def _unbroken(words: str) -> Markup:
 
 
 _RATE_WORDS = (
-    "Each network has the one of three that was best on validation pictures, in a trial from a "
-    "seed that is not among the others."
+    "Each network uses the best of three on validation pictures, in a trial from a separate seed."
 )
 _SCORE_WORDS = (
     "The article returns the sigmoid of the scores; these networks return the scores themselves "
@@ -449,7 +448,7 @@ _MAC_WORDS = (
     "One multiplication with its addition, of convolutions and linear layers, for one picture."
 )
 _LIMIT_WORDS = (
-    "Another recipe, longer training or other data may come out otherwise. Intervals of accuracies "
+    "Another recipe, longer training or other data may give other results. Intervals of accuracies "
     "are over seeds; they do not include the choice of the test pictures."
 )
 _REFERENCES = (
@@ -474,7 +473,7 @@ def _training_words(record: ArticleRecord) -> str:
         f"{log.optimizer}, {log.schedule}, batch {log.batch_size}, {len(log.epochs)} epochs, "
         f"weight decay {log.weight_decay:g}, {log.precision}, "
         f"{verdicts.plural(log.threads, 'thread')}; no augmentation and no dropout. The weights "
-        f"after the last epoch are kept."
+        f"after the last epoch are used."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what 1×1 convolutions do: a weighting, 512 maps in 32, where a class is seen."""
+"""Pictures of 1×1 convolutions at work: a weighting, 512 maps into 32, and class maps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from onebyone.article.networks import Report, seeded
 from onebyone.article.record import ActivationMap, Reduction, SeedRun, Weighting
 from onebyone.article.shelf import Settings, Shelf
 from onebyone.data import Data
-from onebyone.evaluation import evaluate
-from onebyone.layers import GlobalAverageHead, Pointwise
+from onebyone.data.splits import (
+    tensor_batches,
+)
+from onebyone.evaluation.scores import evaluate
+from onebyone.networks.hashing import hash_network
+from onebyone.networks.layers import GlobalAverageHead, Pointwise
 from onebyone.profiling.latency import threads
-from onebyone.report.maps import (
+from onebyone.report.pictures import (
     color_map,
     data_uri,
     enlarge_pixels,
@@ -25,37 +29,37 @@ from onebyone.report.maps import (
     map_grid,
     overlay,
 )
-from onebyone.training import train
+from onebyone.training.train import train
 
 WEIGHT = 4.0  # the article's
-SHOWN = 6  # times as large as they are: 28 pixels would be a stamp
+SHOWN = 6  # enlargement: 28 pixels would be too small on the page
 WIDE_EXAMPLES = 3_000
-WIDE_PICTURES = 5_000  # that the wide network sees in training, each several times
+WIDE_PICTURES = 5_000  # training pictures of the wide network
 WIDE_RATE = 0.004
 VARIANCE_EXAMPLES = 200
 ERRORS_SHOWN = 4
-SEARCHED = 2_000  # test pictures that examples are looked for in
+SEARCHED = 2_000  # test pictures to search for examples
 
 
 def weighting(network: nn.Module, data: Data, *, index: int = 0) -> Weighting:
-    """Put one feature map of a trained network through a 1×1 filter of weight 4.
+    """Apply a 1×1 filter of weight 4 to a feature map of a trained network.
 
     Args:
-        network: One of the article's, trained. Not modified.
-        data: The map is of a test picture.
-        index: Which.
+        network: One of the article's networks, trained. Not modified.
+        data: Data whose test picture is used.
+        index: Position of the test picture.
     """
     first = network.get_submodule("features.conv1")
     scale = Pointwise(1, 1, bias=False)
     nn.init.constant_(scale.weight, WEIGHT)
     with torch.inference_mode():
         maps = first(_inputs(data, index))
-        # The liveliest of the three: a map may be almost flat.
+        # The map with the largest variance: others may be almost constant.
         chosen = int(maps.var(dim=(0, 2, 3)).argmax())
         before = maps[:, chosen : chosen + 1]
         after = scale(before)
     old, new = before[0, 0].numpy(), after[0, 0].numpy()
-    # With nought on the scale, so that four times as much is seen to be four times as far from it.
+    # The scale includes 0, so that the picture shows the factor of four.
     low, high = min(0.0, float(new.min())), max(0.0, float(new.max()))
     return Weighting(
         weight=WEIGHT,
@@ -86,12 +90,12 @@ def wide_network() -> nn.Sequential:
 
 
 def reduction(data: Data, shelf: Shelf, report: Report, *, index: int = 0) -> Reduction:
-    """Train a network with 512 maps and a 1×1 convolution to 32, and look at both.
+    """Train a network with 512 maps and a 1×1 convolution to 32, and draw both.
 
     Args:
-        data: Some of its training pictures are learned.
-        shelf: Where the finished training is kept and looked for.
-        report: Told how far the training is.
+        data: The data; some of its training pictures are used.
+        shelf: The store of finished trainings.
+        report: Called with the training's progress.
         index: The test picture whose maps are shown.
     """
     network, run = _wide(data, shelf, report)
@@ -100,7 +104,9 @@ def reduction(data: Data, shelf: Shelf, report: Report, *, index: int = 0) -> Re
     with torch.inference_mode():
         many = wide(_inputs(data, index))
         few = narrow(many)
-        kept, best = variance_kept((wide(inputs) for inputs, _ in test.batches(50)), narrow)
+        kept, best = variance_kept(
+            (wide(inputs) for inputs, _ in tensor_batches(test, 50, stage="article")), narrow
+        )
     return Reduction(
         network=(
             "conv 5×5 1→32, max-pool 2, ReLU, conv 3×3 32→512, ReLU, conv 1×1 512→32, ReLU, "
@@ -125,9 +131,10 @@ def _wide(data: Data, shelf: Shelf, report: Report) -> tuple[nn.Sequential, Seed
     settings: Settings = {"epochs": epochs, "onebyone": onebyone.__version__}
     network = seeded(wide_network, 0)
     assert isinstance(network, nn.Sequential)
-    run = shelf.find(name, settings)
+    start = hash_network(network)
+    run = shelf.find(name, settings, network=start)
     if run is None or not shelf.load(name, network):
-        with threads(1):  # as for all small data: a second one only gets in the way
+        with threads(1):  # as for all small data: a second thread makes it slower
             trained = train(
                 network,
                 examples,
@@ -138,7 +145,7 @@ def _wide(data: Data, shelf: Shelf, report: Report) -> tuple[nn.Sequential, Seed
                 progress=lambda done, total, text: report(done / total, f"{words}: {text}"),
             )
         run = SeedRun(network=name, seed=0, log=trained.log)
-        shelf.keep(name, settings, run, model=trained.model)
+        shelf.keep(name, settings, run, network=start, model=trained.model)
         assert isinstance(trained.model, nn.Sequential)
         network = trained.model
     report(1.0, f"{words}: done")
@@ -146,11 +153,11 @@ def _wide(data: Data, shelf: Shelf, report: Report) -> tuple[nn.Sequential, Seed
 
 
 def variance_kept(batches: Iterator[Tensor], reduce: nn.Module) -> tuple[float, float]:
-    """Return how much of the maps' variance survives a 1×1 convolution, and how much could.
+    """Return the share of the maps' variance that a 1×1 convolution keeps, and the largest share.
 
     With the covariance C of the channels over pixels and the weights W of the convolution, the
-    best linear reconstruction from W x explains tr(C Wᵀ (W C Wᵀ)⁺ W C) of tr(C); the most that as
-    many linear combinations can explain are C's largest eigenvalues.
+    best linear reconstruction from W x explains tr(C Wᵀ (W C Wᵀ)⁺ W C) of tr(C). The most that the
+    same number of linear combinations can explain is the sum of C's largest eigenvalues.
 
     Args:
         batches: Maps ``(batch, channels, height, width)``.
@@ -170,7 +177,7 @@ def variance_kept(batches: Iterator[Tensor], reduce: nn.Module) -> tuple[float, 
     covariance = square / count - torch.outer(mean, mean)
     weight = reduce.weight.detach().double().flatten(1)
     mixed = weight @ covariance
-    # The pseudo-inverse, since a dead or doubled filter makes the inner matrix singular.
+    # A pseudo-inverse, since a dead or duplicate filter makes the inner matrix singular.
     explained = mixed.T @ torch.linalg.pinv(mixed @ weight.T, hermitian=True) @ mixed
     largest = torch.linalg.eigvalsh(covariance).flip(0)[: len(weight)]
     whole = float(covariance.trace())
@@ -191,7 +198,7 @@ def activation_maps(network: nn.Module, data: Data) -> tuple[ActivationMap, ...]
     predictions: list[int] = []
     labels: list[int] = []
     with torch.inference_mode():
-        for inputs, targets in data.test.batches(250):
+        for inputs, targets in tensor_batches(data.test, 250, stage="article"):
             predictions += network(inputs).argmax(dim=1).tolist()
             labels += targets.tolist()
             if len(labels) >= SEARCHED:
@@ -234,7 +241,7 @@ def _activation(
 def _inputs(data: Data, index: int) -> Tensor:
     """Return one test picture as a batch of one, normalized."""
     size = 250
-    for start, (inputs, _) in enumerate(data.test.batches(size)):
+    for start, (inputs, _) in enumerate(tensor_batches(data.test, size, stage="article")):
         if index < (start + 1) * size:
             return inputs[index - start * size : index - start * size + 1]
     raise AssertionError("an index of the test data")

@@ -1,15 +1,18 @@
-"""What was measured of the article on 1×1 convolutions: all that its page and tables read."""
+"""The record of the article's measurements, which its page and tables are made from."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from msgspec import Meta
 from scipy import stats
 
-from onebyone.records import (
+from onebyone.core.errors import RecordError
+from onebyone.core.fields import Amount, Count, Positive, Whole
+from onebyone.core.records import (
     FORMAT,
     Cost,
     DataInfo,
@@ -20,26 +23,27 @@ from onebyone.records import (
     Record,
     Timing,
     TrainLog,
+    timed_in,
 )
 
 # ---------------------------------------------------------------- 512 maps into 32
 
-CROWDED = 1.25  # times as long with more threads than with one: they wait, they do not work
-STUCK = 0.5  # of the median training accuracy: a run below it has learned next to nothing
+CROWDED = 1.25  # slowdown with several threads above which other work disturbed the timing
+STUCK = 0.5  # share of the median training accuracy below which a run has hardly learned
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTimes(Record):
-    """The two layers at one batch size and number of threads, warm and in turn.
+    """Warm, interleaved times of the two layers at one batch size and number of threads.
 
     Attributes:
         pointwise: Time of the 1×1 convolution.
         spatial: Time of the 3×3 convolution.
-        floor: Time of a convolution of one pixel, one map to one: what a call costs at least.
+        floor: Time of a convolution of one pixel and one map: the fixed cost of a call.
         ratio: Time of the 3×3 / time of the 1×1.
     """
 
-    batch: int
+    batch: Whole
     pointwise: Timing
     spatial: Timing
     floor: Timing
@@ -47,25 +51,25 @@ class LayerTimes(Record):
 
     @property
     def disturbed(self) -> bool:
-        """Whether either time spread too widely for a verdict."""
+        """Whether either time varies too much for a verdict."""
         return self.pointwise.disturbed or self.spatial.disturbed
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColdCalls(Record):
-    """One call of each layer in a process that had computed nothing before.
+    """One call of each layer in a fresh process.
 
     Attributes:
-        first: Which of the two was called first.
+        first: The layer that was called first.
     """
 
     first: Literal["pointwise", "spatial"]
-    pointwise_ms: float
-    spatial_ms: float
+    pointwise_ms: Positive
+    spatial_ms: Positive
 
     @property
     def ratio(self) -> float:
-        """Time of the 3×3 / time of the 1×1, as the article took it."""
+        """Time of the 3×3 / time of the 1×1, as measured in the article."""
         return self.spatial_ms / self.pointwise_ms
 
 
@@ -74,26 +78,37 @@ class LayerComparison(Record):
     """A 1×1 and a 3×3 convolution from 512 maps to 32.
 
     Attributes:
-        input_shape: Of one input, without the batch.
-        output_shape: Of both layers, likewise.
+        input_shape: Shape of one input, without the batch.
+        output_shape: Shape of both layers' output, without the batch.
         pointwise: Cost of the 1×1 convolution for one input.
         spatial: Cost of the 3×3 convolution for one input.
-        times: A batch size and number of threads each.
-        cold: A fresh process each.
+        times: Times for each batch size and number of threads.
+        cold: Cold calls, one record for each fresh process.
     """
 
-    input_shape: tuple[int, int, int]
-    output_shape: tuple[int, int, int]
+    input_shape: tuple[Whole, Whole, Whole]
+    output_shape: tuple[Whole, Whole, Whole]
     pointwise: Cost
     spatial: Cost
-    times: tuple[LayerTimes, ...]
-    cold: tuple[ColdCalls, ...]
+    times: Annotated[tuple[LayerTimes, ...], Meta(min_length=1)]
+    cold: Annotated[tuple[ColdCalls, ...], Meta(min_length=1)]
+
+    def check(self) -> None:
+        """Check that one input, and each other batch size, was timed with one thread.
+
+        Raises:
+            RecordError: If one was not.
+        """
+        alone = {times.batch for times in self.times if times.pointwise.threads == 1}
+        for batch in (1, *(times.batch for times in self.times)):
+            if batch not in alone:
+                raise RecordError(f"`times` must have batch {batch} with one thread.")
 
     def crowded(self, times: LayerTimes) -> bool:
-        """Whether times are no basis for a verdict: disturbed, or slower than with one thread.
+        """Whether times are unfit for a verdict: disturbed, or slower than with one thread.
 
-        Where other work takes the cores, threads wait for each other, steadily: the spread does
-        not show it.
+        If other work uses the cores, threads wait for each other. This slows all rounds alike, so
+        the spread does not show it.
         """
         alone = next(
             one for one in self.times if one.batch == times.batch and one.pointwise.threads == 1
@@ -116,8 +131,8 @@ class SeedRun(Record):
     """One training of a network.
 
     Attributes:
-        train: Accuracy on training pictures as they are; ``None`` of a trial.
-        test: Accuracy on test pictures; ``None`` of a trial.
+        train: Accuracy on training pictures; ``None`` for a trial.
+        test: Accuracy on test pictures; ``None`` for a trial.
     """
 
     network: str
@@ -128,7 +143,7 @@ class SeedRun(Record):
 
     @property
     def gap(self) -> float:
-        """Training accuracy less test accuracy."""
+        """Training accuracy minus test accuracy."""
         assert self.train is not None
         assert self.test is not None
         return self.train.value - self.test.value
@@ -144,12 +159,12 @@ class Spread(Record):
     """A quantity over seeds.
 
     Attributes:
-        std: Standard deviation over the seeds; ``None`` of a single one.
+        std: Standard deviation over the seeds; ``None`` for a single seed.
     """
 
     mean: float
-    std: float | None
-    n: int
+    std: Amount | None
+    n: Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,36 +172,50 @@ class NetworkRuns(Record):
     """One network, trained from several seeds.
 
     Attributes:
-        cost: For one input.
-        latency: By batch size.
-        trials: The learning rates that were tried, from a seed of their own.
-        runs: A seed each, at the rate whose trial was best on validation data.
+        cost: Cost for one input.
+        latency: Latency by batch size.
+        trials: One training for each learning rate tried, from a separate seed.
+        runs: One training for each seed, at the rate of the best trial on validation data.
     """
 
     name: str
     cost: Cost
-    latency: Mapping[int, Timing]
+    latency: Annotated[Mapping[Whole, Timing], Meta(min_length=1)]
     trials: tuple[SeedRun, ...]
-    runs: tuple[SeedRun, ...]
+    runs: Annotated[tuple[SeedRun, ...], Meta(min_length=1)]
+
+    def check(self) -> None:
+        """Check that each run has accuracies and epochs, and each trial has epochs.
+
+        Raises:
+            RecordError: If one has none.
+        """
+        for name, runs in (("runs", self.runs), ("trials", self.trials)):
+            for place, each in enumerate(runs):
+                if not each.log.epochs:
+                    raise RecordError(f"`{name}[{place}].log` must have an epoch.")
+        for place, each in enumerate(self.runs):
+            if each.train is None or each.test is None:
+                raise RecordError(f"`runs[{place}]` must have `train` and `test`.")
 
     @property
     def train(self) -> tuple[float, ...]:
-        """Training accuracies, a seed each."""
+        """Training accuracies, one for each seed."""
         return tuple(run.train.value for run in self.runs if run.train is not None)
 
     @property
     def test(self) -> tuple[float, ...]:
-        """Test accuracies, a seed each."""
+        """Test accuracies, one for each seed."""
         return tuple(run.test.value for run in self.runs if run.test is not None)
 
     @property
     def gap(self) -> tuple[float, ...]:
-        """Training less test accuracy, a seed each."""
+        """Training minus test accuracy, one for each seed."""
         return tuple(run.gap for run in self.runs)
 
     @property
     def stuck(self) -> int:
-        """How many of the runs learned next to nothing."""
+        """The number of runs that hardly learned."""
         return sum(value < STUCK * statistics.median(self.train) for value in self.train)
 
     @property
@@ -195,7 +224,7 @@ class NetworkRuns(Record):
         return self.runs[0].log.learning_rate
 
     def curve(self, value: Callable[[SeedRun, int], float]) -> tuple[Spread, ...]:
-        """Return a quantity of each epoch over the seeds.
+        """Return the spread of a quantity over the seeds, for each epoch.
 
         Args:
             value: Takes a run and the epoch's position in its log.
@@ -209,28 +238,42 @@ class Duel(Record):
     """Two networks, trained from the same seeds on the same data.
 
     Attributes:
-        before: The one that the article starts from.
-        after: The one that it proposes.
-        latency_ratio: By batch size, time of ``before`` / time of ``after``.
+        before: The network that the article starts from.
+        after: The network that the article proposes.
+        latency_ratio: For each batch size, time of ``before`` / time of ``after``.
     """
 
     before: NetworkRuns
     after: NetworkRuns
-    latency_ratio: Mapping[int, Ratio]
+    latency_ratio: Mapping[Whole, Ratio]
+
+    def check(self) -> None:
+        """Check that both networks have the same number of runs, and a time for each batch size.
+
+        Raises:
+            RecordError: If not.
+        """
+        if len(self.before.runs) != len(self.after.runs):
+            raise RecordError(
+                f"`before` and `after` must have the same number of runs, got "
+                f"{len(self.before.runs)} and {len(self.after.runs)}."
+            )
+        for name, network in (("before", self.before), ("after", self.after)):
+            timed_in(f"{name}.latency", network.latency, self.latency_ratio)
 
     @property
     def test_difference(self) -> Difference | None:
-        """Test accuracy after less before, paired over the seeds."""
+        """Test accuracy after minus before, paired over the seeds."""
         return paired(self.before.test, self.after.test, grain=self._grain)
 
     @property
     def train_difference(self) -> Difference | None:
-        """Training accuracy after less before, paired over the seeds."""
+        """Training accuracy after minus before, paired over the seeds."""
         return paired(self.before.train, self.after.train, grain=self._grain)
 
     @property
     def gap_difference(self) -> Difference | None:
-        """Generalization gap after less before, paired over the seeds."""
+        """Generalization gap after minus before, paired over the seeds."""
         return paired(self.before.gap, self.after.gap, grain=self._grain)
 
     @property
@@ -240,7 +283,7 @@ class Duel(Record):
 
 
 def spread(values: tuple[float, ...] | list[float]) -> Spread:
-    """Return the mean and standard deviation of values, one a seed."""
+    """Return the mean and standard deviation of values, one for each seed."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return Spread(mean=statistics.fmean(values), std=std, n=len(values))
 
@@ -250,14 +293,13 @@ def paired(
 ) -> Difference | None:
     """Return the mean of ``after - before`` with Student's 95 % interval over the pairs.
 
-    ``None`` of a single pair: it says nothing about how much chance there is in it.
+    Returns ``None`` for a single pair, which does not show the effect of chance.
 
     Args:
-        before: A value each seed.
-        after: Of the same seeds.
-        grain: The step that the values move in, such as one example's share of an accuracy. The
-            standard deviation is taken to be this at least: a few equal differences of counts
-            are luck, not certainty.
+        before: One value for each seed.
+        after: Values of the same seeds.
+        grain: The resolution of the values, such as one example's share of an accuracy. It is the
+            least standard deviation: a few equal differences may be luck.
     """
     changes = [new - old for old, new in zip(before, after, strict=True)]
     n = len(changes)
@@ -288,9 +330,9 @@ class Weighting(Record):
     """One feature map before and after a 1×1 filter of a single weight.
 
     Attributes:
-        weight: Of the filter.
-        network: Where the map is from, in words.
-        image: The input, as a ``data:`` address.
+        weight: Weight of the filter.
+        network: A description of the map's network and layer.
+        image: The input, as a ``data:`` URL.
         before: The map, on the scale of ``after``.
         after: The filter's output.
         before_range: Least and greatest value of the map.
@@ -308,19 +350,19 @@ class Weighting(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Reduction(Record):
-    """Maps of a trained layer, and what a trained 1×1 convolution makes of them.
+    """Maps of a trained layer before and after a trained 1×1 convolution.
 
     Attributes:
-        network: The layers, in words.
+        network: A description of the layers.
         test: The network's accuracy on test pictures.
-        image: The input, as a ``data:`` address.
+        image: The input, as a ``data:`` URL.
         before: Its maps before the 1×1 convolution, as one picture.
-        after: Its maps after it.
-        maps: Their numbers before and after.
+        after: Its maps after the 1×1 convolution, as one picture.
+        maps: The numbers of maps before and after.
         kept: Share of the variance of the maps before that the best linear reconstruction from
             the maps after explains, pixel by pixel.
-        best: The same for the best maps there are of that number: the principal components.
-        examples: Test pictures that the shares were taken over.
+        best: The largest possible share for that number of maps: that of principal components.
+        examples: The number of test pictures for the shares.
     """
 
     network: str
@@ -328,10 +370,10 @@ class Reduction(Record):
     image: str
     before: str
     after: str
-    maps: tuple[int, int]
+    maps: tuple[Whole, Whole]
     kept: float
     best: float
-    examples: int
+    examples: Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,12 +384,12 @@ class ActivationMap(Record):
         index: Position in the test data.
         label: The true class.
         predicted: The class with the highest score.
-        image: As a ``data:`` address.
+        image: The picture, as a ``data:`` URL.
         predicted_map: Map of the predicted class over the picture.
-        label_map: Map of the true class over it; empty where the prediction is right.
+        label_map: Map of the true class over it; empty if the prediction is right.
     """
 
-    index: int
+    index: Count
     label: str
     predicted: str
     image: str
@@ -365,12 +407,12 @@ class ActivationMap(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ArticleRecord(Record):
-    """Every claim of the article, measured: prints as tables, and is what its page is made from.
+    """Measurements of every claim of the article; prints as tables.
 
     Attributes:
-        heads: The classic network, then the one with only convolutions.
-        nonlinearity: The network without, then with the extra 1×1 convolution and ReLU.
-        seconds: Wall time by stage, in this run: stages taken from a folder count almost nothing.
+        heads: The classic network and the one with only convolutions.
+        nonlinearity: The network without and with the extra 1×1 convolution and ReLU.
+        seconds: Wall time by stage, in this run. Stages loaded from a folder take almost none.
     """
 
     onebyone: str
@@ -383,11 +425,11 @@ class ArticleRecord(Record):
     weighting: Weighting
     reduction: Reduction
     activations: tuple[ActivationMap, ...]
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, Amount] = field(default_factory=dict)
     format: int = FORMAT
 
     def __str__(self) -> str:
-        # Imported late: the tables' words are computed from this very record.
+        # Imported late, since the tables module imports this one.
         from onebyone.article.tables import article_tables  # noqa: PLC0415
 
         return "\n\n".join(str(table) for table in article_tables(self))

@@ -1,4 +1,4 @@
-"""A folder in which finished trainings are kept, so that an interrupted measurement goes on."""
+"""The store of finished trainings, so that an interrupted measurement can be resumed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from onebyone.article.record import SeedRun
-from onebyone.errors import OptionError, OutputError, RecordError
-from onebyone.models import load_weights, save_weights
-from onebyone.records import DataInfo, Record
+from onebyone.core.errors import RecordError
+from onebyone.core.identity import check_same, words_of
+from onebyone.core.records import Identity, Record
+from onebyone.core.version import __version__
+from onebyone.core.write_files import make_folder, sweep
+from onebyone.data import Data
+from onebyone.data.hashing import hash_data
+from onebyone.networks.zoo import load_weights, save_weights
 
 Settings = Mapping[str, str | int | float]
 
@@ -20,41 +26,41 @@ _ADVICE = "Delete it to measure it anew, or give another folder."
 
 @dataclass(frozen=True, kw_only=True)
 class _Kept(Record):
-    """A finished training, and what must be the same for it to be taken over."""
+    """A finished training, with the settings and data that must be the same to reuse it."""
 
-    settings: Settings
-    data: DataInfo
+    identity: Identity
     run: SeedRun
 
 
 class Shelf:
-    """Finished trainings by name, in a folder or, without one, nowhere.
+    """Finished trainings by name, in a folder; without a folder nothing is kept.
 
     Args:
         folder: Made if missing; ``None`` to keep nothing.
-        data: What is trained on: what was kept of other data is refused.
+        data: Identity of the training data. Trainings of other data are refused.
 
     Raises:
         OutputError: If the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path | None, *, data: DataInfo) -> None:
+    def __init__(self, folder: str | Path | None, *, data: Data) -> None:
         self._folder = None if folder is None else Path(folder)
-        self._data = data
+        self._data = "" if folder is None else hash_data(data)
         if self._folder is not None:
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(
-                    f"Cannot make the folder {self._folder}: {error.strerror}."
-                ) from error
+            make_folder(self._folder)
+            sweep(self._folder)
 
     def checkpoint(self, name: str) -> Path | None:
-        """Return where a training may keep its state while it runs."""
+        """Return the path of a running training's checkpoint."""
         return self._file(name, "pt")
 
-    def find(self, name: str, settings: Settings) -> SeedRun | None:
+    def find(self, name: str, settings: Settings, *, network: str) -> SeedRun | None:
         """Return a finished training, or ``None``.
+
+        Args:
+            name: Name of the training.
+            settings: All settings that its result depends on.
+            network: SHA-256 of the network before the training.
 
         Raises:
             RecordError: If its file cannot be read.
@@ -67,24 +73,19 @@ class Shelf:
             kept = _Kept.load(path)
         except RecordError as error:
             raise RecordError(f"{error} {_ADVICE}") from error
-        different = [
-            f"{key} {kept.settings.get(key)!r} instead of {settings.get(key)!r}"
-            for key in sorted({*kept.settings, *settings})
-            if kept.settings.get(key) != settings.get(key)
-        ]
-        if kept.data != self._data:
-            different.append(f"data {_words(kept.data)} instead of {_words(self._data)}")
-        if different:
-            raise OptionError(
-                f"What is kept in {path} must come from the same measurement, and has "
-                f"{', '.join(different)}. {_ADVICE}"
-            )
+        check_same(kept.identity, self._identity(settings, network), where=path, advice=_ADVICE)
         return kept.run
 
     def keep(
-        self, name: str, settings: Settings, run: SeedRun, *, model: nn.Module | None = None
+        self,
+        name: str,
+        settings: Settings,
+        run: SeedRun,
+        *,
+        network: str,
+        model: nn.Module | None = None,
     ) -> None:
-        """Keep a finished training, and its weights where a model is given.
+        """Keep a finished training, and its weights if a model is given.
 
         Raises:
             OutputError: If the files cannot be written.
@@ -94,17 +95,17 @@ class Shelf:
         )
         if record is None or weights is None or state is None:
             return
-        # The weights first: whoever finds the figures finds them too.
+        # The weights first, so that they exist whenever the figures do.
         if model is not None:
             save_weights(model, weights)
-        _Kept(settings=settings, data=self._data, run=run).save(record)
+        _Kept(identity=self._identity(settings, network), run=run).save(record)
         state.unlink(missing_ok=True)
 
     def load(self, name: str, model: nn.Module) -> bool:
-        """Read kept weights into a model, and return whether there were any.
+        """Load kept weights into a model, and return whether there were any.
 
         Raises:
-            WeightsError: If they are not those of the model.
+            WeightsError: If they do not fit the model.
         """
         weights = self._file(name, "safetensors")
         if weights is None or not weights.exists():
@@ -112,9 +113,13 @@ class Shelf:
         load_weights(model, weights, network=name)
         return True
 
+    def _identity(self, settings: Settings, network: str) -> Identity:
+        return Identity(
+            network=network,
+            data=self._data,
+            settings={key: words_of(value) for key, value in settings.items()},
+            versions={"onebyone": __version__, "torch": str(torch.__version__)},
+        )
+
     def _file(self, name: str, ending: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{name}.{ending}"
-
-
-def _words(data: DataInfo) -> str:
-    return f"{data.name} ({data.train:,} to train, seed {data.seed})"

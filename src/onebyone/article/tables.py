@@ -6,9 +6,9 @@ import statistics
 
 from onebyone.article.record import ArticleRecord, Duel, LayerComparison, spread
 from onebyone.article.verdicts import claims, interval, plural, ratio_range
-from onebyone.records import Difference
-from onebyone.tables import Table
-from onebyone.units import format_ms, format_percent, format_ratio
+from onebyone.core.records import Difference
+from onebyone.core.tables import Table
+from onebyone.core.units import format_ms, format_percent, format_ratio
 
 HEADS = ("Classic", "Convolutions")
 NONLINEARITY = ("Without", "With 1×1 + ReLU")
@@ -29,7 +29,7 @@ def article_tables(record: ArticleRecord) -> tuple[Table, ...]:
 
 
 def claims_table(record: ArticleRecord) -> Table:
-    """Return each claim beside what was measured."""
+    """Return a table of each claim beside its measurement."""
     rows = [[claim.said, claim.measured, claim.verdict] for claim in claims(record)]
     data, seeds = record.data, plural(len(record.heads.before.runs), "seed")
     pictures = f"{data.train:,} pictures to train, {data.test:,} to test"
@@ -88,7 +88,7 @@ def layer_table(layer: LayerComparison) -> Table:
         f"{layer.input_shape[1]}×{layer.input_shape[2]} pixels",
         notes=[
             f"Warm: eager, inference mode, median of {repeats} samples in turn after a warm-up.",
-            "Ratios: of medians over the samples, with a bootstrap 95 % interval.",
+            "Ratios: of medians over the samples, with a block bootstrap 95 % interval.",
             "Cold: one plain call of each layer in a fresh process; median time, range of ratios.",
         ],
     )
@@ -130,14 +130,14 @@ def duel_table(duel: Duel, *, names: tuple[str, str], title: str) -> Table:
         title=title,
         notes=[
             f"Accuracies: mean ± standard deviation over {seeds}.",
-            "Change: in points, with a 95 % interval (paired t): with 0 in it, none is shown.",
+            "Change: in points, with a 95 % interval (paired t). If it includes 0, none is shown.",
             f"Times: medians of samples in turn, eager, {plural(threads, 'thread')}.",
         ],
     )
 
 
 def trials_table(record: ArticleRecord) -> Table:
-    """Return the learning rates that were tried, and which was taken."""
+    """Return a table of the learning rates tried, and the one used."""
     rows, notes = [], []
     for duel in (record.heads, record.nonlinearity):
         for network in (duel.before, duel.after):
@@ -163,7 +163,7 @@ def trials_table(record: ArticleRecord) -> Table:
 
 
 def over_seeds(values: tuple[float, ...]) -> str:
-    """Return mean and standard deviation of fractions over seeds: ``98.70 ± 0.21 %``."""
+    """Return the mean and standard deviation of fractions over seeds: ``98.70 ± 0.21 %``."""
     found = spread(values)
     mean = f"{100 * found.mean:.2f}".replace("-", "−")
     return f"{mean} %" if found.std is None else f"{mean} ± {100 * found.std:.2f} %"

@@ -1,19 +1,13 @@
-"""What the figures say of the article's claims: sentences computed from them and their spread."""
+"""Verdicts on the article's claims: sentences computed from the figures and their spread."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
 
-from onebyone.article.record import (
-    ArticleRecord,
-    Duel,
-    LayerComparison,
-    LayerTimes,
-    spread,
-)
-from onebyone.records import Difference
-from onebyone.units import format_count, format_ms, format_percent, format_points, format_ratio
+from onebyone.article.record import ArticleRecord, Duel, LayerComparison, LayerTimes, spread
+from onebyone.core.records import Difference
+from onebyone.core.units import format_count, format_ms, format_percent, format_points, format_ratio
 
 # What the article says.
 PARAMETERS = (16_416, 147_488)
@@ -32,13 +26,13 @@ PAPER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim of the article beside what was measured.
+    """A claim of the article beside its measurement.
 
     Attributes:
-        said: What the article says.
-        measured: What was measured here.
-        verdict: In a few words.
-        holds: ``None`` where the figures do not show it either way.
+        said: The article's claim.
+        measured: The measurement here.
+        verdict: The verdict in a few words.
+        holds: Whether the claim holds; ``None`` if the figures do not show it either way.
     """
 
     said: str
@@ -48,7 +42,7 @@ class Claim:
 
 
 def claims(record: ArticleRecord) -> tuple[Claim, ...]:
-    """Return the article's claims, each beside what was measured."""
+    """Return the article's claims, each beside its measurement."""
     return (
         _shape_claim(record.layer),
         _parameter_claim(record.layer),
@@ -60,7 +54,7 @@ def claims(record: ArticleRecord) -> tuple[Claim, ...]:
 
 
 def summary(record: ArticleRecord) -> str:
-    """Return the whole in two sentences."""
+    """Return a summary of two sentences."""
     found = claims(record)
     held, failed = (sum(claim.holds is value for claim in found) for value in (True, False))
     unshown = len(found) - held - failed
@@ -117,10 +111,10 @@ def _speed_claim(layer: LayerComparison) -> Claim:
 
 
 def warm_speed(times: LayerTimes, layer: LayerComparison) -> str:
-    """Say how the warm ratio comes about: MACs, the fixed cost of a call, and the kernels' speed.
+    """Explain the warm ratio of times by MACs, the fixed cost of a call, and the kernels' speed.
 
-    The ratio of the MACs is the ratio of the times, times what the fixed cost takes off it, times
-    how much faster the one kernel gets through its MACs than the other; all three are figures.
+    The ratio of times differs from that of MACs for two reasons: each call has a fixed cost, and
+    one kernel computes more MACs a second than the other. The text gives figures for both.
     """
     fewer = layer.spatial.macs / layer.pointwise.macs
     pointwise, spatial = times.pointwise.median_ms, times.spatial.median_ms
@@ -131,10 +125,10 @@ def warm_speed(times: LayerTimes, layer: LayerComparison) -> str:
         f"single pixel takes {format_ms(floor)}, which is {_share(floor / pointwise)} of the 1×1's "
         f"time and {_share(floor / spatial)} of the 3×3's"
     )
-    caution = " Something else used the processor meanwhile: these times say nothing."
+    caution = " Other work used the processor at that time: these times show nothing."
     end = caution if layer.crowded(times) else ""
     if floor >= min(pointwise, spatial):
-        return head + ": there is nothing but this fixed cost to see." + end
+        return head + ": only this fixed cost is visible." + end
     without = (spatial - floor) / (pointwise - floor)
     rates = [
         cost.macs * times.batch / (ms - floor) / 1e6
@@ -142,16 +136,16 @@ def warm_speed(times: LayerTimes, layer: LayerComparison) -> str:
     ]
     faster, slower = ("3×3", "1×1") if rates[1] > rates[0] else ("1×1", "3×3")
     return (
-        f"{head}; less this fixed cost the ratio is {format_ratio(without)}. What is then between "
-        f"it and {format_ratio(fewer)} is how fast each kernel multiplies: {rates[0]:.0f} GMAC/s "
-        f"in the 1×1 and {rates[1]:.0f} GMAC/s in the 3×3, so the {faster} gets "
-        f"{format_ratio(max(rates) / min(rates))} as much out of the processor as the {slower}."
+        f"{head}; without this fixed cost the ratio is {format_ratio(without)}. The rest of the "
+        f"difference from {format_ratio(fewer)} is the speed of the kernels: {rates[0]:.0f} GMAC/s "
+        f"in the 1×1 and {rates[1]:.0f} GMAC/s in the 3×3, so the {faster} is "
+        f"{format_ratio(max(rates) / min(rates))} as fast as the {slower}."
         f"{end}"
     )
 
 
 def traffic(layer: LayerComparison) -> str:
-    """Say how much memory the two layers touch for each MAC."""
+    """Describe how much memory the two layers access for each MAC."""
     per_macs = []
     for cost in (layer.pointwise, layer.spatial):
         values = _size(layer.input_shape) + _size(layer.output_shape) + cost.params
@@ -164,7 +158,7 @@ def traffic(layer: LayerComparison) -> str:
 
 
 def cold_speed(layer: LayerComparison) -> str:
-    """Say what a single cold call, as the article timed it, measures."""
+    """Describe what a single cold call, as in the article, measures."""
     medians, parts = {}, []
     for first, name in (("spatial", "3×3"), ("pointwise", "1×1")):
         ratios = layer.cold_ratios(first)
@@ -183,10 +177,10 @@ def cold_speed(layer: LayerComparison) -> str:
     start = statistics.median(firsts)
     if start > 2 * max(warm.pointwise.median_ms, warm.spatial.median_ms):
         text += (
-            f" Whichever came first took {format_ms(start)} (median), against "
-            f"{format_ms(warm.pointwise.median_ms)} for the 1×1 and "
-            f"{format_ms(warm.spatial.median_ms)} for the 3×3 once warm: the rest is the library's "
-            f"start, which the article's figure contains too."
+            f" The layer called first took {format_ms(start)} (median). Once warm, the 1×1 takes "
+            f"{format_ms(warm.pointwise.median_ms)} and the 3×3 "
+            f"{format_ms(warm.spatial.median_ms)}: the rest is the start of the library, which the "
+            f"article's figure includes too."
         )
     if len(medians) == 2 and medians["spatial"] > 1.5 * medians["pointwise"]:
         text += (
@@ -223,7 +217,7 @@ def _fewer_claim(heads: Duel) -> Claim:
 
 
 def cost(duel: Duel) -> str:
-    """Say whether the smaller network is also the cheaper one."""
+    """Say whether the network with fewer parameters is also faster."""
     before, after = duel.before.cost, duel.after.cost
     parameters = _change(before.params, after.params, "parameters")
     macs = _change(before.macs, after.macs, "MACs")
@@ -246,7 +240,7 @@ def cost(duel: Duel) -> str:
 
 
 def _overfitting_claim(heads: Duel) -> Claim:
-    said = "Averaged class maps instead of fully connected layers mend over-fitting"
+    said = "Averaged class maps instead of fully connected layers reduce over-fitting"
     gap, test = heads.gap_difference, heads.test_difference
     before, after = spread(heads.before.gap), spread(heads.after.gap)
     measured = f"gap {points(before.mean)} → {points(after.mean)} points"
@@ -262,13 +256,13 @@ def _overfitting_claim(heads: Duel) -> Claim:
             holds=False if grown else None,
         )
     if direction(test) < 0:
-        # Less over-fitted and worse: fitted less, to the training pictures as to the others.
+        # A smaller gap but a worse network: it fits all pictures less, also the training pictures.
         return Claim(said=said, measured=measured, verdict="smaller gap, worse net", holds=False)
     return Claim(said=said, measured=measured, verdict="holds", holds=True)
 
 
 def overfitting(heads: Duel) -> tuple[str, ...]:
-    """Say whether the gap between training and test accuracy shrinks, and at what price."""
+    """Say whether the gap between training and test accuracy shrinks, and at what cost."""
     gap, test, train = heads.gap_difference, heads.test_difference, heads.train_difference
     before, after = spread(heads.before.gap), spread(heads.after.gap)
     figures = f"{points(before.mean)} to {points(after.mean)} points"
@@ -300,12 +294,12 @@ def overfitting(heads: Duel) -> tuple[str, ...]:
         )
     sentences += [words for words in (unfinished(heads), stuck(heads)) if words]
     if after.mean <= 0 or before.mean <= 0:
-        sentences.append("A gap of zero or below means that there was nothing to mend.")
+        sentences.append("A gap of zero or below means that there was no over-fitting.")
     return tuple(sentences)
 
 
 def unfinished(duel: Duel) -> str:
-    """Say that the second network fits its training pictures less, after as many epochs."""
+    """Say that the second network fits its training pictures less after the same epochs."""
     train = duel.train_difference
     if train is None or direction(train) >= 0:
         return ""
@@ -321,7 +315,7 @@ def unfinished(duel: Duel) -> str:
 
 
 def stuck(duel: Duel) -> str:
-    """Say which trainings got stuck, or nothing: one such run moves a mean a long way."""
+    """Name the trainings that hardly learned, if any: a single one changes a mean a lot."""
     parts = [
         f"{network.stuck} of {len(network.runs)} trainings of the {network.name} network"
         for network in (duel.before, duel.after)
@@ -329,7 +323,7 @@ def stuck(duel: Duel) -> str:
     ]
     if not parts:
         return ""
-    return f"{' and '.join(parts)} learned next to nothing; the figures include that."
+    return f"{' and '.join(parts)} hardly learned anything; the figures include them."
 
 
 def _test_clause(test: Difference) -> str:
@@ -360,7 +354,7 @@ def _nonlinearity_claim(duel: Duel) -> Claim:
 
 
 def nonlinearity(duel: Duel) -> str:
-    """Say what the extra layer costs and what it brings."""
+    """Say what the extra layer costs and how it changes the accuracy."""
     more = duel.after.cost - duel.before.cost
     head = (
         f"The layer adds {more.params:,} parameters and {format_count(more.macs)} MACs "
@@ -368,7 +362,7 @@ def nonlinearity(duel: Duel) -> str:
     )
     test = duel.test_difference
     if test is None:
-        return f"{head} A single seed does not show what it brings."
+        return f"{head} A single seed does not show its effect."
     clause = _test_clause(test)
     text = f"{head} With it, {clause}: {plural(test.n, 'seed')}, the same for both. {stuck(duel)}"
     return text.rstrip()
@@ -378,7 +372,7 @@ def nonlinearity(duel: Duel) -> str:
 
 
 def direction(difference: Difference) -> int:
-    """Return 1 or −1 where the 95 % interval leaves out no difference, else 0."""
+    """Return 1 or −1 if the 95 % interval excludes 0, else 0."""
     return 1 if difference.low > 0 else -1 if difference.high < 0 else 0
 
 
@@ -404,7 +398,7 @@ def plural(count: int, one: str, many: str = "") -> str:
 
 
 def ratio_range(ratios: list[float] | tuple[float, ...]) -> str:
-    """Return the least and the greatest of ratios, or the one."""
+    """Return the least and the greatest of the ratios; one if they are equal."""
     low, high = format_ratio(min(ratios)), format_ratio(max(ratios))
     return low if low == high else f"{low.removesuffix('×')}–{high}"
 

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from onebyone.cli.arguments import (
-    add_measuring,
-    add_model,
-    add_output,
-    device_of,
-    load,
-    positive,
-    progress,
-    shape,
-    show,
-    write_record,
-)  # fmt: skip
-from onebyone.errors import OptionError
+from onebyone.cli.arguments import add_measuring, add_model, add_output
+from onebyone.cli.loading import device_of, input_size, load
+from onebyone.cli.output import check_output, progress, show, write_record
+from onebyone.cli.values import shape, whole
 
 EPILOG = """examples:
   onebyone bench torchvision:resnet18
@@ -33,34 +24,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_measuring(parser, default="all that are installed")
     parser.add_argument(
-        "--rounds", type=positive, default=30, metavar="N", help="interleaved rounds (30)"
+        "--rounds", type=whole("rounds"), default=30, metavar="N", help="interleaved rounds (30)"
     )
     parser.add_argument(
         "--keep-memory",
         action="store_true",
-        help="make the C library keep freed memory: large outputs are not fetched anew",
+        help="make the C library keep freed memory, so that large outputs reuse it",
     )
     add_output(parser, "folder for bench.json")
 
 
 def run(args: argparse.Namespace) -> None:
     """Time a network in several runtimes."""
-    loaded = load(args.model, args.weights, args.model_option, needs_weights=False)
-    if args.input_shape is not None:
-        size = args.input_shape
-    elif loaded.input_shape is not None:
-        size = (args.batch, *loaded.input_shape)
-    else:
-        raise OptionError(f"The input shape of {args.model} is not known: give --input-shape.")
-    from onebyone.benchmarking import bench
+    check_output(args.out)
+    loaded = load(
+        args.model, args.weights, args.model_option, needs_weights=False, original=args.original
+    )
+    size = input_size(args, loaded, batch=args.batch)
+    from onebyone.profiling.bench import bench
 
     with progress("bench") as update:
         record = bench(
             loaded.model,
             input_shape=size,
-            runtimes=args.runtime,
+            runtimes=args.runtimes,
             rounds=args.rounds,
-            num_threads=args.threads,
+            num_threads=args.num_threads,
             device=device_of(args.device),
             keep_freed_memory=args.keep_memory,
             name=loaded.source.name,

@@ -1,9 +1,8 @@
-"""Measure networks on the same examples, and time them in interleaved rounds."""
+"""Score networks on the same examples, and time them in interleaved rounds."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onebyone.cli.arguments import (
@@ -11,19 +10,16 @@ from onebyone.cli.arguments import (
     add_data,
     add_measuring,
     add_metric,
+    add_original,
     add_output,
-    device_of,
-    load,
-    load_metric,
-    progress,
-    runtimes_of,
-    say,
-    show,
+    add_seed,
 )
-from onebyone.errors import OptionError, OutputError
+from onebyone.cli.loading import data_of, device_of, load, load_metric, load_task, runtimes_of
+from onebyone.cli.output import progress, say, show
+from onebyone.core.errors import OptionError
 
 if TYPE_CHECKING:
-    from onebyone.models import Loaded
+    from onebyone.networks.zoo import Loaded
 
 RECORD = "compare.json"
 PAGE = "report.html"
@@ -32,12 +28,14 @@ EPILOG = """examples:
   onebyone compare runs/classic runs/small --data digits
   onebyone compare runs/a runs/b runs/c --data cifar10 --runtime eager --runtime onnxruntime
   onebyone compare torchvision:resnet18 torchvision:resnet34 --weights random --threads 1
+  onebyone compare runs/small exports/int8/model.onnx --data digits
   onebyone compare net.py:old net.py:new --data data.py:noisy --metric scores.py:psnr --out c
 
-Every network is scored on the same examples and compared with the first one, A: hits and misses by
-the exact McNemar test, other metrics by a paired bootstrap, or by Student's paired t below 30
-examples. In every runtime all networks are timed in each of the interleaved rounds. With --out the
-folder gets report.html and compare.json.
+Files that export wrote (.onnx, .xml) are scored and timed in the runtime that they are for.
+Every network is scored on the same examples and compared with the first one, A. Hits and misses use
+the exact McNemar test, other metrics a sign-flip test, exact for up to 15 examples. In each round
+of timing, every network runs in turn in every runtime. With --out the folder gets report.html and
+compare.json.
 """
 
 
@@ -50,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         default=[],
-        help="as for shrink: once for all, or once for each network in their order, - for none",
+        help="as for shrink: once for all networks, or once for each in their order (- for none)",
     )
     parser.add_argument(
         "--model-option",
@@ -59,91 +57,111 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an option of all factories, such as num_classes=10; may be repeated",
     )
+    add_original(parser)
     add_data(parser, required=False)
     add_metric(parser)
     add_measuring(parser)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the data's split (0)")
+    add_seed(parser, "seed of the data's split (0)")
     add_output(parser, "folder for report.html and compare.json")
 
 
 def run(args: argparse.Namespace) -> None:
     """Compare networks."""
-    from onebyone.records import check_folder
+    from onebyone.core.write_files import check_folder
 
-    runtimes = runtimes_of(args.runtime)
-    metric = load_metric(args.metric)
-    folder = None if args.out is None else check_folder(Path(args.out), RECORD, "comparison")
-    networks = _load_all([args.a, *args.others], args.weights, args.model_option)
-    from onebyone.comparison import compare
-    from onebyone.data import load_data
+    runtimes = runtimes_of(args.runtimes or _of_files([args.a, *args.others]))
+    metric, task = load_metric(args.metric), load_task(args.task)
+    folder = None
+    if args.out is not None:
+        folder = check_folder(args.out, owner="an earlier comparison's", marks=[RECORD])
+    networks = _load_all(
+        [args.a, *args.others], args.weights, args.model_option, original=args.original
+    )
+    from onebyone.evaluation.compare import compare
 
-    data = None if args.data is None else load_data(args.data, seed=args.seed, limit=args.limit)
-    known = [network.input_shape for network in networks if network.input_shape is not None]
-    size = data.input_shape if data is not None else known[0] if known else None
-    if size is None:
+    data = None if args.data is None else data_of(args)
+    known = [network.inputs for network in networks if network.inputs is not None]
+    inputs = data.inputs if data is not None else known[0] if known else None
+    if inputs is None:
         raise OptionError("The input shape of these networks is not known: give --data.")
     with progress("compare") as update:
         record = compare(
             *(network.model for network in networks),
             data=data,
-            input_shape=(args.batch, *size),
+            input_shape=inputs.with_batch(args.batch).single("compare").shape,
             runtimes=runtimes,
             metric=metric,
+            task=task,
+            ignore_index=args.ignore_index,
             names=_names(networks),
             sources=[network.source for network in networks],
-            num_threads=args.threads,
+            num_threads=args.num_threads,
             device=device_of(args.device),
             command=args.command_line,
             progress=update,
         )
     if folder is not None:
-        from onebyone.records import write_text
-        from onebyone.report.compared import render_compared
+        from onebyone.core.write_files import write_text, written_together
+        from onebyone.report.comparison_page import render_compared
 
-        page = render_compared(record)
-        _make(folder)
-        record.save(folder / RECORD)
-        write_text(folder / PAGE, page)
+        with written_together(folder) as aside:
+            write_text(aside / PAGE, render_compared(record))
+            record.save(aside / RECORD)
     show(record, args, *record.tables())
     if folder is not None:
         say(args, f"Report: {folder / PAGE}")
 
 
-def _load_all(specs: list[str], weights: list[str], options: list[str]) -> list[Loaded]:
+def _of_files(specs: list[str]) -> list[str] | None:
+    """Return the runtime in which files are timed by default: OpenVINO runs those of both."""
+    from pathlib import Path
+
+    from onebyone.runtimes.files import SUFFIXES
+
+    found = {
+        SUFFIXES[suffix] for suffix in (Path(spec).suffix for spec in specs) if suffix in SUFFIXES
+    }
+    return [max(found)] if found else None
+
+
+def _load_all(
+    specs: list[str], weights: list[str], options: list[str], *, original: str | None
+) -> list[Loaded]:
     """Load the networks, each with its weights.
 
     Raises:
-        OptionError: If there are weights for another number of networks.
+        OptionError: If the number of weights is neither one nor that of the networks.
     """
     if len(weights) not in (0, 1, len(specs)):
         raise OptionError(
             f"--weights must be given once for all networks, or {len(specs)} times, once for each "
             f"(- for none), got {len(weights)}."
         )
-    from onebyone.runs import is_run
+    from onebyone.pipeline.loading import needs_original
+    from onebyone.pipeline.run_folder import is_run
 
     each = weights if len(weights) == len(specs) else (weights or ["-"]) * len(specs)
     networks = []
     for spec, file in zip(specs, each, strict=True):
-        # One file for all is meant for those that need one.
+        # A single file is for the networks that need weights; a run has its own.
         own = file == "-" or (len(weights) == 1 and is_run(spec))
+        run = is_run(spec)
         networks.append(
-            load(spec, None if own else file, [] if is_run(spec) else options, needs_weights=True)
+            load(
+                spec,
+                None if own else file,
+                [] if run and original is None else options,
+                needs_weights=True,
+                original=original if run and needs_original(spec) else None,
+            )
         )
     return networks
 
 
 def _names(networks: list[Loaded]) -> list[str]:
-    """Return the networks' names, with their folders or libraries where names alone are equal."""
+    """Return the networks' names; equal ones become longer by their folders or libraries."""
     names = [network.source.name for network in networks]
     specs = [network.source.spec or network.source.name for network in networks]
     return [
         spec if names.count(name) > 1 else name for name, spec in zip(names, specs, strict=True)
     ]
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Cannot make the folder {folder}: {error.strerror}.") from error

@@ -1,8 +1,8 @@
 """Write a network for other runtimes, and check each file there.
 
-A file is kept only if it gives the network's outputs in the runtime that it is for. The batch is
-free, and so are height and width where the network takes other sizes. Beside each file lies a
-loader that needs the file's runtime alone, and preprocessing.json says how pictures become inputs.
+A file is kept only if it gives the network's outputs in its runtime. The batch size is free, and so
+are height and width if the network accepts other sizes. Each file comes with a loader that needs
+only the file's runtime, and preprocessing.json says how pictures become inputs.
 """
 
 from __future__ import annotations
@@ -11,22 +11,30 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onebyone.cli.arguments import add_json, add_model, load, progress, say, shape, show
-from onebyone.errors import OneByOneError, OptionError
+from onebyone.cli.arguments import add_json, add_model
+from onebyone.cli.loading import input_size, load
+from onebyone.cli.output import check_output, progress, say, show
+from onebyone.cli.values import shape
+from onebyone.core.errors import OneByOneError, OptionError
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from onebyone.core.records import InputSpec, RunRecord
     from onebyone.data import Data
     from onebyone.exporting import Preprocessing
-    from onebyone.models import Loaded
-    from onebyone.records import RunRecord
+    from onebyone.networks.zoo import Loaded
+    from onebyone.quantizing import Quantized
 
 EPILOG = """examples:
   onebyone export runs/small --format onnx --format pt2 --out exports/small
   onebyone export torchvision:resnet18 --weights r18.safetensors --format openvino --out r18
+  onebyone export runs/small --precision int8 --data digits --format openvino --out exports/int8
   onebyone export net.py:make --input-shape 1,3,64,64 --format safetensors --out exports/net
 """
-# What a check runs on: a run's own data where it is at hand, and few of it.
+# The number of examples of a check.
 EXAMPLES = 64
+CALIBRATION_EXAMPLES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         action="append",
         help="safetensors, onnx (default), pt2, openvino or executorch; may be repeated",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "int8"),
+        help="precision of the file (a run's own, else float32). int8 is for onnx and openvino, "
+        "and is calibrated on training data without labels; a run in int8 has its integers already",
     )
     parser.add_argument(
         "--data", metavar="DATA", help="real inputs to check on (a run's own data, else random)"
@@ -53,50 +67,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export a network."""
-    loaded = load(args.model, args.weights, args.model_option, needs_weights=True)
+    check_output(args.out)
+    loaded = load(
+        args.model, args.weights, args.model_option, needs_weights=True, original=args.original
+    )
+    from onebyone.core.records import InputSpec, RunRecord
     from onebyone.data import load_data
     from onebyone.exporting import export
-    from onebyone.records import RunRecord
-    from onebyone.runs import RECORD, is_run
+    from onebyone.pipeline.run_folder import RECORD, is_run
+    from onebyone.quantizing import Quantized
 
     record = RunRecord.load(Path(args.model) / RECORD) if is_run(args.model) else None
+    network = loaded.model if record is None else _of_run(args, loaded, record)
+    precision = args.precision or "float32"
+    examples = CALIBRATION_EXAMPLES if precision == "int8" else EXAMPLES
     data = None
     if args.data is not None:
-        data = load_data(args.data, limit=EXAMPLES)
+        data = load_data(args.data, limit=examples, image_size=_image_size(record, args.data))
     elif record is not None:
-        data = _own_data(record)
-    size = args.input_shape[1:] if args.input_shape else loaded.input_shape
-    if size is None and data is None:
-        raise OptionError(f"The input shape of {args.model} is not known: give --input-shape.")
+        data = _own_data(record, examples)
+    inputs = loaded.inputs
+    if args.input_shape is not None or (inputs is None and data is None):
+        inputs = InputSpec.of_shape(input_size(args, loaded))
     with progress("export"):
         made = export(
-            loaded.model,
+            network,
             args.out,
             formats=args.format or ["onnx"],
             data=data,
-            input_shape=None if size is None else (1, *size),
-            preprocessing=None if data is not None else _preprocessing(loaded, args.model, size),
+            input_shape=None if inputs is None else inputs.with_batch(1).single("export").shape,
+            preprocessing=None if data is not None else _preprocessing(loaded, args.model, inputs),
             plan=None if record is None else record.plan,
             name=loaded.source.name,
+            precision="float32" if isinstance(network, Quantized) else precision,
         )
     show(made, args, made.table())
     say(args, f"Wrote {args.out}")
 
 
-def _preprocessing(
-    loaded: Loaded, folder: str, size: tuple[int, ...] | None
-) -> Preprocessing | None:
-    """Return what is known, from a run's record or the network's library, of its pictures."""
+def _of_run(args: argparse.Namespace, loaded: Loaded, record: RunRecord) -> Module | Quantized:
+    """Return a run's network in the precision that is asked for; by default in its own."""
+    from onebyone.pipeline.loading import load_deployed
+    from onebyone.pipeline.run_folder import WEIGHTS
+
+    if record.deployed is None or args.weights is not None:
+        return loaded.model
+    weights = str(Path(args.model) / WEIGHTS)
+    floating = load(
+        args.model, weights, args.model_option, needs_weights=True, original=args.original
+    )
+    if args.precision == "float32":
+        return floating.model
+    return load_deployed(args.model, floating.model)
+
+
+def _preprocessing(loaded: Loaded, folder: str, inputs: InputSpec | None) -> Preprocessing | None:
+    """Return the preprocessing of pictures, from a run's record or the network's library."""
+    from onebyone.core.records import InputSpec
     from onebyone.explaining.preparation import find_preparation
     from onebyone.exporting import Preprocessing
 
     try:
-        known = find_preparation(loaded.model, loaded.source, folder=folder, input_shape=size)
+        known = find_preparation(loaded.model, loaded.source, folder=folder, inputs=inputs)
     except OptionError:
         return None
     found = known.preparation
+    if inputs is None:
+        inputs = InputSpec.of_shape((1, found.channels, found.height, found.width))
     return Preprocessing(
-        input_shape=(found.channels, found.height, found.width) if size is None else size,
+        inputs=inputs.with_batch(1),
         mean=found.mean,
         std=found.std,
         crop=found.crop,
@@ -104,14 +143,28 @@ def _preprocessing(
     )
 
 
-def _own_data(record: RunRecord) -> Data | None:
-    """Return a few examples of what a run was made with, or ``None`` if they are not at hand."""
+def _own_data(record: RunRecord, examples: int) -> Data | None:
+    """Return a few examples of a run's data, or ``None`` if they are not available.
+
+    Only built-in data sets are loaded: a record does not decide which file is opened or executed.
+    """
     from onebyone.data import load_data
+    from onebyone.data.named import NAMED
 
     command = record.command
-    if "--data" not in command[:-1]:
+    if "--data" not in command[:-1] or command[command.index("--data") + 1] not in NAMED:
         return None
     try:
-        return load_data(command[command.index("--data") + 1], limit=EXAMPLES)
+        name = command[command.index("--data") + 1]
+        return load_data(name, limit=examples, image_size=_image_size(record, name))
     except OneByOneError:
         return None
+
+
+def _image_size(record: RunRecord | None, data: str) -> int | None:
+    """Return the size of a run's pictures, for data whose pictures can be resized."""
+    if record is None or record.data is None or not record.data.inputs.is_image:
+        return None
+    *_, height, width = record.data.inputs.tensors[0].shape
+    own_size = data.rpartition(":")[0].endswith(".py")
+    return int(height) if height == width and not own_size else None

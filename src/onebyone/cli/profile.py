@@ -1,22 +1,13 @@
-"""Count what a network costs, whole and layer by layer, and time it on this machine."""
+"""Count a network's costs, in total and layer by layer, and time it on this machine."""
 
 from __future__ import annotations
 
 import argparse
 
-from onebyone.cli.arguments import (
-    add_measuring,
-    add_model,
-    add_output,
-    device_of,
-    load,
-    progress,
-    runtimes_of,
-    shape,
-    show,
-    write_record,
-)  # fmt: skip
-from onebyone.errors import OptionError
+from onebyone.cli.arguments import add_measuring, add_model, add_output
+from onebyone.cli.loading import device_of, input_size, load, runtimes_of
+from onebyone.cli.output import check_output, progress, show, write_record
+from onebyone.cli.values import shape
 
 EPILOG = """examples:
   onebyone profile torchvision:resnet18
@@ -38,14 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Profile a network."""
-    runtimes = runtimes_of(args.runtime)
-    loaded = load(args.model, args.weights, args.model_option, needs_weights=False)
-    if args.input_shape is not None:
-        size = args.input_shape
-    elif loaded.input_shape is not None:
-        size = (args.batch, *loaded.input_shape)
-    else:
-        raise OptionError(f"The input shape of {args.model} is not known: give --input-shape.")
+    check_output(args.out)
+    runtimes = runtimes_of(args.runtimes)
+    loaded = load(
+        args.model, args.weights, args.model_option, needs_weights=False, original=args.original
+    )
+    size = input_size(args, loaded, batch=args.batch)
     from onebyone.profiling import profile
 
     with progress("profile") as update:
@@ -56,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
             name=loaded.source.name,
             runtimes=runtimes,
             device=device_of(args.device),
-            num_threads=args.threads,
+            num_threads=args.num_threads,
             timed=not args.no_time,
         )
     show(record, args, record.table())

@@ -1,6 +1,6 @@
 """Write the report of a run again, or of several runs side by side in one page.
 
-The page is made from each run's run.json alone, and is one file that needs no network.
+The page is one file, made only from each run's run.json. It works offline.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onebyone.cli.arguments import add_json, say, show
-from onebyone.errors import OptionError, RecordError
+from onebyone.cli.arguments import add_json
+from onebyone.cli.output import say, show
+from onebyone.core.errors import OptionError, RecordError
 
 EPILOG = """examples:
   onebyone report runs/small
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="the page to write (of one run, report.html in its folder)",
+        help="the page to write (for one run, report.html in its folder)",
     )
     add_json(parser)
 
@@ -33,14 +34,16 @@ def run(args: argparse.Namespace) -> None:
     """Write a report."""
     files = [_record_file(Path(run)) for run in args.runs]
     if len(files) > 1 and args.out is None:
-        raise OptionError("The page of several runs needs a name: give --out, such as page.html.")
+        raise OptionError("The page of several runs needs a name. Give --out, such as page.html.")
     out = files[0].with_name("report.html") if args.out is None else Path(args.out)
     if out.is_dir() or out.suffix.lower() not in {".html", ".htm"}:
         raise OptionError(f"--out must name an .html file, got {str(out)!r}.")
-    from onebyone.records import RunRecord
+    from onebyone.core.records import RunRecord
+    from onebyone.core.write_files import check_file
     from onebyone.report.html import write_report, write_several
     from onebyone.report.summary import summarize
 
+    check_file(out)
     records = dict(zip(_names(files), map(RunRecord.load, files), strict=True))
     if len(records) == 1:
         write_report(next(iter(records.values())), out)
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _record_file(path: Path) -> Path:
-    """Return where a run's record is.
+    """Return the path of a run's record.
 
     Raises:
         RecordError: If there is none.
@@ -67,7 +70,7 @@ def _record_file(path: Path) -> Path:
 
 
 def _names(files: list[Path]) -> list[str]:
-    """Return what to call each run: the last part of its path that tells them apart.
+    """Return a name for each run: the last part of its path that differs from the others'.
 
     Raises:
         OptionError: If a run was given twice.

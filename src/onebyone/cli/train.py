@@ -1,25 +1,14 @@
-"""Train a network, and keep its weights, its record and its report in a run's folder."""
+"""Train a network, and write its weights, record and report to a run's folder."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
-from onebyone.cli.arguments import (
-    add_data,
-    add_measuring,
-    add_metric,
-    add_model,
-    add_run_folder,
-    free_folder,
-    load,
-    positive,
-    progress,
-    run_settings,
-    runtimes_of,
-    say,
-    show,
-    stoppable,
-)
+from onebyone.cli.arguments import add_run
+from onebyone.cli.loading import data_of, load, run_settings
+from onebyone.cli.output import free_folder, progress, say, show, stoppable
+from onebyone.settings.runs import TrainRunSettings
 
 EPILOG = """examples:
   onebyone train onebyone:classic --data digits --epochs 20 --out runs/classic
@@ -30,36 +19,25 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``onebyone train``."""
-    add_model(parser)
-    add_data(parser)
-    parser.add_argument("--epochs", type=positive, default=20, metavar="N", help="(20)")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="of the training")
-    parser.add_argument("--rate", type=float, metavar="R", help="learning rate")
-    add_metric(parser)
-    add_measuring(parser)
-    add_run_folder(parser)
+    add_run(parser, TrainRunSettings)
 
 
 def run(args: argparse.Namespace) -> None:
     """Train a network."""
-    runtimes_of(args.runtime)  # a typing error should not wait for the data
-    from onebyone.pipeline import TrainSettings, train_loaded
-    from onebyone.randomness import seeded
+    settings = run_settings(args, TrainRunSettings)
+    from onebyone.core.randomness import seeded
+    from onebyone.pipeline.train import train_loaded
 
-    # New weights are drawn when the network is made: the seed decides them too.
+    # New weights are drawn when the network is created, so it needs the seed too.
     with seeded(args.seed):
-        loaded = load(args.model, args.weights, args.model_option, needs_weights=False)
-    from onebyone.data import load_data
+        loaded = load(
+            args.model, args.weights, args.model_option, needs_weights=False, original=args.original
+        )
 
-    data = load_data(args.data, seed=args.seed, limit=args.limit)
+    data = data_of(args)
     out = args.out or free_folder(loaded.source.name)
     with stoppable(out), progress("train") as update:
-        settings = TrainSettings(
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            learning_rate=args.rate,
-            **run_settings(args, out, update),
-        )
+        settings = replace(settings, out=out, progress=update)
         trained = train_loaded(loaded.model, loaded.source, data, settings)
     record = trained.record
     assert record.training is not None

@@ -1,10 +1,11 @@
-"""Data sets by name, by folder or by the user's own means, in fast reproducible batches."""
+"""Data sets by name, from a folder or from the user's code, in fast reproducible batches."""
 
 from onebyone.data.augment import Augmentation
 from onebyone.data.convert import as_data, as_split
+from onebyone.data.datasets import DatasetSplit, repeatable
 from onebyone.data.load import load_data
 from onebyone.data.named import NAMED, data_directory
-from onebyone.data.splits import Data, DatasetSplit, Split, TensorSplit
+from onebyone.data.splits import Data, Split, TensorSplit
 
 __all__ = [
     "NAMED",
@@ -17,4 +18,5 @@ __all__ = [
     "as_split",
     "data_directory",
     "load_data",
+    "repeatable",
 ]

@@ -1,4 +1,4 @@
-"""Random shifts and flips of whole batches of images that are already in memory."""
+"""Data augmentation for batches in memory: random shifts and flips, and CutMix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onebyone.errors import OptionError, UnknownNameError
+from onebyone.core.errors import OptionError, UnknownNameError
 
 Border = Literal["black", "reflect"]
 AUGMENTATIONS = ("none", "flip", "shift", "crop-flip")
@@ -17,12 +17,13 @@ AUGMENTATIONS = ("none", "flip", "shift", "crop-flip")
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What may happen to a training image.
+    """Random changes to training images.
 
     Attributes:
         shift: Largest translation in each direction, in pixels.
-        flip: Whether half of the images, drawn at random, are mirrored left to right.
-        border: What a shift brings in: ``black`` (the value 0) or the image's own reflection.
+        flip: Whether to mirror each image left to right with probability 1/2.
+        border: What fills the border after a shift: ``black`` (the value 0) or ``reflect`` (the
+            image's reflection).
     """
 
     shift: int = 0
@@ -33,7 +34,7 @@ class Augmentation:
         if self.shift < 0:
             raise OptionError(
                 f"`shift` must be a number of pixels from 0 up, got {self.shift}. "
-                "Give 0 to leave images in their place."
+                "Give 0 to not shift images."
             )
 
     def __bool__(self) -> bool:
@@ -70,7 +71,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Draws:
-    """What was drawn for each image: offsets of shape ``(n, 2)``, flips of shape ``(n,)``."""
+    """The random draws for each image: offsets of shape ``(n, 2)``, flips of shape ``(n,)``."""
 
     offsets: Tensor
     flips: Tensor
@@ -85,9 +86,9 @@ class Draws:
 
 
 def draw(augmentation: Augmentation, n: int, generator: torch.Generator) -> Draws:
-    """Draw the shift and flip of each of ``n`` images, always on the CPU.
+    """Draw the shift and flip of each of ``n`` images.
 
-    Drawn there so that a seed means the same on every device.
+    This always uses the CPU, so a seed gives the same draws on every device.
     """
     reach = augmentation.shift
     offsets = torch.randint(-reach, reach + 1, (n, 2), generator=generator)
@@ -98,13 +99,13 @@ def draw(augmentation: Augmentation, n: int, generator: torch.Generator) -> Draw
 def augment(images: Tensor, augmentation: Augmentation, draws: Draws) -> Tensor:
     """Return the images shifted and flipped as drawn.
 
-    One gather does it all: the border and the mirroring are in its indices, so an image is
+    A single gather does both: its indices contain the border and the mirroring, so each image is
     read once and written once.
 
     Args:
         images: Shape ``(batch, channels, height, width)``, any type. Not modified.
-        augmentation: Says what the border is.
-        draws: For these images, on the same device.
+        augmentation: Gives the border.
+        draws: The draws for these images, on the same device.
 
     Returns:
         Images of the same shape, type and device.
@@ -136,16 +137,16 @@ def augment(images: Tensor, augmentation: Augmentation, draws: Draws) -> Tensor:
 
 
 def cut_mixed(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Return images in some of which a rectangle is another one's.
+    """Return images of which some have a rectangle replaced by that of another image.
 
     Args:
         images: Shape ``(batch, channels, height, width)``. Not modified.
-        share: Of the images, those that get one, each by chance.
-        generator: On the CPU, so that a seed means the same on every device.
+        share: Probability that an image gets a rectangle.
+        generator: On the CPU, so a seed gives the same draws on every device.
 
     References:
-        Yun et al., "CutMix", ICCV 2019: the rectangle's area is uniform in that of the image, and
-        so is its center.
+        Yun et al., "CutMix", ICCV 2019: the rectangle's share of the area and its center are
+        uniform.
     """
     batch, _, height, width = images.shape
     partner = torch.randperm(batch, generator=generator).to(images.device, non_blocking=True)
@@ -161,5 +162,5 @@ def cut_mixed(images: Tensor, share: float, generator: torch.Generator) -> Tenso
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
-    # …2 1 | 0 1 2 … n-1 | n-2 n-3…: the edge itself is not doubled.
+    # …2 1 | 0 1 2 … n-1 | n-2 n-3…: the edge itself is not repeated.
     return (size - 1) - ((size - 1) - position.abs()).abs()

@@ -1,36 +1,47 @@
-"""From a short text to a data set: a name, a folder of pictures, or a function in a file."""
+"""Loads a data set from a short text: a name, a folder of pictures, or a function in a file."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
+from onebyone.core.arguments import checked
+from onebyone.core.errors import DataError, OptionError, UnknownNameError
+from onebyone.core.read_files import printable
+from onebyone.core.torch_state import ordinary_torch
+from onebyone.core.user_files import call_user_function, user_function
 from onebyone.data.convert import as_data
 from onebyone.data.folders import load_folder
 from onebyone.data.named import NAMED, load_named
 from onebyone.data.splits import Data
-from onebyone.errors import DataError, OneByOneError, OptionError, UnknownNameError
 
 
+@checked
+@ordinary_torch()
 def load_data(
-    spec: str, *, seed: int = 0, limit: int | None = None, image_size: int | None = None
+    spec: str,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    image_size: int | None = None,
+    ignore_index: int | None = None,
 ) -> Data:
     """Load a data set.
 
     Args:
-        spec: ``digits``, ``mnist``, ``fashion-mnist`` or ``cifar10``; ``imagefolder:DIR``, with
-            a folder a class, or with pictures, which then have no labels; or ``file.py:function``,
-            a function without arguments that returns what :func:`onebyone.data.as_data` takes.
-        seed: Of the division into parts.
-        limit: At most so many examples in each part, drawn by the seed.
+        spec: ``digits``, ``mnist``, ``fashion-mnist`` or ``cifar10``; ``imagefolder:DIR``, with one
+            folder per class, or with pictures directly, which then have no labels; or
+            ``file.py:function``, a function without arguments that returns data in a form that
+            :func:`onebyone.data.as_data` accepts.
+        seed: Random seed of the division into parts.
+        limit: Most examples in each part, drawn with the seed.
         image_size: Height and width in pixels to resize pictures to; not for ``file.py``.
+        ignore_index: A label that every count and loss ignores; only for ``file.py``.
 
     Raises:
         UnknownNameError: If there is no data set, or no function, of that name.
-        DataError: If the data is missing, empty, unreadable, or does not fit together.
-        OptionError: If ``limit`` or ``image_size`` is not above 0 or cannot be obeyed.
+        DataError: If the data is missing, empty, unreadable, or its parts do not fit together.
+        OptionError: If ``limit`` or ``image_size`` is not above 0 or not possible here.
     """
     for name, value in (("limit", limit), ("image_size", image_size)):
         if value is not None and value < 1:
@@ -45,61 +56,30 @@ def load_data(
             raise OptionError(
                 f"`image_size` must be left out for {spec}: its function sets the size."
             )
-        return _from_file(Path(path).expanduser(), function, seed=seed, limit=limit)
+        file = Path(path).expanduser()
+        return _from_file(file, function, seed=seed, limit=limit, ignore_index=ignore_index)
     if spec not in NAMED:
         raise UnknownNameError("data set", spec, [*NAMED, "imagefolder:DIR", "file.py:function"])
     return load_named(spec, seed=seed, limit=limit, image_size=image_size)
 
 
-def _from_file(path: Path, function: str, *, seed: int, limit: int | None) -> Data:
-    module = _import(path)
-    factory = getattr(module, function, None)
-    if not callable(factory):
-        own = [
-            name
-            for name, value in vars(module).items()
-            if callable(value)
-            and not name.startswith("_")
-            and getattr(value, "__module__", None) == module.__name__
-        ]
-        raise UnknownNameError(f"function in {path}", function, own)
+def _from_file(
+    path: Path, function: str, *, seed: int, limit: int | None, ignore_index: int | None
+) -> Data:
+    factory = user_function(path, function, raises=DataError)
+    made = call_user_function(factory, path, raises=DataError)
     try:
-        made = factory()
-    except OneByOneError:
-        raise
-    except Exception as error:
+        name = f"{path.name}:{function}"
+        data = as_data(made, name=name, seed=seed, ignore_index=ignore_index)
+    except DataError as error:
         raise DataError(
-            f"`{function}()` of {path} must return a data set, and failed with "
-            f"{type(error).__name__}: {error}"
+            f"`{function}()` of {printable(path)} returned unfit data. {error}"
         ) from error
-    data = as_data(made, name=f"{path.name}:{function}", seed=seed)
     if limit is None:
         return data
-    return Data(
-        name=data.name,
+    return replace(
+        data,
         train=data.train.take(limit, seed),
         validation=data.validation.take(limit, seed),
         test=data.test.take(limit, seed),
-        classes=data.classes,
-        seed=data.seed,
     )
-
-
-def _import(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise DataError(f"The Python file {path} must exist, and does not. Check the path.")
-    found = importlib.util.spec_from_file_location(f"onebyone_user_{path.stem}", path)
-    if found is None or found.loader is None:
-        raise DataError(f"{path} cannot be imported as a Python file.")
-    module = importlib.util.module_from_spec(found)
-    # Workers of a loader find the module of a data set by its name.
-    sys.modules[module.__name__] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module.__name__]
-        raise DataError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
-    return module

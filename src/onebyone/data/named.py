@@ -1,11 +1,10 @@
-"""The data sets that have a name: digits, MNIST, Fashion-MNIST and CIFAR-10."""
+"""The data sets with a name: digits, MNIST, Fashion-MNIST and CIFAR-10."""
 
 from __future__ import annotations
 
-import gzip
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
+from onebyone.core.errors import DataError, UnknownNameError
+from onebyone.core.read_files import printable, reason_of, why_no_folder
+from onebyone.data.arrays import read_cifar_batch, read_idx, read_npy
 from onebyone.data.augment import Augmentation
-from onebyone.data.splits import Data, TensorSplit, held_out
-from onebyone.errors import DataError, UnknownNameError
+from onebyone.data.pictures import check_picture_memory, open_picture
+from onebyone.data.splits import Data, TensorSplit, drawn_rows, held_out
 
 ENVIRONMENT = "ONEBYONE_DATA"
-VALIDATION = 5_000  # examples of the official training set that are kept to choose by
-DIGITS_SEED = 0  # the digits' test part never changes, so that figures on it can be compared
+VALIDATION = 5_000  # examples held out of the official training set for validation
+DIGITS_SEED = 0  # the test part of digits never changes, so that results are comparable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +40,16 @@ class Raw:
 
 @dataclass(frozen=True, kw_only=True)
 class NamedData:
-    """How a named data set is read, normalized and augmented.
+    """How to read, normalize and augment a named data set.
 
     Attributes:
-        title: In a line, for listings.
-        mean: A channel's mean over the training images, on the scale 0…1.
-        std: A channel's standard deviation, likewise.
+        title: One line for listings.
+        classes: Names of the classes.
+        mean: Mean of each channel over the training images, on the scale 0…1.
+        std: Standard deviation of each channel, on the same scale.
+        augmentation: Augmentation of the training images.
         read: Reads it.
-        validation: Training examples to choose by.
+        validation: Number of training examples held out for validation.
     """
 
     title: str
@@ -64,34 +68,48 @@ def load_named(
 
     Args:
         name: Its name.
-        seed: Of the choice of validation examples; the test part is always the same.
-        limit: At most so many examples in each part.
+        seed: Random seed for choosing validation examples; the test part is always the same.
+        limit: Most examples in each part.
         image_size: Height and width in pixels to resize to.
 
     Raises:
         UnknownNameError: If there is no such data set.
-        DataError: If its files are missing and cannot be downloaded, or cannot be read.
+        DataError: If its files are missing and cannot be downloaded, cannot be read, or would not
+            fit into memory at that size.
     """
     if name not in NAMED:
         raise UnknownNameError("data set", name, NAMED)
     entry = NAMED[name]
     raw = entry.read()
 
+    rest, chosen = held_out(len(raw.images), entry.validation, seed=seed, targets=raw.labels)
+    rows = {"train": rest, "validation": chosen, "test": torch.arange(len(raw.test_images))}
+    if limit is not None:
+        rows = {
+            part: of[drawn_rows(len(of), limit, seed)] if limit < len(of) else of
+            for part, of in rows.items()
+        }
+    if image_size is not None:
+        count = sum(map(len, rows.values()))
+        check_picture_memory(count, image_size, channels=raw.images.shape[1])
+
     def split(images: Tensor, labels: Tensor, augmentation: Augmentation | None) -> TensorSplit:
         return TensorSplit(
-            resized(images, image_size),
-            labels,
-            mean=entry.mean,
-            std=entry.std,
-            augmentation=augmentation,
+            images, labels, mean=entry.mean, std=entry.std, augmentation=augmentation
         )
 
-    whole = split(raw.images, raw.labels, entry.augmentation)
-    test = split(raw.test_images, raw.test_labels, None)
-    rest, chosen = held_out(len(whole), entry.validation, seed=seed, targets=raw.labels)
-    train, validation = whole.part(rest), whole.part(chosen, augmentation=Augmentation())
-    if limit is not None:
-        train, validation, test = (part.take(limit, seed) for part in (train, validation, test))
+    def part(of: Tensor, augmentation: Augmentation | None) -> TensorSplit:
+        # Resize only the images of this part.
+        return split(resized(raw.images[of], image_size), raw.labels[of], augmentation)
+
+    if image_size is None:
+        whole = split(raw.images, raw.labels, entry.augmentation)
+        train = whole.part(rows["train"])
+        validation = whole.part(rows["validation"], augmentation=Augmentation())
+    else:
+        train, validation = part(rows["train"], entry.augmentation), part(rows["validation"], None)
+    test_images = resized(raw.test_images[rows["test"]], image_size)
+    test = split(test_images, raw.test_labels[rows["test"]], None)
     return Data(
         name=f"{name}{raw.note}",
         classes=entry.classes,
@@ -103,21 +121,22 @@ def load_named(
 
 
 def data_directory() -> tuple[Path, bool]:
-    """Return where data sets lie, and whether missing ones may be downloaded to it.
+    """Return the folder of data sets, and whether missing ones may be downloaded to it.
 
-    The environment's ``ONEBYONE_DATA`` first; then ``../shared/data``, for work on the project
-    itself; else the user's cache, the only one that is written to.
+    It is the folder in the environment variable ``ONEBYONE_DATA``; else ``../shared/data`` if it
+    exists, for work on the project itself; else the user's cache. Only the cache is written to.
 
     Raises:
-        DataError: If ``ONEBYONE_DATA`` is no folder.
+        DataError: If ``ONEBYONE_DATA`` is not a folder.
     """
     named = os.environ.get(ENVIRONMENT)
     if named:
         folder = Path(named).expanduser()
-        if not folder.is_dir():
+        why = why_no_folder(folder)
+        if why is not None:
             raise DataError(
-                f"`{ENVIRONMENT}` must name a folder with data sets, got {named!r}, which is none. "
-                "Create it, or unset the variable."
+                f"`{ENVIRONMENT}` must name a folder with data sets, but {named!r} {why}. Create "
+                "it, or unset the variable."
             )
         return folder, False
     beside = Path("..") / "shared" / "data"
@@ -132,7 +151,7 @@ def resized(images: Tensor, size: int | None) -> Tensor:
 
     Args:
         images: Shape ``(n, channels, height, width)``. Not modified.
-        size: Height and width in pixels, or ``None`` for the images as they are.
+        size: Height and width in pixels, or ``None`` to keep the size.
     """
     if size is None or tuple(images.shape[2:]) == (size, size):
         return images
@@ -147,7 +166,7 @@ def resized(images: Tensor, size: int | None) -> Tensor:
 
 
 def _digits() -> Raw:
-    from sklearn.datasets import load_digits  # noqa: PLC0415  # a second, and only for this
+    from sklearn.datasets import load_digits  # noqa: PLC0415  # takes a second; only needed here
 
     bunch = load_digits()
     scans = torch.from_numpy(np.asarray(bunch.images))[:, None]
@@ -166,18 +185,37 @@ def _mnist_like(folder: str, published: str) -> Callable[[], Raw]:
     def read() -> Raw:
         root, may_download = data_directory()
         places = (root / folder, root / published / "raw")
-        place = next((found for found in places if _idx(found, "train-images-idx3-ubyte")), None)
-        if place is None:
+        place = next((found for found in places if _holds_any(found)), None)
+        if place is None or (may_download and not _holds_all(place)):
             _download(published, root, places, may_download=may_download)
             place = places[1]
-        return Raw(
-            images=_read_idx(place, "train-images-idx3-ubyte")[:, None],
-            labels=_read_idx(place, "train-labels-idx1-ubyte").to(torch.int64),
-            test_images=_read_idx(place, "t10k-images-idx3-ubyte")[:, None],
-            test_labels=_read_idx(place, "t10k-labels-idx1-ubyte").to(torch.int64),
-        )
+        images, labels = _labelled(place, "train")
+        test_images, test_labels = _labelled(place, "t10k")
+        return Raw(images=images, labels=labels, test_images=test_images, test_labels=test_labels)
 
     return read
+
+
+def _labelled(place: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Return images ``(n, 1, height, width)`` and labels ``(n,)`` from two idx files."""
+    of_images, of_labels = (f"{part}-{kind}" for kind in _IDX_KINDS)
+    images = read_idx(_idx_file(place, of_images), dimensions=3)
+    labels = read_idx(_idx_file(place, of_labels), dimensions=1)
+    _check_labels(place / of_images, place / of_labels, len(images), labels)
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels).to(torch.int64)
+
+
+def _check_labels(images: Path, labels: Path, count: int, values: NDArray[Any]) -> None:
+    if len(values) != count or not count:
+        raise DataError(
+            f"There must be a label in {printable(labels)} for each of the {count:,} images in "
+            f"{printable(images)}, got {len(values):,}. Download both again."
+        )
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 9:
+        raise DataError(
+            f"The labels in {printable(labels)} must be whole numbers from 0 to 9, got "
+            f"{values.min()} to {values.max()}. Download it again."
+        )
 
 
 def _cifar10() -> Raw:
@@ -187,50 +225,63 @@ def _cifar10() -> Raw:
         return _cifar10_sheets(sheets)
     if not published.is_dir():
         _download("CIFAR10", root, (published, sheets), may_download=may_download)
-    from torchvision.datasets import CIFAR10  # noqa: PLC0415
+    from torchvision.datasets import CIFAR10  # noqa: PLC0415  # for its checksums
 
     try:
-        # torchvision compares checksums first, so what it unpickles is the published file.
-        parts = [CIFAR10(str(root), train=train) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
+        images, labels = _cifar10_part(published, CIFAR10.train_list)
+        test_images, test_labels = _cifar10_part(published, CIFAR10.test_list)
+    except DataError as error:
         raise DataError(
-            f"Cannot read CIFAR-10 in {published}: {str(error).rstrip('.')}. Delete that folder to "
-            "have it looked for or downloaded again, or put the whole data set there."
+            f"Cannot read CIFAR-10 in {printable(published)}: {error} Delete that folder to have "
+            "it looked for or downloaded again, or put the whole data set there."
         ) from error
-    images, test_images = (
-        torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts
-    )
-    labels, test_labels = (torch.tensor(part.targets) for part in parts)
     return Raw(images=images, labels=labels, test_images=test_images, test_labels=test_labels)
 
 
+def _cifar10_part(folder: Path, files: Sequence[Sequence[str]]) -> tuple[Tensor, Tensor]:
+    images, labels = [], []
+    for name, checksum in files:
+        part, part_labels = read_cifar_batch(folder / name, md5=checksum)
+        images.append(torch.from_numpy(part))
+        labels += part_labels
+    return torch.cat(images), torch.tensor(labels)
+
+
 def _cifar10_sheets(folder: Path) -> Raw:
-    images = torch.cat([_read_sheet(folder / f"train_{index}.webp") for index in range(5)])
+    train, test = [folder / f"train_{index}.webp" for index in range(5)], "test_first1000"
+    images = torch.cat([_read_sheet(path) for path in train])
+    test_images = _read_sheet(folder / f"{test}.webp")
     return Raw(
         images=images,
-        labels=_read_labels(folder / "train_labels.npy"),
-        test_images=_read_sheet(folder / "test_first1000.webp"),
-        test_labels=_read_labels(folder / "test_first1000_labels.npy"),
+        labels=_read_labels(train[0], folder / "train_labels.npy", len(images)),
+        test_images=test_images,
+        test_labels=_read_labels(
+            folder / f"{test}.webp", folder / f"{test}_labels.npy", len(test_images)
+        ),
         note=" (first 1,000 test images)",
     )
 
 
 def _read_sheet(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as picture:
-            sheet = torch.from_numpy(np.array(picture.convert("RGB")))
-    except (OSError, ValueError) as error:
-        raise DataError(f"Cannot read the images of CIFAR-10 in {path}: {error}.") from error
+    """Return the tiles of 32×32 pixels in a picture, row by row."""
+    sheet = torch.from_numpy(np.array(open_picture(path)))
+    if sheet.shape[0] % 32 or sheet.shape[1] % 32:
+        raise DataError(
+            f"The sides of {printable(path)} must be multiples of 32, one tile per image, "
+            f"got {sheet.shape[1]}×{sheet.shape[0]}. Copy it again."
+        )
     rows, columns = sheet.shape[0] // 32, sheet.shape[1] // 32
     tiles = sheet.view(rows, 32, columns, 32, 3).permute(0, 2, 4, 1, 3)
     return tiles.reshape(-1, 3, 32, 32)
 
 
-def _read_labels(path: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.load(path)).to(torch.int64).flatten()
-    except (OSError, ValueError) as error:
-        raise DataError(f"Cannot read the labels of CIFAR-10 in {path}: {error}.") from error
+def _read_labels(images: Path, path: Path, count: int) -> Tensor:
+    values = read_npy(path).reshape(-1)
+    _check_labels(images, path, count, values)
+    return torch.from_numpy(values.astype(np.int64))
+
+
+_IDX_KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 
 
 def _idx(folder: Path, name: str) -> Path | None:
@@ -240,22 +291,22 @@ def _idx(folder: Path, name: str) -> Path | None:
     )
 
 
-def _read_idx(folder: Path, name: str) -> Tensor:
+def _idx_file(folder: Path, name: str) -> Path:
     path = _idx(folder, name)
     if path is None:
-        raise DataError(f"The folder {folder} must have {name} or {name}.gz, and has neither.")
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-        # Two zero bytes, the type (8: uint8), the number of dimensions; then each as big-endian.
-        if content[:3] != b"\x00\x00\x08":
-            raise DataError(f"{path} is not an idx file of bytes. Download it again.")
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(np.int64)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
-        raise DataError(f"Cannot read {path}: {error}. Download it again.") from error
-    return torch.from_numpy(values.copy())
+        raise DataError(
+            f"The folder {printable(folder)} must have {name} or {name}.gz, and has neither. Put "
+            "it there."
+        )
+    return path
+
+
+def _holds_any(folder: Path) -> bool:
+    return any(_idx(folder, f"{part}-{kind}") for part in ("train", "t10k") for kind in _IDX_KINDS)
+
+
+def _holds_all(folder: Path) -> bool:
+    return all(_idx(folder, f"{part}-{kind}") for part in ("train", "t10k") for kind in _IDX_KINDS)
 
 
 def _download(published: str, root: Path, looked: tuple[Path, ...], *, may_download: bool) -> None:
@@ -265,30 +316,36 @@ def _download(published: str, root: Path, looked: tuple[Path, ...], *, may_downl
             f"{published} must lie in {places}, and does not. Put its files there, or unset "
             f"`{ENVIRONMENT}` to have it downloaded to the user's cache."
         )
-    import torchvision.datasets  # noqa: PLC0415  # half a second, and only for a download
+    import torchvision.datasets  # noqa: PLC0415  # takes half a second; only needed to download
 
     dataset: Any = getattr(torchvision.datasets, published)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Aside first: half a data set in its place would be taken for the whole one.
+        # Download to a temporary folder first, so that a partial data set is never used.
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{published}-") as aside:
             for train in (True, False):
-                dataset(aside, train=train, download=True)
+                dataset(aside, train=train, download=True)  # compares checksums
             _move_folders(Path(aside), root)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # connections, archives and disks raise many kinds
         raise DataError(
-            f"{published} could not be downloaded to {root}: {error}. Check the connection, or "
-            f"put its files into {places}, or into a folder that `{ENVIRONMENT}` names."
+            f"{published} could not be downloaded to {root}: {reason_of(error)}. Check the "
+            f"connection and the free space, or put its files into {places}, or into a folder "
+            f"that `{ENVIRONMENT}` names."
         ) from error
 
 
 def _move_folders(source: Path, target: Path) -> None:
-    """Move what lies in folders, into the same folders; archives beside them are left."""
-    for path in sorted(source.glob("*/**/*")):
-        if path.is_file():
-            place = target / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(place)
+    """Move the content of each folder into the same folder of the target, without archives."""
+    for folder in sorted(path for path in source.iterdir() if path.is_dir()):
+        place = target / folder.name
+        if not place.exists():
+            folder.replace(place)  # moves the whole folder at once
+            continue
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                place = target / path.relative_to(source)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(place)
 
 
 _CIFAR10_CLASSES = (

@@ -1,10 +1,10 @@
-"""Parts of a data set: examples that come in normalized, reproducible batches."""
+"""Data sets and their parts (splits), which yield normalized, reproducible batches."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from onebyone.core.errors import DataError, OptionError
+from onebyone.core.memory import free_bytes
+from onebyone.core.randomness import generator_of
+from onebyone.core.records import DataInfo, InputSpec
+from onebyone.core.task import Task, find_task
+from onebyone.core.tensor_trees import Inputs
 from onebyone.data.augment import Augmentation, augment, draw
-from onebyone.errors import DataError, OneByOneError, OptionError
-from onebyone.free_memory import free_bytes
-from onebyone.records import DataInfo
 
 Picture = NDArray[np.uint8]
 
@@ -27,19 +29,19 @@ class Split(Protocol):
     """A part of a data set, such as its training examples.
 
     Attributes:
-        input_shape: Shape of one input, without the batch.
-        targets: The targets of all examples, or ``None`` where they are not known beforehand.
+        inputs: What a batch of one example gives a network.
+        targets: The targets of all examples, or ``None`` if they are not known in advance.
         augmentation: What ``augment=True`` does, in words.
     """
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch."""
+    def inputs(self) -> InputSpec:
+        """What a batch of one example gives a network."""
         ...
 
     @property
     def targets(self) -> Tensor | None:
-        """The targets of all examples, in order, or ``None`` where they are not known."""
+        """The targets of all examples, in order, or ``None`` if they are not known in advance."""
         ...
 
     @property
@@ -57,52 +59,83 @@ class Split(Protocol):
         augment: bool = False,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield normalized float32 inputs with their targets.
 
         Args:
-            batch_size: Examples a batch; the last batch has the rest.
-            seed: Shuffles, and draws the augmentation; without it, examples come in order.
+            batch_size: Examples per batch; the last batch has the rest.
+            seed: Random seed for shuffling and augmentation; without it, examples come in order.
             augment: Whether to augment; needs a seed.
-            device: Where the tensors are to lie.
-            channels_last: Whether images lie in memory with their channels last.
+            device: Device of the tensors.
+            channels_last: Whether images are in channels-last layout.
 
         Yields:
-            Inputs of shape ``(batch, *input_shape)`` and targets: int64 of shape ``(batch,)``
-            for classes, any tensor for others, of shape ``(batch, 0)`` where there are none.
+            Inputs, a tensor ``(batch, …)`` or what else the network is called with, and targets:
+            int64 of shape ``(batch,)`` for classes, any tensor for others, and shape ``(batch, 0)``
+            without targets.
         """
         ...
 
     def take(self, n: int, seed: int = 0) -> Split:
-        """Return ``n`` examples drawn at random, or all where there are fewer."""
+        """Return ``n`` examples drawn at random, or all if there are fewer."""
         ...
 
     def image(self, index: int) -> Picture | None:
         """Return an input as a picture, uint8 of shape ``(height, width, 3)``.
 
-        ``None`` where the input is no picture.
+        ``None`` if the input is not a picture.
         """
         ...
 
 
-class TensorSplit:
-    """Examples that lie in memory; shuffled, augmented and normalized a batch at a time.
-
-    Pixels stay uint8 until a batch is asked for, a quarter of the memory of float32. A part
-    made by :meth:`take` or :meth:`part` shares its parent's memory.
+def tensor_batches(
+    split: Split,
+    batch_size: int,
+    *,
+    stage: str,
+    seed: int | None = None,
+    augment: bool = False,
+    device: torch.device | str = "cpu",
+    channels_last: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the batches of a split whose inputs are one tensor; see :meth:`Split.batches`.
 
     Args:
-        inputs: Shape ``(n, *input_shape)``: uint8 images ``(n, channels, height, width)``, or
+        split: The examples.
+        batch_size: As for :meth:`Split.batches`, as are all that follow but the stage.
+        stage: What takes them, for the message.
+        seed: Random seed.
+        augment: Whether to augment.
+        device: Device of the tensors.
+        channels_last: Whether images are in channels-last layout.
+
+    Raises:
+        NetworkInputError: If its inputs are several tensors, or values beside a tensor.
+    """
+    split.inputs.single(stage)
+    how: Any = {"seed": seed, "augment": augment, "channels_last": channels_last}
+    batches: Any = split.batches(batch_size, device=device, **how)
+    typed: Iterator[tuple[Tensor, Tensor]] = batches
+    return typed
+
+
+class TensorSplit:
+    """Examples in memory; shuffled, augmented and normalized batch by batch.
+
+    Pixels stay uint8 until a batch is made, which takes a quarter of float32's memory. A part
+    from :meth:`take` or :meth:`part` shares its parent's memory.
+
+    Args:
+        inputs: Shape ``(n, …)``: uint8 images ``(n, channels, height, width)``, or
             floating point of any shape. Not modified.
-        targets: One an example: integers for classes, any tensor for others, or ``None``.
-        mean: A channel's mean, on the scale of 0…1 for uint8 images; nothing is subtracted
-            where it is not given.
-        std: A channel's standard deviation, on the same scale.
+        targets: One per example: integers for classes, any tensor for others, or ``None``.
+        mean: Mean of each channel, on the scale of 0…1 for uint8 images. Give it with ``std``.
+        std: Standard deviation of each channel, on the same scale.
         augmentation: What ``augment=True`` does to an image.
 
     Raises:
-        DataError: If there are no examples, targets of another number, values that are not
-            finite, or images whose channels do not come first.
+        DataError: If there are no examples, the number of targets differs, values are not
+            finite, or the channels of images do not come first.
         OptionError: If the mean, the standard deviation or the augmentation does not fit.
     """
 
@@ -119,7 +152,7 @@ class TensorSplit:
         self._inputs = inputs.detach()
         if inputs.dtype != torch.uint8:
             self._inputs = self._inputs.to(torch.float32)
-        self._targets = None if targets is None else _plain_targets(targets.detach())
+        self._targets = None if targets is None else plain_targets(targets.detach())
         self._rows: Tensor | None = None
         self._augment = augmentation or Augmentation()
         if self._augment and (inputs.ndim != 4 or (targets is not None and targets.ndim > 2)):
@@ -132,9 +165,9 @@ class TensorSplit:
         self.mean, self.std = _statistics(mean, std, inputs)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch."""
-        return tuple(self._inputs.shape[1:])
+    def inputs(self) -> InputSpec:
+        """What a batch of one example gives a network."""
+        return InputSpec.of_shape((1, *self._inputs.shape[1:]))
 
     @property
     def holds_pixels(self) -> bool:
@@ -143,7 +176,7 @@ class TensorSplit:
 
     @property
     def targets(self) -> Tensor | None:
-        """The targets of all examples, in order; ``None`` where there are none."""
+        """The targets of all examples, in order; ``None`` if there are none."""
         if self._targets is None or self._rows is None:
             return self._targets
         return self._targets[self._rows]
@@ -156,8 +189,15 @@ class TensorSplit:
     def __len__(self) -> int:
         return len(self._inputs if self._rows is None else self._rows)
 
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """Return the stored inputs, and the rows that belong to this part (``None``: all).
+
+        They are shared, not copied, so do not modify them.
+        """
+        return self._inputs, self._rows
+
     def __repr__(self) -> str:
-        return f"TensorSplit({len(self)} × {'×'.join(map(str, self.input_shape))})"
+        return f"TensorSplit({len(self)} × {self.inputs.example_text()})"
 
     def batches(
         self,
@@ -169,7 +209,7 @@ class TensorSplit:
         channels_last: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalized float32 inputs with their targets; see :meth:`Split.batches`."""
-        _check_batches(batch_size, seed, augment=augment)
+        check_batches(batch_size, seed, augment=augment)
         return self._batches(batch_size, seed, augment, torch.device(device), channels_last)
 
     def _batches(
@@ -180,13 +220,11 @@ class TensorSplit:
         device: torch.device,
         channels_last: bool,  # noqa: FBT001
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator()
-        if seed is not None:
-            generator.manual_seed(seed)
+        generator = generator_of(0 if seed is None else seed)
         order = self._order(generator if seed is not None else None)
         draws = draw(self._augment, len(self), generator) if augmented and self._augment else None
         inputs, targets = self._resident(device)
-        # Both at once: a copy of each batch's part would wait for the step before.
+        # Moved as a whole: a copy for each batch would wait for the step before.
         order = None if order is None else order.to(inputs.device)
         draws = None if draws is None else draws.to(device)
         for start in range(0, len(self), batch_size):
@@ -216,7 +254,7 @@ class TensorSplit:
             targets = torch.empty(len(self._inputs), 0)
         free = free_bytes(str(device)) if device.type == "cuda" else None
         if free is not None and self._inputs.nbytes < free // 4:
-            # One copy an epoch instead of one a batch, where it leaves room for the network.
+            # One copy per epoch instead of one per batch, if that leaves room for the network.
             return self._inputs.to(device), targets.to(device)
         return self._inputs, targets
 
@@ -229,13 +267,13 @@ class TensorSplit:
             factor, offset = (
                 each.to(batch.device, non_blocking=True) for each in (1 / (scale * std), mean / std)
             )
-            # The conversion from uint8 has made a copy already; a float batch is still the user's.
+            # Converting uint8 has made a copy; a float batch may still be the user's tensor.
             batch = batch.mul_(factor) if scale != 1 else batch * factor
             batch = batch.sub_(offset)
         elif batch is images:
-            batch = batch.clone()  # a network that works in place must not write into the data
+            batch = batch.clone()  # an in-place network must not modify the data
         if channels_last and batch.ndim == 4:
-            # Converted while still NCHW: a change of layout of bytes is ten times slower on a CPU.
+            # After converting to float: changing the layout of bytes is 10× slower on a CPU.
             batch = batch.contiguous(memory_format=torch.channels_last)
         return batch
 
@@ -246,180 +284,58 @@ class TensorSplit:
             rows: Positions in this part, int64 of shape ``(n,)``.
             augmentation: Another augmentation, or ``None`` for the same.
         """
-        if rows.numel() == 0:
-            raise DataError("A part of a data set must have at least one example, got 0 positions.")
         other = object.__new__(TensorSplit)
         other._inputs, other._targets = self._inputs, self._targets
-        other._rows = rows if self._rows is None else self._rows[rows]
+        other._rows = rows_of_part(self._rows, rows)
         other._augment = self._augment if augmentation is None else augmentation
         other.mean, other.std = self.mean, self.std
         return other
 
     def with_statistics(self, *, mean: Sequence[float], std: Sequence[float]) -> TensorSplit:
-        """Return the same examples, normalized as another network wants them.
+        """Return the same examples with another normalization.
 
         Args:
-            mean: A channel's mean, on the scale of 0…1 for uint8 images.
-            std: A channel's standard deviation, on the same scale.
+            mean: Mean of each channel, on the scale of 0…1 for uint8 images.
+            std: Standard deviation of each channel, on the same scale.
         """
         other = copy.copy(self)
         other.mean, other.std = _statistics(mean, std, self._inputs)
         return other
 
     def take(self, n: int, seed: int = 0) -> TensorSplit:
-        """Return ``n`` examples drawn at random, or all where there are fewer."""
-        _check_count(n)
-        return self if n >= len(self) else self.part(_drawn(len(self), n, seed))
+        """Return ``n`` examples drawn at random, or all if there are fewer."""
+        check_count(n)
+        return self if n >= len(self) else self.part(drawn_rows(len(self), n, seed))
 
     def image(self, index: int) -> Picture | None:
         """Return an input as a picture, uint8 of shape ``(height, width, 3)``.
 
-        Grey images are repeated three times; floating-point images are stretched from their own
-        least to their greatest value. ``None`` where the input is no picture.
+        A gray image is repeated for the three colors. Floating-point images are scaled from their
+        smallest to their largest value. ``None`` if the input is not a picture.
         """
         row = range(len(self))[index]
-        return _picture(self._inputs[row if self._rows is None else int(self._rows[row])])
-
-
-class DatasetSplit:
-    """A map-style torch data set, behind a :class:`torch.utils.data.DataLoader`.
-
-    The data set does its own normalization and augmentation.
-
-    Args:
-        dataset: Items are ``(input, target)`` or inputs alone; inputs are floating-point tensors.
-        workers: Processes that load.
-        collate: Makes a batch of items, as for a ``DataLoader``.
-
-    Raises:
-        DataError: If the data set has no length, is empty, or its items are not such.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        *,
-        workers: int = 0,
-        collate: Callable[[list[Any]], Any] = default_collate,
-    ) -> None:
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise DataError(
-                "A data set must be map-style, with `__len__` and `__getitem__`, got "
-                f"{type(dataset).__name__}. Collect an iterable data set into tensors first."
-            )
-        self._dataset, self._workers, self._collate = dataset, workers, collate
-        self._n = len(dataset)
-        if self._n == 0:
-            raise DataError(_EMPTY)
-        with _said_of(dataset):
-            batch = collate([dataset[0]])
-        inputs, _ = _unpack(batch)
-        self._input_shape = tuple(inputs.shape[1:])
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch."""
-        return self._input_shape
-
-    @property
-    def targets(self) -> Tensor | None:
-        """The data set's ``targets`` where it has them as integers; else ``None``."""
-        targets = getattr(self._dataset, "targets", None)
-        # A transform of targets makes the stored ones something else than what batches hold.
-        if targets is None or getattr(self._dataset, "target_transform", None) is not None:
-            return None
-        try:
-            known = torch.as_tensor(targets)
-        except (TypeError, ValueError, RuntimeError):
-            return None
-        return _plain_targets(known) if len(known) == len(self) else None
-
-    @property
-    def augmentation(self) -> str:
-        """What ``augment=True`` does, in words."""
-        return "the data set's own"
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __repr__(self) -> str:
-        return f"DatasetSplit({len(self)} × {'×'.join(map(str, self.input_shape))})"
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        augment: bool = False,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield inputs with their targets; see :meth:`Split.batches`.
-
-        The data set augments by its own transforms, or not at all, whatever ``augment`` says.
-        """
-        _check_batches(batch_size, seed, augment=augment)
-        return self._batches(batch_size, seed, torch.device(device), channels_last)
-
-    def _batches(
-        self,
-        batch_size: int,
-        seed: int | None,
-        device: torch.device,
-        channels_last: bool,  # noqa: FBT001
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        # The loader draws its workers' seeds from this generator, not from the global one.
-        generator = torch.Generator().manual_seed(0 if seed is None else seed)
-        loader = DataLoader(
-            self._dataset,
-            batch_size=batch_size,
-            shuffle=seed is not None,
-            num_workers=self._workers,
-            collate_fn=self._collate,
-            generator=generator,
-        )
-        batches = iter(loader)
-        while True:
-            with _said_of(self._dataset):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            inputs, targets = _unpack(batch)
-            inputs = inputs.to(device, torch.float32, non_blocking=True)
-            if channels_last and inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            yield inputs, _plain_targets(targets).to(device, non_blocking=True)
-
-    def part(self, rows: Tensor) -> DatasetSplit:
-        """Return the examples at some positions, int64 of shape ``(n,)``."""
-        if rows.numel() == 0:
-            raise DataError("A part of a data set must have at least one example, got 0 positions.")
-        subset = Subset(self._dataset, rows.tolist())
-        return DatasetSplit(subset, workers=self._workers, collate=self._collate)
-
-    def take(self, n: int, seed: int = 0) -> DatasetSplit:
-        """Return ``n`` examples drawn at random, or all where there are fewer."""
-        _check_count(n)
-        return self if n >= len(self) else self.part(_drawn(len(self), n, seed))
-
-    def image(self, index: int) -> Picture | None:
-        """Return an input as a picture, stretched to 0…255; ``None`` where it is none."""
-        item = self._dataset[range(len(self))[index]]
-        value = item[0] if isinstance(item, (tuple, list)) else item
-        return _picture(value) if isinstance(value, Tensor) else None
+        return as_picture(self._inputs[row if self._rows is None else int(self._rows[row])])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set: what to train on, what to choose by, and what to report on.
+    """A data set with its training, validation and test parts.
 
     Attributes:
-        classes: Their names; empty where the targets are no classes.
-        seed: Of the division into parts.
-        crop: Share of a picture's shorter side that was kept when its center was cut out.
+        name: Name of the data set.
+        train: Examples to train on.
+        validation: Examples for choosing between networks or settings.
+        test: Examples for reporting results.
+        classes: Names of the classes; empty if the targets are not classes.
+        seed: Random seed of the division into parts.
+        crop: Share of a picture's shorter side that the center crop kept.
+        task: What a network's outputs mean: the name of a task, or a task of your own; by default
+            inferred from the targets, if certain.
+        ignore_index: A label that every count and loss ignores, such as 255 or -1.
 
     Raises:
-        DataError: If the parts' inputs differ in shape, or a label is no class.
+        DataError: If the parts' inputs differ in shape, or a label is not a class.
+        UnknownNameError: If there is no such task.
     """
 
     name: str
@@ -429,23 +345,28 @@ class Data:
     classes: tuple[str, ...] = ()
     seed: int = 0
     crop: float = 1.0
+    task: str | Task | None = None
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
+        if self.task is not None:
+            find_task(self.task)
         for part in ("train", "validation", "test"):
             split: Split = getattr(self, part)
-            if split.input_shape != self.train.input_shape:
+            if not split.inputs.same_examples(self.train.inputs):
                 raise DataError(
                     "The inputs of all parts must be of one shape: `train` has "
-                    f"{self.train.input_shape}, `{part}` has {split.input_shape}. "
-                    "Resize the one or the other."
+                    f"{self.train.inputs.example_text()}, `{part}` has "
+                    f"{split.inputs.example_text()}. "
+                    "Resize one of them."
                 )
             if self.classes:
-                _check_labels(part, split.targets, len(self.classes))
+                _check_labels(part, split.targets, len(self.classes), self.ignore_index)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch."""
-        return self.train.input_shape
+    def inputs(self) -> InputSpec:
+        """What a batch of one example gives a network."""
+        return self.train.inputs
 
     def info(self) -> DataInfo:
         """Return sizes, classes, shape and normalization as a record."""
@@ -456,7 +377,7 @@ class Data:
             validation=len(self.validation),
             test=len(self.test),
             classes=self.classes,
-            input_shape=self.input_shape,
+            inputs=self.inputs,
             seed=self.seed,
             mean=mean,
             std=std,
@@ -466,7 +387,7 @@ class Data:
     def __str__(self) -> str:
         return (
             f"{self.name}: {len(self.train):,} to train, {len(self.validation):,} to choose, "
-            f"{len(self.test):,} to test, {'×'.join(map(str, self.input_shape))}, "
+            f"{len(self.test):,} to test, {self.inputs.example_text()}, "
             f"{len(self.classes) or 'no'} classes"
         )
 
@@ -474,13 +395,13 @@ class Data:
 def held_out(
     n: int, count: int, *, seed: int, targets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Divide ``n`` positions at random into the rest and ``count`` that are held out.
+    """Divide ``n`` positions at random into ``count`` held-out ones and the rest.
 
     Args:
-        n: Positions in all.
-        count: Positions to hold out, from 1 to ``n - 1``.
-        seed: Of the draw.
-        targets: Integer labels of shape ``(n,)``: every class is then held out in proportion.
+        n: Number of positions.
+        count: Number of positions to hold out, from 1 to ``n - 1``.
+        seed: Random seed.
+        targets: Integer labels of shape ``(n,)``; each class is then held out in proportion.
 
     Returns:
         The rest and the held-out positions, each int64 and ascending.
@@ -493,10 +414,10 @@ def held_out(
             f"{n} examples cannot be divided into a part of {count} and a rest: "
             "both must have at least one. Give more data."
         )
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=generator_of(seed))
     if targets is not None and targets.ndim == 1 and not targets.is_floating_point():
-        # Each example's rank within its class, as a share, spreads every class evenly over the
-        # order: cutting it anywhere takes the classes in proportion.
+        # Sort by each example's rank within its class, as a share. This spreads every class evenly
+        # over the order, so a cut anywhere takes the classes in proportion.
         labels = targets[order]
         share = torch.empty(n, dtype=torch.float64)
         for label in torch.unique(labels):
@@ -507,21 +428,39 @@ def held_out(
     return order[count:].sort().values, order[:count].sort().values
 
 
-_EMPTY = "A data set must have at least one example, got 0. Check the path or the filter."
+EMPTY = "A data set must have at least one example, got 0. Check the path or the filter."
+
+
+def _check_values(inputs: Tensor) -> None:
+    """Check that inputs have values, in a supported type."""
+    if 0 in inputs.shape[1:]:
+        raise DataError(
+            f"Each input must have at least one value, got inputs of shape {tuple(inputs.shape)}."
+        )
+    if inputs.layout != torch.strided or inputs.device.type == "meta":
+        raise DataError(
+            f"`inputs` must be a dense tensor with values, got {inputs.layout} on {inputs.device}. "
+            "Give `inputs.to_dense()`."
+        )
+    if inputs.dtype not in _INPUT_TYPES:
+        raise DataError(
+            f"`inputs` must be uint8 or floating point (16 to 64 bits), got {inputs.dtype}. "
+            "Convert them first, as by `inputs.float()`."
+        )
+
+
+_INPUT_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _check_inputs(inputs: Tensor, targets: Tensor | None) -> None:
     if inputs.ndim < 2 or len(inputs) == 0:
         if inputs.ndim >= 1 and len(inputs) == 0:
-            raise DataError(_EMPTY)
+            raise DataError(EMPTY)
         raise DataError(
-            "`inputs` must be of shape (n, …), an example a row, got shape "
+            "`inputs` must be of shape (n, …), one example per row, got shape "
             f"{tuple(inputs.shape)}. Add a dimension with `inputs[:, None]`."
         )
-    if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
-        raise DataError(
-            f"`inputs` must be uint8 or floating point, got {inputs.dtype}. Convert them first."
-        )
+    _check_values(inputs)
     if inputs.dtype == torch.uint8 and inputs.ndim == 4:
         channels_first = inputs.shape[1] <= 4 or inputs.shape[3] > 4
         if not channels_first:
@@ -533,7 +472,7 @@ def _check_inputs(inputs: Tensor, targets: Tensor | None) -> None:
     elif inputs.dtype == torch.uint8:
         raise DataError(
             "uint8 images must be of shape (n, channels, height, width), got "
-            f"{tuple(inputs.shape)}. For grey images give `inputs[:, None]`."
+            f"{tuple(inputs.shape)}. For gray images give `inputs[:, None]`."
         )
     elif not bool(torch.isfinite(inputs.detach()).all()):
         bad = int((~torch.isfinite(inputs.detach().flatten(1)).all(1)).nonzero()[0])
@@ -559,102 +498,96 @@ def _statistics(
             f"`mean` and `std` must have a value for each of the {channels} channels, "
             f"got {mean} and {std}."
         )
-    if min(std) <= 0:
-        raise OptionError(f"`std` must be above 0 in every channel, got {std}.")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise OptionError(
+            f"`mean` must be finite and `std` above 0 in every channel, got {mean} and {std}."
+        )
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _pixel_statistics(
     split: Split,
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return mean and standard deviation where inputs are pixels; else their scale is not known."""
+    """Return mean and standard deviation if inputs are pixels; otherwise their scale is unknown."""
     if isinstance(split, TensorSplit) and split.holds_pixels:
         return split.mean, split.std
     return None, None
 
 
-def _check_batches(batch_size: int, seed: int | None, *, augment: bool) -> None:
+def check_batches(batch_size: int, seed: int | None, *, augment: bool) -> None:
+    """Check the arguments of :meth:`Split.batches`."""
     if batch_size < 1:
         raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if seed is not None:
+        generator_of(seed)
     if augment and seed is None:
         raise OptionError(
-            "`augment=True` draws at random and needs a `seed`, got None. Give a seed, "
-            "another one each epoch."
+            "`augment=True` draws at random and needs a `seed`, got None. Give a seed "
+            "that changes each epoch."
         )
 
 
-def _check_count(n: int) -> None:
+def check_count(n: int) -> None:
+    """Check the number of examples to take."""
     if n < 1:
         raise OptionError(f"`n` must be at least 1 example, got {n}.")
 
 
-def _drawn(total: int, n: int, seed: int) -> Tensor:
-    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n]
+def drawn_rows(total: int, n: int, seed: int) -> Tensor:
+    """Return ``n`` random positions in a data set, in ascending order."""
+    drawn = torch.randperm(total, generator=generator_of(seed))[:n]
     return drawn.sort().values
 
 
-def _check_labels(part: str, targets: Tensor | None, classes: int) -> None:
+def _check_labels(
+    part: str, targets: Tensor | None, classes: int, ignore_index: int | None
+) -> None:
     if targets is None or targets.ndim != 1 or targets.is_floating_point():
+        return
+    targets = targets if ignore_index is None else targets[targets != ignore_index]
+    if not len(targets):
         return
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= classes:
         raise DataError(
             f"The labels of `{part}` must lie in 0…{classes - 1}, one for each of the {classes} "
-            f"classes, got {low}…{high}."
+            f"classes, got {low}…{high}. If a number marks no class, give it as "
+            "`ignore_index`."
         )
 
 
-def _plain_targets(targets: Tensor) -> Tensor:
+def rows_of_part(known: Tensor | None, chosen: Tensor) -> Tensor:
+    """Return the rows of a part of a part.
+
+    Args:
+        known: Rows of the part that is divided; ``None`` for all, in order.
+        chosen: Positions in it, int64 of shape ``(n,)``.
+
+    Raises:
+        DataError: If none is chosen.
+    """
+    if chosen.numel() == 0:
+        raise DataError("A part of a data set must have at least one example, got 0 positions.")
+    return chosen if known is None else known[chosen]
+
+
+def on_device(tensor: Tensor, device: torch.device, *, channels_last: bool) -> Tensor:
+    """Return a tensor of a batch on a device, floating-point ones as float32."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    tensor = tensor.to(device, dtype, non_blocking=True)
+    if channels_last and tensor.ndim == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+def plain_targets(targets: Tensor) -> Tensor:
+    """Convert class numbers of any integer type to int64; return other targets unchanged."""
     integer = not targets.is_floating_point() and targets.dtype != torch.bool
     return targets.to(torch.int64) if integer and targets.ndim == 1 else targets
 
 
-@contextmanager
-def _said_of(dataset: Dataset[Any]) -> Iterator[None]:
-    """Say of what a data set raises that it was the data set, and what may mend it."""
-    try:
-        yield
-    except OneByOneError:
-        raise
-    except Exception as error:  # a user's code may raise anything
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # Of what was raised in a loading process the last line is the error itself.
-        reason = lines[-1] if lines else type(error).__name__
-        cure = "Mend it, or leave the example out."
-        if "stack expects each tensor to be equal size" in reason:
-            cure = "Resize all inputs to one shape, by torchvision's Resize and CenterCrop."
-        elif "default_collate" in reason:
-            cure = "Add a transform such as torchvision's ToTensor and Normalize."
-        while isinstance(dataset, Subset):  # which we may have made ourselves
-            dataset = dataset.dataset
-        raise DataError(
-            f"The data set {type(dataset).__name__} must give examples that can be put together "
-            f"to a batch, and failed: {reason.rstrip('.')}. {cure}"
-        ) from error
-
-
-def _unpack(batch: Any) -> tuple[Tensor, Tensor]:
-    pair = batch if isinstance(batch, (tuple, list)) else (batch,)
-    inputs = pair[0] if pair else None
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        came = f"a tensor of {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs)
-        raise DataError(
-            f"The items of a data set must be (input, target) with a floating-point input, got "
-            f"{came}. Add a transform such as torchvision's ToTensor and Normalize."
-        )
-    if len(pair) == 1:
-        return inputs, torch.empty(len(inputs), 0)
-    targets = pair[1]
-    if len(pair) > 2 or not isinstance(targets, Tensor):
-        raise DataError(
-            "The items of a data set must be (input, target), got "
-            f"{len(pair)} parts of which the second is {type(targets).__name__}. "
-            "Wrap the data set so that it gives a pair of tensors or numbers."
-        )
-    return inputs, targets
-
-
-def _picture(value: Tensor) -> Picture | None:
+def as_picture(value: Tensor) -> Picture | None:
+    """Return an input ``(channels, height, width)`` as a picture, or ``None`` if it is not one."""
     if value.ndim != 3 or value.shape[0] not in {1, 3}:
         return None
     if value.dtype != torch.uint8:

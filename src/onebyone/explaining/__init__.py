@@ -1,4 +1,4 @@
-"""What a network sees in images: class activation maps and feature maps, drawn and recorded."""
+"""Explanations of a network's predictions on images: class activation maps and feature maps."""
 
 from onebyone.explaining.images import Explained, explain
 from onebyone.explaining.record import Explanation

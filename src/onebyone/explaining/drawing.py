@@ -1,9 +1,10 @@
-"""The pictures of an explanation: maps over images, class maps in a grid, a layer's maps."""
+"""Draws an explanation: maps over images, class maps in a grid, and a layer's maps."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
@@ -12,24 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onebyone.activation import Activation
+from onebyone.evaluation.class_maps import Activation
 from onebyone.explaining.preparation import DISPLAY, Prepared
 from onebyone.explaining.record import ClassScore
-from onebyone.report.maps import Pixels, enlarge_pixels, map_grid, overlay_pixels
+from onebyone.report.pictures import Pixels, enlarge_pixels, map_grid, overlay_pixels
 
-MOST_CLASS_MAPS = 100  # in a grid; of more classes the top ones
+MOST_CLASS_MAPS = 100  # in a grid; with more classes only the top ones are shown
 TOP_CLASS_MAPS = 25
 MOST_CHANNELS = 64
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Exact class maps of an image, to be seen side by side.
+    """Exact class maps of an image, to be drawn side by side.
 
     Attributes:
         maps: Shape ``(classes, height, width)``.
-        scores: Their means.
-        whole: Whether these are all classes.
+        scores: The means of the maps.
+        whole: Whether all classes are included.
     """
 
     maps: NDArray[np.floating[Any]]
@@ -39,33 +40,33 @@ class Grid:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Least and greatest value, the ends of the one scale of all maps."""
+        """The least and greatest value of all maps, which share one scale."""
         return float(self.maps.min()), float(self.maps.max())
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn, by file name."""
+    """The drawn pictures by file name."""
 
     pictures: dict[str, Pixels] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
 
 
 def file_name(number: int, text: str) -> str:
-    """Return a name for files that is safe on every system: ``01-cat``."""
+    """Return a file name that is safe on every system: ``01-cat``."""
     kept = safe(PurePath(text).stem)
     return f"{number:02d}-{kept}" if kept else f"{number:02d}"
 
 
 def safe(text: str) -> str:
-    """Return a text's letters and digits, the rest as hyphens; it may be empty."""
+    """Return a text with hyphens in place of all but letters and digits; it may be empty."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     words = "".join(c if c.isalnum() else "-" for c in plain.lower())
     return "-".join(word for word in words[:40].split("-") if word)
 
 
 def grid_classes(scores: Tensor) -> list[int]:
-    """Return the classes whose maps are shown side by side: all, or the top ones of many."""
+    """Return the classes whose maps are shown side by side: all, or only the top ones."""
     if len(scores) <= MOST_CLASS_MAPS:
         return list(range(len(scores)))
     return [int(index) for index in scores.topk(TOP_CLASS_MAPS).indices]
@@ -73,14 +74,15 @@ def grid_classes(scores: Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a network sees of its classes in one image.
+    """The class scores and class maps of one image.
 
     Attributes:
-        scores: Of all classes.
+        scores: Scores of all classes.
         classes: Numbers of the classes that have a map.
-        maps: Of these, shape ``(k, height, width)``.
-        exact: Of all classes, where they are exact.
-        names: Of all classes.
+        maps: Maps of these classes, shape ``(k, height, width)``.
+        exact: Maps of all classes, if they are exact.
+        names: Names of all classes.
+        shares: Turns scores into probabilities, if the task has them.
     """
 
     scores: Tensor
@@ -88,10 +90,17 @@ class Evidence:
     maps: Tensor
     exact: Tensor | None
     names: tuple[str, ...]
+    shares: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, activation: Activation, place: int, known: tuple[str, ...]) -> Evidence:
-        """Return what is known of the image at a place of a batch."""
+    def of(
+        cls,
+        activation: Activation,
+        place: int,
+        known: tuple[str, ...],
+        shares: Callable[[Tensor], Tensor] | None = None,
+    ) -> Evidence:
+        """Return the evidence of one image of a batch."""
         count = activation.scores.shape[1]
         exact = activation.exact
         return cls(
@@ -99,13 +108,14 @@ class Evidence:
             classes=activation.classes[place].cpu(),
             maps=activation.maps[place].float().cpu(),
             exact=None if exact is None else exact.maps[place].float().cpu(),
-            # Names of another number of classes are those of another head.
+            # Another number of names means that they belong to another head.
             names=known if len(known) == count else tuple(map(str, range(count))),
+            shares=shares,
         )
 
     def top(self) -> tuple[ClassScore, ...]:
         """Return the classes that have a map, with their scores."""
-        shares = self.scores.softmax(dim=0) if len(self.scores) > 1 else None
+        shares = None if self.shares is None else self.shares(self.scores)
         return tuple(
             ClassScore(
                 index=index,
@@ -125,12 +135,12 @@ def draw_classes(
 
     Args:
         picture: The image.
-        name: What its files' names start with.
+        name: Start of its files' names.
         evidence: Its maps.
-        drawn: Takes what is drawn.
+        drawn: Collects the pictures.
 
     Returns:
-        The top classes with their files' names, and the grid's file name or nothing.
+        The top classes with their files' names, and the grid's file name (may be empty).
     """
     named = []
     for rank, (score, each) in enumerate(zip(evidence.top(), evidence.maps, strict=True), start=1):
@@ -147,14 +157,14 @@ def draw_classes(
         whole=len(chosen) == len(evidence.scores),
     )
     file = f"{name}-classes.png"
-    # One scale for all: a class is compared with the others, as in the paper's figure 4.
+    # One scale for all classes, so that they can be compared, as in the paper's figure 4.
     side_by_side = map_grid(grid.maps, columns=min(len(chosen), 10), ends=[grid.ends] * len(chosen))
     drawn.pictures[file], drawn.grids[file] = _enlarged(side_by_side, 2 * DISPLAY), grid
     return tuple(named), file
 
 
 def shown_channels(maps: Tensor) -> tuple[int, ...]:
-    """Return the channels of maps ``(channels, height, width)`` that vary most, in their order."""
+    """Return the channels of maps ``(channels, height, width)`` that vary most, sorted."""
     spread = maps.flatten(1).std(dim=1, correction=0)
     chosen = spread.topk(min(MOST_CHANNELS, len(spread))).indices
     return tuple(sorted(int(channel) for channel in chosen))
@@ -163,7 +173,7 @@ def shown_channels(maps: Tensor) -> tuple[int, ...]:
 def draw_layer(
     after: Tensor, before: Tensor | None, shown: tuple[int, ...], name: str, drawn: Drawn
 ) -> tuple[str, str]:
-    """Draw a layer's maps, and the original's on the same scale channel by channel.
+    """Draw a layer's maps, and the original's; each channel has the same scale in both.
 
     Returns:
         The files' names; the second is empty without an original.
@@ -181,7 +191,7 @@ def draw_layer(
 
 
 def _columns(count: int) -> int:
-    """Return how many maps in a row fill the last row, or about as many as rows."""
+    """Return the number of columns: one that fills the last row, or about the number of rows."""
     square = math.ceil(math.sqrt(count))
     return next((n for n in range(square, 2 * square + 1) if count % n == 0), square)
 

@@ -1,8 +1,7 @@
-"""The line from pictures to their explanation: prepare, activate, draw, write."""
+"""Explains images: prepares them, computes class maps, draws them and writes the page."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,10 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from onebyone import __version__
-from onebyone.activation import Activation, class_activation, feature_maps
-from onebyone.data import Data
-from onebyone.errors import OneByOneError, OptionError, OutputError
+from onebyone.calibration.meaning import Known as TellsOfTask
+from onebyone.calibration.meaning import Meaning, TaskLike, meaning_of
+from onebyone.core.arguments import checked
+from onebyone.core.errors import ModelError, OneByOneError, OptionError
+from onebyone.core.measures import Classes, Labels
+from onebyone.core.records import ModelSource
+from onebyone.core.task import find_task
+from onebyone.core.torch_state import ordinary_torch
+from onebyone.core.version import __version__
+from onebyone.core.write_files import check_folder, write_bytes, write_text, written_together
+from onebyone.data import Data, as_split
+from onebyone.evaluation.class_maps import Activation, class_activation, feature_maps
 from onebyone.explaining.drawing import (
     Drawn,
     Evidence,
@@ -27,22 +34,19 @@ from onebyone.explaining.drawing import (
 )
 from onebyone.explaining.page import render_explanation
 from onebyone.explaining.preparation import Known, Prepared, find_preparation, prepare
-from onebyone.explaining.record import (
-    Explanation,
-    ImageExplanation,
-    LayerMaps,
-)
-from onebyone.models import Loaded
-from onebyone.records import ModelSource, check_folder, write_text
-from onebyone.report.maps import encode_png
-from onebyone.runs import is_run, load_original, load_source
-from onebyone.sites import as_network
+from onebyone.explaining.record import Explanation, ImageExplanation, LayerMaps
+from onebyone.networks.surgery import as_network, floating_type
+from onebyone.networks.zoo import Loaded
+from onebyone.networks.zoo.load import one_example
+from onebyone.pipeline.loading import Original, load_original, load_source
+from onebyone.pipeline.run_folder import is_run
+from onebyone.report.pictures import encode_png
 
 Progress = Callable[[int, int, str], None]
 
 RECORD = "explain.json"
 PAGE = "explain.html"
-BATCH = 8  # images a pass: all their maps are in memory at once
+BATCH = 8  # images in one forward pass: all their maps are in memory at once
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Explained:
     Attributes:
         record: Prints as a table.
         maps: For each image the maps of its top classes, ``(k, height, width)``; see
-            :class:`onebyone.activation.Activation`.
+            :class:`onebyone.evaluation.class_maps.Activation`.
     """
 
     record: Explanation
@@ -62,6 +66,8 @@ class Explained:
         return str(self.record)
 
 
+@checked
+@ordinary_torch()
 def explain(
     model: nn.Module | Loaded | str | Path,
     images: Sequence[str | Path | Image.Image] | str | Path | Image.Image,
@@ -70,51 +76,55 @@ def explain(
     top: int = 3,
     layer: str | None = None,
     weights: str | Path | None = None,
-    original: nn.Module | Callable[[], nn.Module] | None = None,
+    original: Original | None = None,
     original_weights: str | Path | None = None,
     data: str | Data | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
     classes: Sequence[str] | None = None,
+    task: TaskLike | None = None,
     command: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Explained:
-    """Show where in images a network sees their classes, and what its layers make of them.
+    """Show where in images a network sees their classes, and the maps of its layers.
 
-    Class maps are exact where the network averages maps of its classes or of its features, and
-    Grad-CAM for any other; see :func:`onebyone.activation.class_activation`.
+    Class maps are exact if the network averages maps of its classes or of its features; otherwise
+    they are Grad-CAM's. See :func:`onebyone.evaluation.class_maps.class_activation`.
 
     Args:
         model: A network, not modified; what :func:`onebyone.load_model` takes; or what
-            :func:`onebyone.runs.load_source` gives.
+            :func:`onebyone.pipeline.loading.load_source` gives.
         images: Files that Pillow reads, or opened pictures.
-        out: Folder for a page, PNG files and a record; nothing is written without.
+        out: Folder for a page, PNG files and a record. By default nothing is written.
         top: Classes for each image.
         layer: Name of a layer whose maps are shown too; for a run of ``shrink`` before and after.
-        weights: Where ``model`` is a name: a file, or ``"pretrained"``.
-        original: The network that a run was made from, where that was a module in memory.
+        weights: If ``model`` is a name: a file, or ``"pretrained"``.
+        original: As for :func:`onebyone.load_model`.
         original_weights: File of the original's weights, to show a layer before its rewrite.
-        data: What the network was trained on, for the size, the normalization and the classes'
-            names; by default what the run's record says of it.
+        data: The network's training data, for the size, the normalization and the class names. By
+            default the run's record gives these.
         mean: Subtracted from each channel of a picture scaled to 0…1.
         std: What each channel is then divided by.
-        size: Height and width in pixels that pictures are brought to.
+        size: Height and width in pixels that pictures are resized to.
         classes: Names of the classes.
+        task: What the outputs mean, as for :func:`onebyone.plan`. By default a run's record gives
+            it. Only classes and labels have probabilities and maps.
         command: The command line, for the record.
-        progress: Told of the images done.
+        progress: Called with the number of images done.
 
     Raises:
-        OptionError: If there are no images, or how they become inputs is not known.
+        OptionError: If there are no images, or the preparation of inputs is not known.
         DataError: If a picture cannot be read. Nothing is then written.
         UnknownNameError: If there is no such network or layer.
-        ModelError: If the network gives no class scores and no layer is asked for.
-        OutputError: If the folder has other files than an explanation's, or cannot be written.
+        ModelError: If the network gives no class scores, or its task has no classes, and ``layer``
+            is not given.
+        OutputError: If the folder has files other than an explanation's, or cannot be written.
     """
-    given = [images] if isinstance(images, str | Path | Image.Image) else list(images)
-    if not given:
-        raise OptionError("`images` must be a picture or more, got none.")
-    folder = None if out is None else check_folder(Path(out), RECORD, "explanation")
+    given = _given(images)
+    folder = (
+        None if out is None else check_folder(out, owner="an earlier explanation's", marks=[RECORD])
+    )
     loaded = _loaded(model, weights, original)
     spec = loaded.source.spec
     run = Path(spec) if spec is not None and is_run(spec) else None
@@ -126,13 +136,14 @@ def explain(
         mean=mean,
         std=std,
         size=size,
-        input_shape=loaded.input_shape,
+        inputs=loaded.inputs,
     )
     if classes is not None:
         known = Known(known.preparation, tuple(classes))
     prepared = [prepare(image, known.preparation) for image in given]
     before = _before(layer, run, original, original_weights)
-    asked = _Asked(loaded.model, known, top, layer, before)
+    meaning = _meaning(loaded, known, prepared, task)
+    asked = _Asked(loaded.model, known, top, layer, before, meaning)
     parts = _parts(asked, prepared, progress)
     record = Explanation(
         onebyone=__version__,
@@ -144,23 +155,37 @@ def explain(
         preparation=known.preparation,
         images=tuple(parts.images),
         command=tuple(command),
+        task=None if meaning is None else meaning.info(),
     )
     if folder is not None:
         _write(record, parts.drawn, folder)
     return Explained(record, tuple(parts.maps))
 
 
+def _given(images: Any) -> list[str | Path | Image.Image]:
+    given = list(images) if isinstance(images, list | tuple) else [images]
+    if not given:
+        raise OptionError("`images` must have at least one picture, got none.")
+    odd = next((each for each in given if not isinstance(each, str | Path | Image.Image)), None)
+    if odd is not None or images is None:
+        raise OptionError(
+            "`images` must be paths of files or opened pictures, got a "
+            f"{type(odd).__name__}. Convert an array with PIL.Image.fromarray(array)."
+        )
+    return given
+
+
 def _loaded(
     model: nn.Module | Loaded | str | Path,
     weights: str | Path | None,
-    original: nn.Module | Callable[[], nn.Module] | None,
+    original: Original | None,
 ) -> Loaded:
     if isinstance(model, Loaded):
         return model
     if not isinstance(model, str | Path):
         model = as_network(model)
         source = ModelSource(name=type(model).__name__, spec=None)
-        return Loaded(model, source, getattr(model, "input_shape", None))
+        return Loaded(model, source, one_example(model, getattr(model, "input_shape", None)))
     return load_source(model, weights=weights, original=original)
 
 
@@ -175,7 +200,7 @@ class _Before:
 def _before(
     layer: str | None,
     run: Path | None,
-    original: nn.Module | Callable[[], nn.Module] | None,
+    original: Original | None,
     weights: str | Path | None,
 ) -> _Before:
     if layer is None or run is None:
@@ -195,18 +220,19 @@ def _before(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is to be shown of a network."""
+    """The requested explanation of a network."""
 
     network: nn.Module
     known: Known
     top: int
     layer: str | None
     before: _Before
+    meaning: Meaning | None
 
 
 @dataclass
 class _Parts:
-    """What is gathered batch by batch."""
+    """The parts of an explanation, collected batch by batch."""
 
     images: list[ImageExplanation]
     maps: list[Tensor]
@@ -223,7 +249,7 @@ def _parts(asked: _Asked, prepared: Sequence[Prepared], progress: Progress | Non
     for start in range(0, len(prepared), BATCH):
         batch = prepared[start : start + BATCH]
         inputs = torch.stack([each.tensor for each in batch]).to(dtype)
-        activation = _activation(network, inputs, asked.top, asked.layer)
+        activation = _activation(asked, inputs)
         layers = _layers(asked, inputs)
         if activation is not None:
             parts.method, parts.layer = activation.method, activation.layer
@@ -231,7 +257,9 @@ def _parts(asked: _Asked, prepared: Sequence[Prepared], progress: Progress | Non
         for place, picture in enumerate(batch):
             evidence = None
             if activation is not None:
-                evidence = Evidence.of(activation, place, asked.known.classes)
+                evidence = Evidence.of(
+                    activation, place, asked.known.classes, _shares(asked.meaning)
+                )
                 parts.maps.append(evidence.maps)
             name = file_name(start + place + 1, picture.path)
             parts.images.append(_image(picture, name, evidence, layers[place], parts.drawn))
@@ -240,14 +268,50 @@ def _parts(asked: _Asked, prepared: Sequence[Prepared], progress: Progress | Non
     return parts
 
 
-def _activation(
-    network: nn.Module, inputs: Tensor, top: int, layer: str | None
-) -> Activation | None:
+def _meaning(
+    loaded: Loaded, known: Known, prepared: Sequence[Prepared], task: TaskLike | None
+) -> Meaning | None:
+    """Return what the outputs mean; ``None`` if they are not one tensor.
+
+    Raises:
+        UnknownNameError: If there is no such task.
+    """
+    if task is not None:
+        task = find_task(task)
+    dtype = floating_type(loaded.model)
+    inputs = torch.stack([each.tensor for each in prepared[:BATCH]]).to(dtype)
+    certain = TellsOfTask.of(loaded.source, classes=len(known.classes))
     try:
-        return class_activation(network, inputs, top=top)
+        return meaning_of(loaded.model, as_split(inputs), task, known=certain)
+    except ModelError:
+        return None  # its outputs are not a tensor, but its layers can still be shown
+
+
+# Tasks whose outputs are not scores of classes.
+_WITHOUT_CLASSES = ("regression", "restoration", "embedding")
+
+
+def _shares(meaning: Meaning | None) -> Callable[[Tensor], Tensor] | None:
+    """Return the function from scores to probabilities, or ``None`` if the task has none."""
+    measure = None if meaning is None else meaning.task.measure
+    if isinstance(measure, Classes):
+        return lambda scores: scores.softmax(dim=0)
+    return Tensor.sigmoid if isinstance(measure, Labels) else None
+
+
+def _activation(asked: _Asked, inputs: Tensor) -> Activation | None:
+    name = None if asked.meaning is None else asked.meaning.task.name
+    try:
+        if asked.meaning is not None and name in _WITHOUT_CLASSES:
+            raise ModelError(
+                f"A network to explain must give scores of classes or labels, but its task is "
+                f"{name!r} ({asked.meaning.how}). Show a layer's maps instead (--layer), or give "
+                "its `task` (--task)."
+            )
+        return class_activation(asked.network, inputs, top=asked.top)
     except OneByOneError:
-        # A network that is no classifier has layers to look at all the same.
-        if layer is None:
+        # The layers of a network that is not a classifier can still be shown.
+        if asked.layer is None:
             raise
         return None
 
@@ -302,8 +366,10 @@ def _layer_maps(layer: _Layer, name: str, drawn: Drawn) -> LayerMaps:
     file, before_file = draw_layer(layer.after, layer.before, shown, name, drawn)
     error = None
     if layer.before is not None:
-        apart = (layer.after - layer.before).square().sum()
-        error = float(apart / layer.before.square().sum().clamp_min(1e-12))
+        # In float64, squares of float32 numbers do not underflow. Maps may be all zero.
+        apart = (layer.after.double() - layer.before.double()).square().sum()
+        size = float(layer.before.double().square().sum())
+        error = float(apart) / (size or 1.0)
     return LayerMaps(
         layer=layer.name,
         shape=tuple(layer.after.shape),
@@ -319,26 +385,20 @@ def _layer_maps(layer: _Layer, name: str, drawn: Drawn) -> LayerMaps:
 
 
 def _write(record: Explanation, drawn: Drawn, folder: Path) -> None:
-    """Write the files aside, then put them into the folder in place of an earlier explanation's."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-            for name, pixels in drawn.pictures.items():
-                (Path(aside) / name).write_bytes(encode_png(pixels))
-            write_text(Path(aside) / PAGE, render_explanation(record, drawn))
-            record.save(Path(aside) / RECORD)
-            _remove_earlier(folder)
-            for file in Path(aside).iterdir():
-                file.replace(folder / file.name)
-    except OSError as error:
-        raise OutputError(f"Cannot write the explanation to {folder}: {error.strerror}.") from error
+    """Write the files to a temporary folder, then replace an earlier explanation's files."""
+    with written_together(folder) as aside:
+        for name, pixels in drawn.pictures.items():
+            write_bytes(aside / name, encode_png(pixels))
+        write_text(aside / PAGE, render_explanation(record, drawn))
+        record.save(aside / RECORD)
+        _remove_earlier(folder)
 
 
 def _remove_earlier(folder: Path) -> None:
     if not (folder / RECORD).exists():
         return
     for name in _files(Explanation.load(folder / RECORD)):
-        if Path(name).name == name:  # a record that was edited must not reach out of the folder
+        if Path(name).name == name:  # an edited record must not delete files elsewhere
             (folder / name).unlink(missing_ok=True)
 
 

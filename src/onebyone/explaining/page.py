@@ -1,4 +1,4 @@
-"""The page of an explanation: each image with its classes' maps, and how they were obtained."""
+"""The page of an explanation: each image with its class maps, and how they were computed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from markupsafe import Markup
 
+from onebyone.core.tables import Table
 from onebyone.explaining.drawing import Drawn, Grid
 from onebyone.explaining.record import Explanation, ImageExplanation, LayerMaps, share
-from onebyone.report.maps import color_map, data_uri
-from onebyone.report.parts import code, environment, page, section, table
-from onebyone.tables import Table
+from onebyone.report.components import code, environment, page, section, table
+from onebyone.report.pictures import color_map, data_uri
 
 _METHODS = {
-    "exact": "The network's score for a class is the mean of that class's map: the maps are the "
-    "score itself, place by place. Over an image, color is where a class has more than the "
+    "exact": "The network's score for a class is the mean of that class's map: the map shows each "
+    "position's part of the score. Over an image, color is where a class has more than the "
     "average class.",
-    "grad-cam": "The network makes no map of each class. Grad-CAM weighs its last feature maps by "
-    "the gradient of the score: an approximation that shows where, and not how much.",
+    "grad-cam": "The network has no map of each class. Grad-CAM weights its last feature maps by "
+    "the gradient of the score: an approximation that shows where, but not how much.",
 }
 
 
@@ -27,7 +27,7 @@ def render_explanation(record: Explanation, drawn: Drawn) -> str:
     """Return the page of an explanation: one HTML file.
 
     Args:
-        record: What it says.
+        record: The record of the explanation.
         drawn: Pictures and class maps by the file names in the record.
     """
     names = [PurePath(image.path).name for image in record.images]
@@ -135,7 +135,7 @@ def _layer(layer: LayerMaps, drawn: Drawn) -> dict[str, Any]:
     words = f"Channels, row by row: {which}; each map is {height}×{width}."
     if layer.error is not None:
         words += (
-            " Before and after have one scale, channel by channel. Squared error relative to the "
+            " In each channel, before and after have the same scale. Squared error relative to the "
             f"original's maps: {layer.error:.4f}."
         )
     return {

@@ -1,4 +1,4 @@
-"""Pictures become inputs as those did that the network was trained on."""
+"""Prepares pictures as inputs in the same way as the network's training data."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from onebyone.core.errors import OptionError
+from onebyone.core.read_files import printable
+from onebyone.core.records import DataInfo, InputSpec, ModelSource, RunRecord
 from onebyone.data import Data, load_data
-from onebyone.data.pictures import fit_picture, open_picture
-from onebyone.errors import OptionError
+from onebyone.data.pictures import MOST_PIXELS, as_rgb, fit_picture, open_picture
 from onebyone.explaining.record import Preparation
-from onebyone.records import DataInfo, ModelSource, RunRecord
-from onebyone.report.maps import Pixels
-from onebyone.runs import RECORD, is_run
+from onebyone.pipeline.run_folder import RECORD, is_run
+from onebyone.report.pictures import Pixels
 
-# Pixels of the longer side of a picture to look at.
+# The longer side, in pixels, of a picture shown on the page.
 DISPLAY = 448
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a network's inputs and classes.
+    """What is known about a network's inputs and classes.
 
     Attributes:
-        classes: Their names; empty where they are not known.
+        classes: Names of the classes; empty if they are not known.
     """
 
     preparation: Preparation
@@ -39,12 +40,12 @@ class Known:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture as the network takes it.
+    """A picture as an input of the network.
 
     Attributes:
         tensor: Shape ``(channels, height, width)``.
-        seen: What the network sees, ``(height, width, 3)``.
-        shown: The same part of the picture, finer where the picture is.
+        seen: The pixels that the network sees, ``(height, width, 3)``.
+        shown: The same part of the picture, in the picture's own resolution.
     """
 
     path: str
@@ -62,53 +63,54 @@ def find_preparation(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    inputs: InputSpec | None = None,
 ) -> Known:
-    """Return how pictures are made inputs of a network.
+    """Return how pictures become inputs of a network.
 
-    What is given counts first, then the data, then what a run's record says of its data, then
-    what torchvision or timm says of its networks.
+    The arguments come first, then the data, then the run's record, then the settings of
+    torchvision or timm for its networks.
 
     Args:
         model: Not modified.
         source: Where it came from.
-        folder: Of the run that it came from.
+        folder: Folder of the run that it came from.
         data: An :class:`onebyone.data.Data`, or what :func:`onebyone.load_data` takes.
         mean: Subtracted from each channel of a picture scaled to 0…1.
         std: What each channel is then divided by.
         size: Height and width in pixels.
-        input_shape: Shape of one input, if known.
+        inputs: What one example is, if known.
 
     Raises:
-        OptionError: If it is not known; says what to give.
+        OptionError: If this is not known; says what to give.
     """
     info = _data_info(data, folder)
     library = None if info is not None else _of_library(model, source)
     classes = info.classes if info is not None else _library_classes(source)
     found = library or (None if info is None else _of_data(info))
-    shape = input_shape if info is None else info.input_shape
+    spec = inputs if info is None else info.inputs
+    shape = None if spec is None else spec.single("explain").sample
     if (mean is None) != (std is None):
         raise OptionError("`mean` and `std` go together: give both or neither.")
     if mean is not None and std is not None:
         if found is not None:
             shape = (found.channels, found.height, found.width)
-        found = _given(found, shape or _shape_of(model, size), tuple(mean), tuple(std))
+        shape = shape or _shape_of(model, size)
+        found = _given(found, shape, size, tuple(mean), tuple(std))
     if found is None:
         raise OptionError(
             f"How pictures become inputs of {source.name} is not known. Give the data that it was "
             "trained on, or the mean and the standard deviation of its channels on the scale of "
-            "0…1 (0 and 1 for pixels as they are)."
+            "0…1 (0 and 1 leave pixels unchanged)."
         )
     if size is not None:
-        found = _with_size(found, size)
-    if not found.height:
-        raise OptionError(f"The size of an input of {source.name} is not known: give `size`.")
+        height, width = _pixels(size)
+        found = replace(found, height=height, width=width)
     return Known(found, classes)
 
 
 def _data_info(data: object, folder: str | Path | None) -> DataInfo | None:
     if isinstance(data, str):
-        # One example of each part tells the shape, the classes and the normalization.
+        # One example of each part is enough for the shape, the classes and the normalization.
         return load_data(data, limit=1).info()
     if isinstance(data, Data):
         return data.info()
@@ -122,9 +124,9 @@ def _data_info(data: object, folder: str | Path | None) -> DataInfo | None:
 
 
 def _of_data(info: DataInfo) -> Preparation | None:
-    if info.mean is None or info.std is None or len(info.input_shape) != 3:
+    if info.mean is None or info.std is None or not info.inputs.is_image:
         return None
-    channels, height, width = info.input_shape
+    channels, height, width = info.inputs.tensors[0].sample
     return Preparation(
         height=height,
         width=width,
@@ -145,6 +147,7 @@ def _shape_of(model: nn.Module, size: tuple[int, int] | None) -> tuple[int, ...]
 def _given(
     found: Preparation | None,
     shape: tuple[int, ...] | None,
+    size: tuple[int, int] | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Preparation:
@@ -155,11 +158,22 @@ def _given(
         )
     channels, height, width = shape or (max(len(mean), len(std)), 0, 0)
     channels = _channels(channels)
-    if len(mean) not in (1, channels) or len(std) not in (1, channels) or min(std) <= 0:
+    values: tuple[Any, ...] = mean + std
+    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if (
+        not numbers
+        or len(mean) not in (1, channels)
+        or len(std) not in (1, channels)
+        or min(std) <= 0
+    ):
         raise OptionError(
-            f"`mean` and `std` must have one value or {channels}, and `std` must be above 0, got "
-            f"{mean} and {std}."
+            f"`mean` and `std` must have one finite number or {channels}, and `std` must be above "
+            f"0, got {mean} and {std}."
         )
+    if size is not None:
+        height, width = _pixels(size)
+    if not height:
+        raise OptionError("The size of an input is not known. Give `size`.")
     return Preparation(
         height=height,
         width=width,
@@ -181,10 +195,15 @@ def _channels(count: int) -> int:
     return count
 
 
-def _with_size(found: Preparation, size: tuple[int, int]) -> Preparation:
-    if min(size) < 1:
-        raise OptionError(f"`size` must be a height and a width from 1 pixel, got {size}.")
-    return replace(found, height=size[0], width=size[1])
+def _pixels(size: tuple[int, int]) -> tuple[int, int]:
+    sides: tuple[Any, ...] = size
+    whole = len(sides) == 2 and all(isinstance(side, int) for side in sides)
+    if not whole or min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
+        raise OptionError(
+            f"`size` must be a height and a width of at least 1 pixel, with at most "
+            f"{MOST_PIXELS:,} pixels in all, got {size}."
+        )
+    return size
 
 
 # ---------------------------------------------------------------- what libraries say
@@ -246,7 +265,7 @@ def _resampling(name: object) -> str:
 
 
 def _library_classes(source: ModelSource) -> tuple[str, ...]:
-    """Return ImageNet's names for networks of libraries that were not given another head."""
+    """Return ImageNet's class names for a library's network, unless it has another head."""
     library, _, name = (source.spec or "").partition(":")
     if library == "torchvision":
         weights = _torchvision_weights(name)
@@ -264,17 +283,17 @@ def _library_classes(source: ModelSource) -> tuple[str, ...]:
 
 
 def prepare(image: str | Path | Image.Image, how: Preparation) -> Prepared:
-    """Return a picture as the network takes it.
+    """Return a picture as an input of the network.
 
     Args:
         image: A file that Pillow reads, or an opened picture, which is not modified.
-        how: How.
+        how: The preparation.
 
     Raises:
         DataError: If the file cannot be read.
     """
     opened = (
-        image.convert("RGB")
+        as_rgb(image)
         if isinstance(image, Image.Image)
         else open_picture(Path(image), max(how.height, how.width))
     )
@@ -286,7 +305,7 @@ def prepare(image: str | Path | Image.Image, how: Preparation) -> Prepared:
     values = torch.from_numpy(pixels.reshape(how.height, how.width, -1)).permute(2, 0, 1).float()
     mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (how.mean, how.std))
     return Prepared(
-        path="picture" if isinstance(image, Image.Image) else str(image),
+        path="picture" if isinstance(image, Image.Image) else printable(image),
         tensor=(values / 255 - mean) / std,
         seen=np.array(fitted.picture.convert("RGB")),
         shown=_shown(picture, fitted.picture, fitted.box),
@@ -296,7 +315,7 @@ def prepare(image: str | Path | Image.Image, how: Preparation) -> Prepared:
 def _shown(
     picture: Image.Image, seen: Image.Image, box: tuple[float, float, float, float]
 ) -> Pixels:
-    """Return what the network sees, from the picture's own pixels where it has more of them."""
+    """Return the part that the network sees, in the picture's resolution if that is higher."""
     times = max(1, round(DISPLAY / max(seen.size)))
     size = (seen.width * times, seen.height * times)
     if box[2] - box[0] < size[0]:

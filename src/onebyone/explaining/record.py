@@ -1,20 +1,22 @@
-"""What an explanation says, apart from its pictures: prints as a table, saves and loads again."""
+"""The record of an explanation without its pictures: it prints as a table, saves and loads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from onebyone.activation import Method
-from onebyone.records import ModelSource, Record
-from onebyone.tables import Table
-from onebyone.units import format_percent
+from onebyone.core.errors import RecordError
+from onebyone.core.fields import Amount, Count, Share, Sizes, Whole
+from onebyone.core.records import ModelSource, Record, TaskInfo
+from onebyone.core.tables import Table
+from onebyone.core.units import format_percent
+from onebyone.evaluation.class_maps import Method
 
 FORMAT = 1
 
 
 def share(probability: float) -> str:
-    """Return a probability as text that is never 0 or 1 unless it is."""
+    """Return a probability as text; rounding never turns it into 0 or 1."""
     if 0 < probability < 0.0005:
         return "< 0.1 %"
     if 0.9995 <= probability < 1:
@@ -24,27 +26,41 @@ def share(probability: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation(Record):
-    """How a picture becomes an input: as the network's data did.
+    """How a picture becomes an input of the network.
 
     Attributes:
-        height: Of the input, in pixels.
-        width: Of the input, in pixels.
+        height: Height of the input, in pixels.
+        width: Width of the input, in pixels.
         channels: 1 for gray, 3 for RGB.
         mean: Subtracted from each channel of a picture scaled to 0…1.
         std: What each channel is then divided by.
-        crop: Share of the scaled picture's shorter side that is kept when its center is cut out.
+        crop: Share of the scaled picture's shorter side that the center crop keeps.
         resampling: How pictures are scaled: ``bilinear`` or ``bicubic``.
-        source: Where all this is known from, in words.
+        source: Where these values come from, as text.
     """
 
-    height: int
-    width: int
-    channels: int
+    height: Whole
+    width: Whole
+    channels: Whole
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop: float = 1.0
+    crop: Share = 1.0
     resampling: str = "bilinear"
     source: str = ""
+
+    def check(self) -> None:
+        """Check that each channel has a mean and a deviation above 0, and that ``crop`` is above 0.
+
+        Raises:
+            RecordError: If not.
+        """
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise RecordError(
+                f"`mean` and `std` must have a value for each of {self.channels} channels, got "
+                f"{len(self.mean)} and {len(self.std)}."
+            )
+        if min(self.std) <= 0 or self.crop == 0:
+            raise RecordError(f"`std` and `crop` must be above 0, got {self.std} and {self.crop}.")
 
     def __str__(self) -> str:
         color = "gray" if self.channels == 1 else "RGB"
@@ -63,23 +79,24 @@ class ClassScore(Record):
 
     Attributes:
         index: Number of the class.
-        name: Of the class; its number where names are not known.
-        probability: Softmax of the scores; ``None`` where there is one score only.
-        peak: Greatest value of the class's map: where it is not above 0, no place speaks for it.
-        file: The class's map over the image, in the output folder; empty if nothing was written.
+        name: Name of the class; its number if names are not known.
+        probability: Probability of the class or label; ``None`` if the task has none.
+        peak: Greatest value of the class's map. If it is not above 0, no position is evidence for
+            the class.
+        file: File of the class's map over the image; empty if nothing was written.
     """
 
-    index: int
+    index: Count
     name: str
     score: float
-    probability: float | None
+    probability: Share | None
     peak: float
     file: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMaps(Record):
-    """What a layer gives for an image, and what the original's layer of that name gave.
+    """A layer's maps of an image, compared with those of the original's layer of the same name.
 
     Attributes:
         shape: Channels, height and width.
@@ -87,13 +104,13 @@ class LayerMaps(Record):
         error: Squared error relative to the original's maps; ``None`` without an original.
         file: Picture of the maps.
         before_file: Picture of the original's maps.
-        note: Why there is nothing of the original.
+        note: Why there are no maps of the original.
     """
 
     layer: str
-    shape: tuple[int, ...]
-    shown: tuple[int, ...]
-    error: float | None = None
+    shape: Sizes
+    shown: tuple[Count, ...]
+    error: Amount | None = None
     file: str = ""
     before_file: str = ""
     note: str = ""
@@ -101,12 +118,12 @@ class LayerMaps(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageExplanation(Record):
-    """An image, its top classes, and the files that show why.
+    """An image with its top classes, and the files of its maps.
 
     Attributes:
-        path: As it was given.
-        seen_file: What the network saw of it.
-        grid_file: The maps of all classes side by side, where they are exact.
+        path: The path as given.
+        seen_file: File of the pixels that the network saw.
+        grid_file: File of the maps of all classes side by side, if they are exact.
     """
 
     path: str
@@ -118,12 +135,13 @@ class ImageExplanation(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation(Record):
-    """Class activation maps of images, and how they were obtained.
+    """Class activation maps of images, and how they were computed.
 
     Attributes:
-        method: ``exact`` or ``grad-cam``; empty where only a layer's maps were shown.
-        layer: The module whose maps were used.
+        method: ``exact`` or ``grad-cam``; empty if only a layer's maps were shown.
+        layer: Name of the module whose maps were used.
         map_shape: Height and width of a class's map.
+        task: The task of the outputs.
     """
 
     onebyone: str
@@ -131,15 +149,16 @@ class Explanation(Record):
     source: ModelSource
     method: Method | str
     layer: str
-    map_shape: tuple[int, ...]
+    map_shape: Sizes
     preparation: Preparation
     images: tuple[ImageExplanation, ...]
     command: tuple[str, ...] = ()
+    task: TaskInfo | None = None
     format: int = FORMAT
 
     @property
     def how(self) -> str:
-        """How the maps were obtained, in a sentence."""
+        """How the maps were computed, in a sentence."""
         where = f"layer {self.layer!r}" if self.layer else "the network's own map of scores"
         size = "×".join(map(str, self.map_shape))
         if self.method == "exact":
@@ -149,7 +168,7 @@ class Explanation(Record):
             )
         return (
             f"Grad-CAM, {size}, on {where} (Selvaraju et al. 2017): an approximation from "
-            "gradients, in no unit."
+            "gradients, without a unit."
         )
 
     def table(self) -> Table:
@@ -166,11 +185,15 @@ class Explanation(Record):
             columns=("image", "class", ">probability", ">score"),
             rows=rows,
             title=self.source.name,
-            notes=[self.how, str(self.preparation)] if self.method else [str(self.preparation)],
+            notes=[
+                *([self.how] if self.method else []),
+                *([] if self.task is None else [str(self.task)]),
+                str(self.preparation),
+            ],
         )
 
     def layer_table(self) -> Table | None:
-        """Return what a layer's maps were, or ``None`` where none was asked for."""
+        """Return a table of a layer's maps, or ``None`` if no layer was given."""
         rows = [
             [
                 PurePath(image.path).name,

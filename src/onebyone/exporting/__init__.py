@@ -1,107 +1,166 @@
-"""Networks as files for other runtimes, each loaded there and compared before it is kept."""
+"""Exports networks to files for other runtimes; loads and compares each file before keeping it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onebyone.data import Data, as_split
-from onebyone.errors import (
+from onebyone.core.arguments import OneOf, checked
+from onebyone.core.errors import (
     ExportError,
     MissingExtraError,
     ModelError,
     OptionError,
-    OutputError,
     UnknownNameError,
 )
+from onebyone.core.records import DataInfo, InputSpec, Plan
+from onebyone.core.shared_state import warnings_ignored
+from onebyone.core.tensor_trees import spec_of
+from onebyone.core.torch_state import ordinary_torch
+from onebyone.core.write_files import check_folder, write_text, written_together
+from onebyone.data import Data, as_split
+from onebyone.data.splits import (
+    tensor_batches,
+)
+from onebyone.exporting.failure import why_it_failed
 from onebyone.exporting.formats import BATCH, DYNAMIC, FORMATS, Format, Source
 from onebyone.exporting.record import ExportCheck, ExportRecord, Preprocessing
-from onebyone.profiling import example_input
-from onebyone.records import DataInfo, Plan, write_text
+from onebyone.networks.examples import Example, given_example
+from onebyone.networks.surgery import as_network, evaluation_copy, run
+from onebyone.quantizing import Quantized, quantize
 from onebyone.runtimes import outputs_of
-from onebyone.runtimes.outputs import SAME_OUTPUTS, OutputDifference, difference
-from onebyone.sites import as_network, evaluation_copy, run
+from onebyone.runtimes.output_check import SAME_OUTPUTS, OutputDifference, difference
 
 __all__ = ["FORMATS", "ExportCheck", "ExportRecord", "Preprocessing", "export"]
 
-# Inputs that the written file is compared on.
+# Number of inputs to compare the written file on.
 CHECKED = 8
-# Pixels added to height and width to see whether a network takes other sizes: networks that halve
-# the size five times and add the results want multiples of 32.
+# Pixels added to height and width to test whether a network accepts other sizes. Networks that
+# halve the size five times and add the results need multiples of 32.
 LARGER = (32, 64)
+INT8_FORMATS = ("onnx", "openvino")
+# Allowed difference in int8, as a share of the outputs' standard deviation. If a sum lies halfway
+# between two steps, a runtime may round to the other one. And OpenVINO adds to a convolution's sums
+# before it rounds them.
+SAME_STEPS = 0.25
 
 
+@checked
+@ordinary_torch()
 def export(
-    model: nn.Module,
+    model: nn.Module | Quantized,
     folder: str | Path,
     *,
     formats: Sequence[str] = ("onnx",),
     data: object = None,
     input_shape: tuple[int, ...] | None = None,
+    example: object = None,
     preprocessing: Preprocessing | DataInfo | None = None,
     plan: Plan | None = None,
     name: str | None = None,
+    precision: str = "float32",
+    calibration: object = None,
 ) -> ExportRecord:
-    """Write a network for other runtimes; keep a file only if it gives the same outputs there.
+    """Export a network for other runtimes; keep a file only if it gives the same outputs there.
 
-    The batch is free, and so are height and width where the network takes other sizes. Beside
-    each file lies a loader of a few lines that needs the file's runtime alone; beside all,
+    The batch size is free, and so are height and width if the network accepts other sizes. Each
+    file comes with a short loader that needs only the file's runtime. The folder also gets
     ``preprocessing.json`` and ``export.json``.
 
     Args:
-        model: Not modified.
-        folder: Made if it does not exist. Files of the same names in it are replaced, all at the
-            end: after an error it is as it was before.
-        formats: ``safetensors`` (weights alone), ``onnx``, ``pt2``, ``openvino``, ``executorch``.
-        data: Real inputs to compare on: an :class:`onebyone.data.Data`, of which the test part is
-            taken, a split, or a tensor ``(n, …)``; random ones by default.
-        input_shape: Shape of an input with the batch in front, needed where there is no data; the
-            batch of the file is free all the same.
-        preprocessing: How pictures become inputs; what the data says, by default.
+        model: Not modified. Of a :class:`onebyone.quantizing.Quantized` its integers are written.
+        folder: Created if it does not exist. Files of the same names are replaced, all at the
+            end: after an error the folder is unchanged.
+        formats: ``safetensors`` (weights only), ``onnx``, ``pt2``, ``openvino``, ``executorch``.
+        data: Real inputs to compare on: an :class:`onebyone.data.Data` (its test part is used), a
+            split, or a tensor ``(n, …)``. The default is random inputs.
+        input_shape: Shape of the input with the batch in front; required without data or an
+            example. The file's batch size is free anyway.
+        example: In place of ``input_shape``: an example tensor, whose values are then compared on.
+        preprocessing: How pictures become inputs; default: taken from the data.
         plan: Written beside the weights.
-        name: What to call the network; its class by default.
+        name: Name for the network; default: its class.
+        precision: ``float32``, or ``int8`` (only ``onnx`` and ``openvino``). For int8, the file's
+            outputs are compared with those of the simulated int8 network, and ``int8.json`` and
+            ``int8.safetensors`` are written too.
+        calibration: Unlabelled inputs for int8, as for :func:`onebyone.quantizing.quantize`;
+            default: the training part of ``data``. Without data, shape and example, outputs are
+            compared on these inputs.
 
     Raises:
         UnknownNameError: If there is no format of a given name.
-        MissingExtraError: If the runtime of a format, which must check the file, is not installed.
-        OptionError: If there is neither data nor an input shape.
-        ExportError: If a file cannot be written, or gives other outputs; nothing is then left.
+        MissingExtraError: If the runtime that checks a format's file is not installed.
+        OptionError: If there is nothing to take an input from.
+        ExportError: If a file cannot be written, or gives other outputs; nothing is kept.
         OutputError: If the folder cannot be written.
     """
     asked = (formats,) if isinstance(formats, str) else formats
     chosen = [_find_format(item) for item in dict.fromkeys(asked)]
     if not chosen:
         raise OptionError(f"`formats` must name at least one of {', '.join(FORMATS)}, got none.")
+    OneOf(("float32", "int8"))("precision", precision)
+    given = model if isinstance(model, Quantized) else None
+    if given is not None:
+        model, precision = given.network, "int8"
+    if calibration is not None and precision != "int8":
+        raise OptionError("`calibration` must be left out for float32: only int8 uses it.")
+    out = check_folder(folder)
     model = as_network(model)
-    inputs, words = _inputs(model, data, input_shape)
+    name = name or (type(model).__name__ if given is None else given.record.network)
+    shown = calibration if data is None and input_shape is None and example is None else data
+    inputs, words = _inputs(model, shown, input_shape, example)
+    spec = spec_of(inputs[:1])
     network = evaluation_copy(model, device="cpu")
+    quantized = None
+    if precision == "int8":
+        _check_int8_formats(chosen)
+        quantized = given or _quantized(network, data, calibration, name)
+        network = quantized.network
     sizes = _shapes(network, inputs)
-    source = Source(network.requires_grad_(requires_grad=False), inputs)
-    info = _preprocessing(preprocessing, data, tuple(inputs.shape[1:]))
-    with _aside(Path(folder)) as aside:
+    tolerance = SAME_OUTPUTS if quantized is None else SAME_STEPS
+    source = Source(network.requires_grad_(requires_grad=False), inputs, tolerance)
+    info = _preprocessing(preprocessing, data, spec)
+    with written_together(out) as aside:
         checks = tuple(_checked(item, source, sizes, aside, words) for item in chosen)
         record = ExportRecord(
-            network=name or type(model).__name__,
-            input_shape=tuple(inputs.shape[1:]),
+            network=name,
+            inputs=spec,
             checks=checks,
             preprocessing=info,
+            precision="float32" if quantized is None else "int8",
         )
         for item in chosen:
             write_text(aside / f"load_{item}.py", FORMATS[item].loader)
         info.save(aside / "preprocessing.json")
         record.save(aside / "export.json")
+        if quantized is not None:
+            quantized.save(aside)
         if plan is not None:
             plan.save(aside / "plan.json")
     return record
+
+
+def _check_int8_formats(formats: Sequence[str]) -> None:
+    for item in formats:
+        if item not in INT8_FORMATS:
+            raise OptionError(
+                f"`formats` must be of {' and '.join(INT8_FORMATS)} for int8, got {item!r}."
+            )
+
+
+def _quantized(network: nn.Module, data: object, calibration: object, name: str) -> Quantized:
+    """Return the simulated int8 network, quantized on the calibration examples or the data."""
+    examples = data if calibration is None else calibration
+    if examples is None:
+        raise OptionError(
+            "`calibration` must be given for int8 without data, got None. Give inputs (--data)."
+        )
+    return quantize(network, examples, name=name)
 
 
 def _find_format(name: str) -> str:
@@ -114,38 +173,44 @@ def _find_format(name: str) -> str:
 
 
 def _inputs(
-    model: nn.Module, data: object, input_shape: tuple[int, ...] | None
+    model: nn.Module, data: object, input_shape: tuple[int, ...] | None, example: object
 ) -> tuple[Tensor, str]:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     if data is None:
-        if input_shape is None:
-            raise OptionError("`input_shape` must be given where there is no data, got None.")
-        example = example_input(input_shape, dtype=dtype)
-        inputs = example_input((CHECKED, *example.shape[1:]), dtype=dtype)
-        return inputs, f"{CHECKED} random inputs"
+        if input_shape is None and example is None:
+            raise OptionError("`input_shape` must be given without data, got None.")
+        given = given_example(model, input_shape=input_shape, example=example)
+        given.spec.single("export")
+        if given.given is None:
+            given = Example(given.spec.with_batch(CHECKED))
+        inputs = given.on(model, "cpu")
+        assert isinstance(inputs, Tensor)
+        count = given.spec.batch
+        kind = "random" if example is None else "given"
+        return inputs, f"{count} {kind} input{'s' if count > 1 else ''}"
     split = data.test if isinstance(data, Data) else as_split(data)
-    images, _ = next(iter(split.batches(CHECKED)))
+    images, _ = next(iter(tensor_batches(split, CHECKED, stage="export")))
     of = f" of {data.name}" if isinstance(data, Data) else ""
     plural = "s" if len(images) > 1 else ""
     return images.to(dtype or images.dtype), f"{len(images)} real input{plural}{of}"
 
 
 def _preprocessing(
-    given: Preprocessing | DataInfo | None, data: object, shape: tuple[int, ...]
+    given: Preprocessing | DataInfo | None, data: object, spec: InputSpec
 ) -> Preprocessing:
     if given is None and isinstance(data, Data):
         given = data.info()
     if given is None:
-        return Preprocessing(input_shape=shape)
+        return Preprocessing(inputs=spec)
     if isinstance(given, Preprocessing):
         return given
     return Preprocessing(
-        input_shape=shape, mean=given.mean, std=given.std, crop=given.crop, classes=given.classes
+        inputs=spec, mean=given.mean, std=given.std, crop=given.crop, classes=given.classes
     )
 
 
 def _shapes(network: nn.Module, inputs: Tensor) -> Mapping[tuple[str, ...], list[Tensor]]:
-    """Return for each set of free dimensions that the network allows the inputs to compare on."""
+    """Return the inputs to compare on, for each set of free dimensions that the network allows."""
     alone: dict[tuple[str, ...], list[Tensor]] = {(): [inputs[:1]]}
     run(network, inputs[:1])
     try:
@@ -171,23 +236,23 @@ def _checked(
     aside: Path,
     words: str,
 ) -> ExportCheck:
-    """Write one format with as much free as can be, and compare it."""
+    """Write one format with as many free dimensions as possible, and compare it."""
     form, failures = FORMATS[name], []
     for dynamic in form.dynamic:
         if dynamic not in sizes:
-            failures.append("the network takes no other sizes")
+            failures.append("the network accepts no other sizes")
             continue
         try:
             gap = _write_and_compare(form, source, dynamic, sizes[dynamic], aside)
         except Exception as error:  # noqa: BLE001 - exporters fail in every way
-            failures.append(_first_line(error))
+            failures.append(why_it_failed(error))
             continue
         files = (form.file, *form.beside)
         fixed = ""
         if dynamic != DYNAMIC[0]:
             kept = ", ".join(size for size in source.sizes if size not in dynamic)
-            why = failures[-1] if failures else "the format wants one size"
-            fixed = f"{kept} fixed: {why.rstrip('.')}." if kept else ""
+            why = failures[-1] if failures else "the format needs one fixed size"
+            fixed = f"{kept} fixed: {'; '.join(why.splitlines()).rstrip('.')}." if kept else ""
         return ExportCheck(
             format=name,
             files=files,
@@ -198,10 +263,11 @@ def _checked(
             inputs=words,
             shapes=tuple(tuple(batch.shape) for batch in sizes[dynamic]),
             difference=gap,
+            tolerance=source.tolerance,
             fixed=fixed,
         )
     raise ExportError(
-        f"The {name} file must give what the network gives, and none that could be written does: "
+        f"The {name} file must give the network's outputs, but no file that could be written does: "
         f"{failures[-1].rstrip('.')}. Nothing was kept."
     )
 
@@ -210,45 +276,17 @@ def _write_and_compare(
     form: Format, source: Source, dynamic: tuple[str, ...], batches: list[Tensor], aside: Path
 ) -> OutputDifference:
     path = aside / form.file
-    with warnings.catch_warnings():
-        # Exporters warn of their own inner workings, which their user cannot change.
-        warnings.simplefilter("ignore")
+    with warnings_ignored():
+        # Exporters warn about their own internals, which users cannot change.
         form.write(source, dynamic, path)
         loaded = form.read(path, source.network)
         gaps = [
             difference(outputs_of(run(source.network, batch)), outputs_of(loaded(batch)))
             for batch in batches
         ]
-    worst = max(gaps, key=lambda gap: gap.relative)
-    if not worst.relative <= SAME_OUTPUTS:
+    worst = max(gaps, key=lambda gap: gap.size)
+    if worst.size > source.tolerance:
         raise ExportError(
-            f"its outputs differ by {worst}, and {SAME_OUTPUTS:g} of the deviation is allowed"
+            f"its outputs differ by {worst}, and {source.tolerance:g} of the deviation is allowed"
         )
     return worst
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """Give a folder beside the wanted one; move its files over if all goes well, else remove it."""
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"The output must be a folder, but {folder} is a file.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise OutputError(f"Cannot write {folder}: {error.strerror}.") from error
-    try:
-        yield aside
-        folder.mkdir(exist_ok=True)
-        for file in sorted(aside.iterdir()):
-            file.chmod(0o644)
-            file.replace(folder / file.name)
-    except OSError as error:
-        raise OutputError(f"Cannot write {folder}: {error.strerror}.") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Formats: how a network is written, loaded again in its runtime, and loaded by a user."""
+"""Export formats: how to write a network, load it in its runtime, and load it as a user."""
 
 from __future__ import annotations
 
@@ -12,48 +12,74 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from onebyone.errors import ModelError
-from onebyone.models import load_weights, save_weights
+from onebyone.core.errors import ModelError
+from onebyone.networks.surgery import evaluation_copy, run, writes_into_inputs
+from onebyone.networks.zoo import load_weights, save_weights
 from onebyone.runtimes.executorch import load_executorch, to_executorch
 from onebyone.runtimes.onnx import onnxruntime_session
-from onebyone.runtimes.openvino import compile_openvino, runner, settings
-from onebyone.sites import evaluation_copy, run
+from onebyone.runtimes.openvino import compile_openvino, openvino_core, runner, settings
+from onebyone.runtimes.output_check import SAME_OUTPUTS
 
 Loaded = Callable[[Tensor], Any]
 
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
-# From the most that may be free to the least: the first that can be written and gives the same
+# Sets of free dimensions, from most to least. The first that can be written and gives the same
 # outputs is kept.
 DYNAMIC: tuple[tuple[str, ...], ...] = ((BATCH, HEIGHT, WIDTH), (BATCH,), ())
 
 
 @dataclass
 class Source:
-    """The network that is exported, and its graphs, each traced once."""
+    """The network to export, and its graphs, each traced once.
+
+    Attributes:
+        network: The network.
+        example: Inputs ``(batch, …)`` for tracing.
+        tolerance: Largest difference of a file's outputs from the network's, as a share of their
+            standard deviation.
+        programs: The traced graphs, by their free dimensions.
+    """
 
     network: nn.Module
     example: Tensor
+    tolerance: float = SAME_OUTPUTS
     programs: dict[tuple[str, ...], ExportedProgram] = field(default_factory=dict)
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """The dimensions of the input that could be free at all."""
+        """The dimensions of the input that can be free."""
         return DYNAMIC[0] if self.example.ndim == 4 else (BATCH,)
 
     def program(self, dynamic: tuple[str, ...]) -> ExportedProgram:
         """Return the graph with these dimensions free."""
         if dynamic not in self.programs:
+            network = self.network
+            if writes_into_inputs(network, self.example[:1]):
+                network = _OnCopies(network)
             shapes = dict.fromkeys(_places(dynamic), Dim.AUTO) or None
-            # One example alone would be taken for a constant size.
+            # torch.export treats a batch of 1 as a constant, so the example is repeated.
             example = self.example.repeat_interleave(2, 0)[:2] if dynamic else self.example[:1]
             exported = torch.export.export(
-                self.network, (example,), dynamic_shapes=None if shapes is None else (shapes,)
+                network, (example,), dynamic_shapes=None if shapes is None else (shapes,)
             )
             _check_free(exported, dynamic)
-            # They would be written into the file: the user's own pictures, several times its size.
+            # They would be saved in the file: the user's pictures, several times its size.
             exported.example_inputs = None
             self.programs[dynamic] = exported
         return self.programs[dynamic]
+
+
+class _OnCopies(nn.Module):
+    """Runs a network on a copy of its input, because a file must not modify its inputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+
+    def forward(self, inputs: Tensor) -> Any:
+        """Run the network."""
+        return self.network(inputs.clone())
 
 
 def _places(dynamic: Sequence[str]) -> list[int]:
@@ -75,13 +101,13 @@ class Format:
 
     Attributes:
         file: Name of its file.
-        write: Writes the file, with these dimensions free.
+        write: Writes the file with the given free dimensions.
         read: Loads the file in its runtime.
-        loader: A few lines of Python that run the file without this package.
+        loader: A short Python file that runs it without this package.
         package: The distribution that loads it.
-        extra: The extra that installs it, where it is optional.
-        dynamic: What may be free, from the most.
-        beside: Other files that go with it.
+        extra: The extra that installs it, if it is optional.
+        dynamic: The sets of free dimensions to try, largest first.
+        beside: Other files that belong to it.
     """
 
     file: str
@@ -139,14 +165,14 @@ def _read_onnx(path: Path, network: nn.Module) -> Loaded:
 def _write_openvino(source: Source, dynamic: tuple[str, ...], path: Path) -> None:
     import openvino  # noqa: PLC0415 - an extra
 
-    model = openvino.Core().read_model(_onnx(source, dynamic))
+    model = openvino_core().read_model(_onnx(source, dynamic))
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
 def _read_openvino(path: Path, network: nn.Module) -> Loaded:
     del network
     compiled = compile_openvino(str(path), settings("f32"))
-    return lambda inputs: runner(compiled, inputs.numpy())()
+    return lambda inputs: runner(compiled, [inputs.numpy()])()
 
 
 def _write_executorch(source: Source, dynamic: tuple[str, ...], path: Path) -> None:
@@ -158,7 +184,7 @@ def _read_executorch(path: Path, network: nn.Module) -> Loaded:
     return load_executorch(path.read_bytes())
 
 
-_LOADER = '''"""Runs {file}: needs {needs} alone. Inputs are made as preprocessing.json says."""
+_LOADER = '''"""Runs {file}; only needs {needs}. Prepare inputs as preprocessing.json says."""
 
 import json
 from pathlib import Path
@@ -175,7 +201,8 @@ def run(inputs):
 
 
 if __name__ == "__main__":
-    shape = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))["input_shape"]
+    inputs = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))["inputs"]
+    shape = inputs["tensors"][0]["shape"]
     outputs = run({zeros})
     print({show})
 '''
@@ -187,11 +214,11 @@ from safetensors.torch import load_model
 
 
 def load(network):
-    """Put the weights into a torch.nn.Module of the same structure, and return it."""
+    """Load the weights into a torch.nn.Module of the same structure, and return it."""
     load_model(network, Path(__file__).parent / "model.safetensors")
     return network.eval()
 '''
-_NUMPY = {"zeros": 'np.zeros((1, *shape), "float32")', "show": "[o.shape for o in outputs]"}
+_NUMPY = {"zeros": 'np.zeros(shape, "float32")', "show": "[o.shape for o in outputs]"}
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format(
@@ -207,7 +234,7 @@ FORMATS: dict[str, Format] = {
             imports="import torch",
             load='network = torch.export.load(here / "model.pt2").module()',
             call="network(inputs)",
-            zeros="torch.zeros(1, *shape)",
+            zeros="torch.zeros(shape)",
             show="outputs.shape if hasattr(outputs, 'shape') else outputs",
         ),
     ),
@@ -234,7 +261,7 @@ FORMATS: dict[str, Format] = {
             file="model.xml and model.bin",
             needs="openvino",
             imports="import numpy as np\nimport openvino",
-            load="# Full float32: by itself OpenVINO chooses bf16 on some processors.\n"
+            load="# Full float32; without this OpenVINO chooses bf16 on some processors.\n"
             'options = {"INFERENCE_PRECISION_HINT": "f32"}\n'
             'network = openvino.Core().compile_model(here / "model.xml", "CPU", options)',
             call="list(network(inputs).values())",
@@ -255,7 +282,7 @@ FORMATS: dict[str, Format] = {
             load='program = Runtime.get().load_program((here / "model.pte").read_bytes())\n'
             'method = program.load_method("forward")',
             call="method.execute([inputs])",
-            zeros="torch.zeros(1, *shape)",
+            zeros="torch.zeros(shape)",
             show="[o.shape for o in outputs]",
         ),
         package="executorch",

@@ -1,32 +1,38 @@
-"""What an export wrote, how it was checked, and how pictures become its inputs."""
+"""Records of an export: its files, how they were checked, and how pictures become inputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from onebyone.records import FORMAT, Record
-from onebyone.runtimes.outputs import SAME_OUTPUTS, OutputDifference
-from onebyone.tables import Table
-from onebyone.units import format_bytes
+from msgspec import Meta
+
+from onebyone.core.fields import Amount, Count, Share
+from onebyone.core.records import FORMAT, InputSpec, Record
+from onebyone.core.tables import Table
+from onebyone.core.units import format_bytes
+from onebyone.runtimes.output_check import SAME_OUTPUTS, OutputDifference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Record):
-    """How a picture becomes an input, as far as it is known; what is not is ``None``.
+    """How a picture becomes an input; unknown values are ``None``.
 
-    A picture of ``height × width`` pixels, its channels first, scaled to 0…1, less ``mean``,
-    divided by ``std``, each a value a channel.
+    A picture of ``height × width`` pixels, channels first, is scaled to 0…1; then ``mean`` is
+    subtracted and the result is divided by ``std``, with one value per channel.
 
     Attributes:
-        input_shape: Shape of one input, without the batch.
-        crop: Share of a picture's shorter side that is kept when its center is cut out.
-        classes: Names of the outputs; empty where they are not known.
+        inputs: What the network takes, with a batch of one example.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        crop: Share of a picture's shorter side that a center crop keeps.
+        classes: Names of the outputs; empty if unknown.
     """
 
-    input_shape: tuple[int, ...]
+    inputs: InputSpec
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    crop: float = 1.0
+    crop: Share = 1.0
     classes: tuple[str, ...] = ()
 
 
@@ -35,63 +41,69 @@ class ExportCheck(Record):
     """One written file, and how it was compared with the network.
 
     Attributes:
-        files: Names in the folder.
-        runtime: What loaded the file and ran it.
-        dynamic: Dimensions of the input whose size is free.
-        inputs: What it was compared on, in words.
-        shapes: Of these inputs.
-        tolerance: Largest difference allowed, as a share of the outputs' standard deviation.
-        fixed: Why other dimensions are not free, in words; empty where all are.
+        format: Name of the format.
+        files: File names in the folder.
+        file_bytes: Their total size.
+        runtime: The package that loaded and ran the file.
+        version: The version of that package.
+        dynamic: Free dimensions of the input.
+        inputs: The inputs that it was compared on, in words.
+        shapes: Shapes of these inputs.
+        difference: Difference of the outputs from the network's.
+        tolerance: Largest allowed difference, as a share of the outputs' standard deviation.
+        fixed: Why other dimensions are not free, in words; empty if all are.
     """
 
     format: str
-    files: tuple[str, ...]
-    file_bytes: int
+    files: Annotated[tuple[str, ...], Meta(min_length=1)]
+    file_bytes: Count
     runtime: str
     version: str
     dynamic: tuple[str, ...]
     inputs: str
     shapes: tuple[tuple[int, ...], ...]
     difference: OutputDifference
-    tolerance: float = SAME_OUTPUTS
+    tolerance: Amount = SAME_OUTPUTS
     fixed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord(Record):
-    """What an export wrote."""
+    """The result of an export: the files, their checks, and the preprocessing."""
 
     network: str
-    input_shape: tuple[int, ...]
-    checks: tuple[ExportCheck, ...]
+    inputs: InputSpec
+    checks: Annotated[tuple[ExportCheck, ...], Meta(min_length=1)]
     preprocessing: Preprocessing
+    precision: Literal["float32", "int8"] = "float32"
     format: int = FORMAT
 
     def table(self) -> Table:
-        """Return a format a line."""
+        """Return a table with one format per line."""
         rows = [
             [
                 check.format,
                 check.files[0],
                 format_bytes(check.file_bytes),
                 ", ".join(check.dynamic) or "none",
-                f"{check.difference.relative:.0e}",
+                f"{check.difference.size:.0e}",
                 f"{check.runtime} {check.version}",
             ]
             for check in self.checks
         ]
         first = self.checks[0]
+        against = "" if self.precision == "float32" else "with the simulated int8 network "
         how = (
-            f"Each file was loaded in its runtime and compared on {first.inputs}. Difference: the "
-            f"largest, as a share of the outputs' standard deviation; up to {first.tolerance:g} "
-            f"is rounding."
+            f"Each file was loaded in its runtime and compared {against}on {first.inputs}. "
+            f"Difference: the largest, as a share of the outputs' standard deviation; up to "
+            f"{first.tolerance:g} is rounding."
         )
         notes = [how]
         notes += [f"{check.format}: {check.fixed}" for check in self.checks if check.fixed]
         return Table(
             columns=("format", "file", ">size", "free sizes", ">differs", "checked in"),
             rows=rows,
-            title=f"{self.network} for inputs {'×'.join(map(str, self.input_shape))}",
+            title=f"{self.network} for inputs {self.inputs.example_text()}",
             notes=notes,
         )
 

@@ -1,9 +1,8 @@
 """From a budget to a plan: the options of least harm that meet it."""
 
-from onebyone.planning.applies import applies
-from onebyone.planning.budget import check_budgets
-from onebyone.planning.options import HeadChoice
+from onebyone.planning.applicability import applies
 from onebyone.planning.planner import HEAD_CHOICES, Planner, plan, plan_from
+from onebyone.planning.survey import HeadChoice
 from onebyone.planning.uniform import uniform_plan
 
 __all__ = [
@@ -11,7 +10,6 @@ __all__ = [
     "HeadChoice",
     "Planner",
     "applies",
-    "check_budgets",
     "plan",
     "plan_from",
     "uniform_plan",

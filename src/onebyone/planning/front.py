@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onebyone.planning.options import Survey
-from onebyone.planning.solve import least_cost
-from onebyone.records import Budget, FrontPoint, Plan, Quantity
+from onebyone.core.records import Budget, FrontPoint, Plan, Quantity
+from onebyone.planning.knapsack import least_cost
+from onebyone.planning.survey import Survey
 
 # From the least that the rewrites reach to what harms least, in equal ratios.
 POINTS = 10
@@ -26,7 +26,7 @@ def front_of(
     Args:
         found: What could be done.
         quantity: What is budgeted; no other budget is set. Memory has no front: it does not add up.
-            Of latency, which is measured, see :mod:`onebyone.planning.timed_front`.
+            Of latency, which is measured, see :mod:`onebyone.planning.latency.front`.
         plan_for: Chooses among the options under budgets.
         points: Budgets to plan for.
 
@@ -46,11 +46,11 @@ def front_of(
 
     # What is asked for, such as a new head, may forbid the larger part of the way.
     most = max(least, within(whole).after.amount(quantity))
-    made: dict[tuple[int, int], FrontPoint] = {}
+    made: dict[tuple[int, ...], FrontPoint] = {}
     # The first as it is, not as a power gives it: the least must stay reachable.
     for limit in (least, *np.geomspace(least, most, points)[1:]):
         point = point_of(within(float(limit)))
-        made.setdefault((point.after.params, point.after.macs), point)
+        made.setdefault(point.after.counts, point)
     return tuple(made.values())
 
 

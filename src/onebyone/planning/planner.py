@@ -2,68 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from onebyone.calibration import CalibrationData, as_calibration
-from onebyone.errors import BudgetError, OptionError
-from onebyone.planning.applies import left_alone
-from onebyone.planning.budget import budget_texts, check_budgets, counted_budgets, parse_budgets
-from onebyone.planning.deployed import Deployed, deployment_of, is_shown_faster
-from onebyone.planning.front import front_of
-from onebyone.planning.memory import memory_bytes, within_memory
-from onebyone.planning.options import HeadChoice, Survey, survey
-from onebyone.planning.solve import choose
-from onebyone.planning.timed_front import FRONT_SECONDS, timed_front
-from onebyone.planning.timings import Timings, cache_folder
-from onebyone.planning.worth import Worth
-from onebyone.profiling import example_input
-from onebyone.randomness import seeded
-from onebyone.records import (
+from onebyone.calibration.inputs import CalibrationData, as_calibration
+from onebyone.calibration.meaning import Meaning, TaskLike, meaning_of
+from onebyone.core.budget import check_budgets, counted_budgets, parse_budgets
+from onebyone.core.errors import BudgetError, OptionError
+from onebyone.core.randomness import seeded
+from onebyone.core.records import (
+    COUNTED,
     Budget,
     CalibrationInfo,
     Deployment,
     FrontPoint,
+    InputSpec,
     LeftAlone,
     Option,
     Plan,
+    PlanPrecision,
     Quantity,
 )
-from onebyone.rewrites.layerwise import LAYER_REWRITES
-from onebyone.sites import as_network, check_finite, floating_type
-from onebyone.units import format_percent
-
-Progress = Callable[[int, int, str], None]
+from onebyone.core.tensor_trees import (
+    Inputs,
+    device_of,
+    first_examples,
+    repeated,
+    to_device,
+)
+from onebyone.core.torch_state import ordinary_torch
+from onebyone.core.units import format_percent
+from onebyone.networks.examples import given_example, inputs_of
+from onebyone.networks.surgery import (
+    as_network,
+    check_finite,
+    floating_type,
+    home_of,
+)
+from onebyone.planning.applicability import left_alone
+from onebyone.planning.fallback import never_slower_in_int8
+from onebyone.planning.front import front_of
+from onebyone.planning.int8_harm import int8_harms
+from onebyone.planning.knapsack import choose, nearest
+from onebyone.planning.latency.cache import Timings, cache_folder
+from onebyone.planning.latency.correction import Worth
+from onebyone.planning.latency.front import FRONT_SECONDS, timed_front
+from onebyone.planning.latency.planner import Deployed, deployment_of, is_shown_faster
+from onebyone.planning.latency.precision import AUTO, FLOAT32, in_precision, runtime_for
+from onebyone.planning.memory_budget import memory_bytes, within_memory
+from onebyone.planning.mixed import with_int8
+from onebyone.planning.survey import HeadChoice, Survey, survey
+from onebyone.profiling.latency import threads
+from onebyone.profiling.subnormals import subnormals_of, with_times
+from onebyone.quantizing.flow import flow_of
+from onebyone.rewrites.registry import is_group_rewrite, is_layer_rewrite
+from onebyone.runtimes.onnx import to_onnx
+from onebyone.settings.common import Progress
+from onebyone.settings.planning import PlanSettings
+from onebyone.settings.signature import takes_calibration
 
 HEAD_CHOICES = ("auto", "keep", "exact", "gap")
 # How much more harm than the least a fastest network may do.
 FASTEST = 1.1
+# Calibration examples on which outputs without subnormal weights are compared with the original's.
+FLUSH_EXAMPLES = 32
 
 
-def plan(
-    model: nn.Module,
-    calibration: object,
-    *,
-    budget: str | Iterable[str],
-    head: HeadChoice = "auto",
-    leave: Sequence[str] = (),
-    runtime: str | None = None,
-    batch: int = 1,
-    num_threads: int | None = None,
-    fastest: bool = False,
-    measure_front: bool = False,
-    input_shape: tuple[int, ...] | None = None,
-    cache: str | Path | Literal[False] | None = None,
-    name: str | None = None,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> Plan:
+@takes_calibration(PlanSettings)
+@ordinary_torch()
+def plan(model: nn.Module, calibration: object, settings: PlanSettings) -> Plan:
     """Choose a rewrite for each site so that the budgets are met with the least harm.
 
     For a runtime, each option is timed in it, on this machine, between two neighbors and in turns
@@ -76,57 +89,41 @@ def plan(
         calibration: Unlabelled inputs: a tensor ``(n, …)``, a split, a torch data set or loader.
             A few hundred to a few thousand. ``None``: harm is then the relative error of the
             layers' kernels, which tells far less.
-        budget: Such as ``"latency=50%"`` or ``["macs=50%", "params=2M", "memory=8MB"]``. Latency
-            is of a call in the runtime; memory is that of the weights and of the activations that
-            are alive at once; both for ``batch`` inputs.
-        head: ``auto``: a GAP head is one option among others; ``keep``: the head stays; ``exact``:
-            it becomes convolutions of the same function; ``gap``: 1×1 convolutions and a global
-            average.
-        leave: Names of modules to leave alone, with all inside them.
-        runtime: What the network is to run in, one of :data:`onebyone.runtimes.RUNTIMES`. With a
-            budget for latency ``eager`` by default; else, by default, nothing is timed.
-        batch: Inputs of a call.
-        num_threads: Torch's and the runtime's; what torch is set to, by default.
-        fastest: Return the fastest network whose harm is at most a tenth above the least that
-            meets the budgets.
-        measure_front: For a runtime, build and measure the networks of the front as well, as many
-            as a minute allows; each says how its time was obtained.
-        input_shape: Without calibration data, the shape of an input with the batch in front.
-        cache: Folder where times are kept for the next plan; ``False`` keeps none; by default
-            ``ONEBYONE_CACHE`` or a folder in the user's cache.
-        name: What to call the network; its class by default.
-        device: Where to run it.
-        progress: Told of the steps done.
+        settings: The fields of :class:`PlanSettings`, by keyword.
 
     Raises:
-        BudgetError: If a budget cannot be read or reached; says what is reachable.
+        BudgetError: If a budget cannot be read or reached; says what is reachable. Its ``planner``
+            keeps all that was measured, for another try.
         ModelError: If the network has nothing to rewrite, or cannot be run on the data.
         WeightsError: If a weight is not finite.
         UnknownNameError: If there is no such runtime.
         MissingExtraError: If the runtime is not installed.
         OptionError: If another option cannot be obeyed.
     """
-    texts = budget_texts(budget)
-    bounded = check_budgets(texts)  # a typing error should not wait for a survey
-    if runtime is None and (fastest or "latency" in bounded):
+    texts = settings.budgets
+    runtime = runtime_for(settings.precision, settings.runtime)
+    if runtime is None and (settings.fastest or "latency" in check_budgets(texts)):
         runtime = "eager"
     planner = Planner(
         model,
         calibration,
-        asked=texts,
-        head=head,
-        leave=leave,
+        asked=() if settings.closest else texts,
+        task=settings.task,
+        head=settings.head,
+        leave=settings.leave,
         runtime=runtime,
-        batch=batch,
-        num_threads=num_threads,
-        input_shape=input_shape,
-        cache=cache,
-        name=name,
-        device=device,
-        progress=progress,
+        batch=settings.batch,
+        num_threads=settings.num_threads,
+        input_shape=settings.input_shape,
+        example=settings.example,
+        cache=settings.cache,
+        name=settings.name,
+        device=settings.device,
+        precision=settings.precision,
+        progress=settings.progress,
     )
-    made = planner.plan(texts, fastest=fastest)
-    front = planner.front(made.budgets[0].quantity, measured=measure_front)
+    made = planner.plan(texts, fastest=settings.fastest, closest=settings.closest)
+    front = planner.front(made.budgets[0].quantity, measured=settings.measure_front)
     return replace(made, front=front)
 
 
@@ -138,15 +135,18 @@ class Planner:
         calibration: As for :func:`plan`, as is all that follows.
         asked: Budgets that will be asked for: what no choice can reach of them is refused before
             anything is measured.
+        task: What the outputs mean.
         head: What becomes of the head.
         leave: Modules to leave alone.
         runtime: What the network is to run in; nothing is timed where it is ``None``.
         batch: Inputs of a call.
         num_threads: Torch's and the runtime's.
-        input_shape: Without calibration data, of an input.
+        input_shape: Without calibration data, of the input.
+        example: In place of ``input_shape``, what the network is called with.
         cache: Where times are kept.
         name: Of the network.
         device: Where to run it.
+        precision: What it is deployed in; int8 needs a runtime.
         progress: Told of the steps done.
 
     Raises:
@@ -159,15 +159,18 @@ class Planner:
         calibration: object,
         *,
         asked: Sequence[str] = (),
+        task: TaskLike | Meaning | None = None,
         head: HeadChoice = "auto",
         leave: Sequence[str] = (),
         runtime: str | None = None,
         batch: int = 1,
         num_threads: int | None = None,
         input_shape: tuple[int, ...] | None = None,
+        example: object = None,
         cache: str | Path | Literal[False] | None = None,
         name: str | None = None,
         device: str = "cpu",
+        precision: PlanPrecision = "float32",
         progress: Progress | None = None,
     ) -> None:
         if head not in HEAD_CHOICES:
@@ -176,24 +179,43 @@ class Planner:
         check_finite(model)
         leave = left_alone(model, leave)
         deployment = None
+        runtime = runtime_for(precision, runtime)
         if runtime is not None:
-            deployment = deployment_of(runtime, device=device, batch=batch, num_threads=num_threads)
+            deployment = deployment_of(
+                runtime, device=device, batch=batch, num_threads=num_threads, precision=precision
+            )
         data = None
         if calibration is not None:
             data = as_calibration(calibration, device=device, dtype=floating_type(model))
-        example = _example(model, data, input_shape, device)
-        with seeded(0, example.device):  # fresh weights of the heads that are tried
-            self._found = survey(
+            task = meaning_of(model, data, task, device=device)
+        first = _example(model, data, input_shape, example, device)
+        if precision != FLOAT32:
+            inputs_of(model, first).single("Int8")
+        shown = first
+        if data is not None:
+            shown = first_examples(next(iter(data.batches())), FLUSH_EXAMPLES)
+        came, (model, self._subnormals) = model, subnormals_of(model, shown)
+        self._came = came
+        with seeded(0, device_of(first)):  # fresh weights of the heads that are tried
+            self._surveyed = survey(
                 model,
-                example if data is None else data,
+                first if data is None else data,
                 head_choice=head,
                 leave=leave,
                 every_form=deployment is not None,
-                check=partial(_check_reachable, asked) if asked else None,
+                with_groups=precision == FLOAT32,
+                meaning=task if isinstance(task, Meaning) else None,
+                check=partial(_check_reachable, asked, deployment) if asked else None,
                 progress=progress,
             )
-        self._model, self._example, self._device = model, example, device
-        self._progress = progress
+        self._flow, self._alone_harm = None, 0.0
+        if precision == AUTO:
+            self._flow = flow_of(to_onnx(self._surveyed.network, first))
+            harms = int8_harms(self._surveyed, tuple(self._flow.gives), data)
+            self._surveyed = with_int8(self._surveyed, tuple(self._flow.gives), harms)
+            self._alone_harm = sum(harms.values())
+        self._model, self._example, self._device = model, first, device
+        self._progress, self._precision = progress, precision
         self._name = name or type(model).__name__
         self._data = None if data is None else data.info()
         self._deploy(deployment, batch, cache)
@@ -202,17 +224,22 @@ class Planner:
         self, deployment: Deployment | None, batch: int, cache: str | Path | Literal[False] | None
     ) -> None:
         # Beside the network: what is built of it is counted on this.
-        home = next(self._model.parameters(), self._example).device
-        whole = self._example.expand(batch, *self._example.shape[1:])
-        self._batched = whole.contiguous().to(home)
+        whole = repeated(self._example, batch)
+        self._batched: Inputs = to_device(whole, home_of(self._model))
         self._made = partial(
             _plan_within,
             network=self._name,
-            input_shape=tuple(self._batched.shape),
+            inputs=inputs_of(self._model, self._batched),
             calibration=self._data,
         )
+        self._found = in_precision(self._surveyed, deployment)
         self._deployed = None
+        self._timed_subnormals = self._subnormals
         if deployment is not None:
+            with threads(deployment.threads):
+                self._timed_subnormals = with_times(
+                    self._subnormals, self._came, self._model, self._batched, [deployment.runtime]
+                )
             timings = Timings(deployment, _folder(cache))
             self._deployed = Deployed(
                 self._model,
@@ -220,6 +247,7 @@ class Planner:
                 self._batched,
                 deployment,
                 timings,
+                flow=self._flow,
                 progress=self._progress,
             )
 
@@ -252,7 +280,11 @@ class Planner:
                 "Give it a `runtime` from the start."
             )
         deployment = deployment_of(
-            runtime, device=self._device, batch=batch, num_threads=num_threads
+            runtime_for(self._precision, runtime) or runtime,
+            device=self._device,
+            batch=batch,
+            num_threads=num_threads,
+            precision=self._precision,
         )
         other = copy(self)
         other._deploy(deployment, batch, cache)  # noqa: SLF001
@@ -260,7 +292,7 @@ class Planner:
 
     @property
     def model(self) -> nn.Module:
-        """The network that plans are for."""
+        """The network that plans are for, without subnormal weights."""
         return self._model
 
     @property
@@ -303,16 +335,35 @@ class Planner:
             return make(self._found, budgets)
         return self._deployed.predict(budgets, make)
 
-    def plan(self, texts: Sequence[str], *, fastest: bool = False) -> Plan:
+    def plan(self, texts: Sequence[str], *, fastest: bool = False, closest: bool = False) -> Plan:
         """Choose among the options; for a runtime, build the network and measure it.
 
+        Args:
+            texts: The budgets.
+            fastest: As for :func:`plan`, as is ``closest``.
+            closest: What to do where the budgets cannot be met.
+
         Raises:
-            BudgetError: If a budget cannot be read or reached; says what is reachable.
+            BudgetError: If a budget cannot be read or reached; says what is reachable, and has
+                this planner for another try.
         """
         budgets = self.budgets(texts)
+        try:
+            return self._planned(budgets, fastest=fastest, closest=closest)
+        except BudgetError as error:
+            error.planner = self
+            raise
+
+    def _planned(self, budgets: Sequence[Budget], *, fastest: bool, closest: bool) -> Plan:
+        make = partial(self._choose, fastest=fastest, closest=closest)
         if self._deployed is None:
-            return self.predict(budgets)
-        made = self._deployed.plan(budgets, partial(self._choose, fastest=fastest))
+            return make(self._found, budgets)
+        made = self._deployed.plan(budgets, make, closest=closest)
+        if self._precision != FLOAT32:
+            made = self._deployed.translated(made)
+            return never_slower_in_int8(
+                made, self._deployed, fastest=fastest, alone_harm=self._alone_harm
+            )
         return _never_slower(made, self._deployed.survey(), fastest=fastest)
 
     def measure(self, made: Plan) -> Plan:
@@ -344,21 +395,56 @@ class Planner:
                 Otherwise the smallest alone is; the times of the others are predicted, corrected
                 by that one and by the networks that were built for plans before.
         """
+        if self._precision == AUTO:
+            return ()  # the least that joins allow is not a sum of sites' least
         if self._deployed is None or quantity == "memory":
             return front_of(self._found, quantity, self._choose)
         seconds = FRONT_SECONDS if measured else 0.0
         return timed_front(self._deployed, quantity, self._choose, seconds=seconds)
 
-    def _choose(self, found: Survey, budgets: Sequence[Budget], *, fastest: bool = False) -> Plan:
-        within = partial(self._made, found, fastest=FASTEST if fastest else None)
+    def _choose(
+        self,
+        found: Survey,
+        budgets: Sequence[Budget],
+        *,
+        fastest: bool = False,
+        closest: bool = False,
+    ) -> Plan:
+        """Choose among options by what is known of them.
+
+        With ``closest`` only what is counted gives way; of times the network's own decides.
+        """
+
+        def within(bounds: Sequence[Budget]) -> Plan:
+            reached = _nearest_counted(found, bounds) if closest else bounds
+            return self._made(found, reached, fastest=FASTEST if fastest else None)
+
         memory = [budget for budget in budgets if budget.quantity == "memory"]
-        if not memory:
-            return within(budgets)
-        return within_memory(self._model, self._batched, memory[0], budgets, within)
+        if memory:
+            made = within_memory(
+                self._model, self._batched, memory[0], budgets, within, closest=closest
+            )
+        else:
+            made = within(budgets)
+        return replace(
+            made,
+            budgets=tuple(budgets),
+            subnormals=self._timed_subnormals,
+            precision=self._precision,
+        )
 
 
-def _check_reachable(texts: Sequence[str], found: Survey) -> None:
+def _nearest_counted(found: Survey, budgets: Sequence[Budget]) -> tuple[Budget, ...]:
+    """Return budgets with those of what is counted raised to what can be reached."""
+    counted = [budget for budget in budgets if budget.quantity in COUNTED]
+    reached = nearest(found.options, counted, found.start, forced=found.forced)
+    raised = {budget.quantity: budget for budget in reached}
+    return tuple(raised.get(budget.quantity, budget) for budget in budgets)
+
+
+def _check_reachable(texts: Sequence[str], deployment: Deployment | None, found: Survey) -> None:
     """Refuse budgets of what is counted that no choice of the options meets."""
+    found = in_precision(found, deployment)
     budgets = counted_budgets(texts, found.before)
     choose(found.options, budgets, found.start, forced=found.forced, obstacles=_obstacles(found))
 
@@ -374,39 +460,39 @@ def plan_from(
     budget: str | Iterable[str],
     *,
     network: str,
-    input_shape: tuple[int, ...],
+    inputs: InputSpec,
     calibration: CalibrationInfo | None,
 ) -> Plan:
     """Choose among options already surveyed: a moment's work, for any number of budgets.
 
     Args:
         found: The options.
-        budget: As for :func:`plan`, of what is counted: ``macs`` and ``params``.
+        budget: As for :func:`plan`, of what is counted: ``macs``, ``params`` and ``size``.
         network: What to call the network.
-        input_shape: With the batch in front.
+        inputs: What the network takes, with the batch that the plan is for.
         calibration: What harm was measured on.
 
     Raises:
         BudgetError: If a budget cannot be read or reached; says what is reachable.
     """
     budgets = parse_budgets(budget, found.before)
-    return _plan_within(
-        found, budgets, network=network, input_shape=input_shape, calibration=calibration
-    )
+    return _plan_within(found, budgets, network=network, inputs=inputs, calibration=calibration)
 
 
 def _example(
     model: nn.Module,
     data: CalibrationData | None,
     shape: tuple[int, ...] | None,
+    example: object,
     device: str,
-) -> Tensor:
-    """Return one input."""
+) -> Inputs:
+    """Return one example."""
     if data is not None:
         return data.example()
-    if shape is None:
+    if shape is None and example is None:
         raise OptionError("Without calibration data, `input_shape` must be given.")
-    return example_input((1, *shape[1:]), device=device, dtype=floating_type(model))
+    given = given_example(model, input_shape=shape, example=example)
+    return given.first().on(model, device)
 
 
 def _plan_within(
@@ -414,7 +500,7 @@ def _plan_within(
     budgets: Sequence[Budget],
     *,
     network: str,
-    input_shape: tuple[int, ...],
+    inputs: InputSpec,
     calibration: CalibrationInfo | None,
     fastest: float | None = None,
 ) -> Plan:
@@ -427,22 +513,25 @@ def _plan_within(
         obstacles=_obstacles(found),
         fastest=fastest,
     )
-    if found.exact is not None and any(_is_inside(option, found.exact) for option in chosen):
+    taken = chosen.options
+    if found.exact is not None and any(_is_inside(option, found.exact) for option in taken):
         exact = found.exact
-    after = found.before
-    choices = chosen if exact is None else (exact, *chosen)
+    after = found.base
+    choices = taken if exact is None else (exact, *taken)
     for option in choices:
         after = after - option.saved
     return Plan(
         network=network,
-        input_shape=input_shape,
+        inputs=inputs,
         budgets=tuple(budgets),
         before=found.before,
         after=after,
         choices=choices,
         left_alone=_left_alone(found, choices, exact),
         calibration=calibration,
-        harm=sum(option.harm or 0.0 for option in chosen),
+        harm=sum(option.harm or 0.0 for option in taken),
+        gap=chosen.gap,
+        task=None if found.meaning is None else found.meaning.info(),
     )
 
 
@@ -462,7 +551,9 @@ def _never_slower(made: Plan, found: Survey, *, fastest: bool) -> Plan:
 
 def _is_inside(option: Option, head: Option) -> bool:
     """Whether an option's site is a layer that only the exact head has."""
-    return option.rewrite in LAYER_REWRITES and option.site.startswith(f"{head.site}.")
+    if not (is_layer_rewrite(option.first.rewrite) or is_group_rewrite(option.first.rewrite)):
+        return False
+    return any(name.startswith(f"{head.site}.") for name in (option.site, *option.occupies))
 
 
 def _left_alone(

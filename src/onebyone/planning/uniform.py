@@ -6,20 +6,26 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from onebyone.errors import OptionError, UnknownNameError
-from onebyone.planning.applies import is_site, left_alone, reasons
-from onebyone.profiling import as_inputs
+from onebyone.core.arguments import checked
+from onebyone.core.errors import OptionError, UnknownNameError
+from onebyone.core.records import LayerCost, LeftAlone, Option, Plan, Step
+from onebyone.core.tensor_trees import Inputs
+from onebyone.core.torch_state import ordinary_torch
+from onebyone.core.units import format_percent
+from onebyone.networks.examples import as_inputs, inputs_of
+from onebyone.networks.surgery import as_network, check_finite, module_at
+from onebyone.planning.applicability import is_site, left_alone, reasons
 from onebyone.profiling.trace import trace_layers
-from onebyone.records import Cost, LayerCost, LeftAlone, Option, Plan, Settings
-from onebyone.rewrites import factorize
-from onebyone.rewrites.layerwise import cost_before, cost_of
-from onebyone.sites import Inputs, as_network, module_at, tensors_in
-from onebyone.units import format_percent
+from onebyone.rewrites.low_rank import factorize
+from onebyone.rewrites.registry import cost_before
+from onebyone.rewrites.steps import cost_of
 
 # Of the forms that a layer can take, the first that pays.
 PREFERRED = ("tucker2", "reduce", "expand", "spatial", "spatial-expand", "pair")
 
 
+@checked
+@ordinary_torch()
 def uniform_plan(
     model: nn.Module,
     inputs: Inputs | tuple[int, ...],
@@ -56,12 +62,14 @@ def uniform_plan(
         OptionError: If ``ranks`` is not above 0 and at most 1, or ``leave`` names no module.
         UnknownNameError: If there is no such form.
         ModelError: If the network cannot be copied or run on that input.
+        WeightsError: If a weight is not finite.
     """
     if not 0 < ranks <= 1:
         raise OptionError(f"`ranks` must be a share above 0 and at most 1, got {ranks}.")
     if form not in ("auto", *PREFERRED):
         raise UnknownNameError("form", form, ("auto", *PREFERRED))
     model = as_network(model)
+    check_finite(model)
     leave = left_alone(model, leave)
     example = as_inputs(model, inputs)
     costs = trace_layers(model, example)
@@ -76,13 +84,13 @@ def uniform_plan(
             choices.append(found)
         else:
             why[layer.name] = found
-    before = after = Cost(params=costs.params, macs=costs.macs)
+    before = after = costs.cost
     for option in choices:
         after = after - option.saved
     order = {layer.name: place for place, layer in enumerate(costs.layers)}
     return Plan(
         network=name or type(model).__name__,
-        input_shape=tuple(next(tensors_in(example)).shape),
+        inputs=inputs_of(model, example),
         budgets=(),
         before=before,
         after=after,
@@ -107,13 +115,12 @@ def _option(
     before = cost_before(module, layer)
     for form in allowed:
         ranks = [max(1, round(share * full)) for full in factorize.full_ranks(module, form)]
-        settings: Settings = {"form": form, "ranks": ranks}
-        after = cost_of("factorize", module, layer, settings)
+        steps = (Step(rewrite="factorize", settings={"form": form, "ranks": ranks}),)
+        after = cost_of(module, layer, steps)
         if share == 1 or (after.macs < before.macs and after.params < before.params):
             return Option(
                 site=layer.name,
-                rewrite="factorize",
-                settings=settings,
+                steps=steps,
                 before=before,
                 after=after,
                 occupies=(layer.name,),

@@ -1,36 +1,45 @@
-"""One forward pass of a copy -> what each layer costs."""
+"""Counts and times each layer of a network during forward passes of a copy."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onebyone.errors import ModelError
-from onebyone.profiling.counts import RULES, UNCOUNTED
-from onebyone.profiling.latency import DISTURBED_SPREAD
-from onebyone.records import LayerCost, Timing
-from onebyone.sites import (
-    Inputs,
+from onebyone.core.errors import ModelError
+from onebyone.core.records import Cost, LayerCost, Timing
+from onebyone.core.rounds import limited
+from onebyone.core.shared_state import SharedChange
+from onebyone.core.tensor_trees import Inputs, batch_size, device_of, fresh, tensors_in
+from onebyone.networks.copies import runs_alone
+from onebyone.networks.surgery import (
+    call,
     copy_beside,
     evaluation_copy,
     hooks_removed,
     run,
-    tensors_in,
+    writes_into_inputs,
 )
+from onebyone.networks.weight_bytes import weight_bytes
+from onebyone.profiling.counts import has_rule, macs_of, name_of
+from onebyone.profiling.latency import DISTURBED_SPREAD
+
+# Number of passes for timing the layers.
+FEWEST_PASSES = 5
+MOST_PASSES = 200
 
 
 @dataclass
 class _Row:
-    """What one module was seen to do; sums over its calls."""
+    """MACs, calls and shapes of one module, summed over its calls."""
 
     macs: int = 0
     calls: int = 0
@@ -59,13 +68,19 @@ class _MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
-        output = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket  # noqa: SLF001
-        rule = RULES.get(packet)
-        if rule is not None:
-            self.trace.row(self.trace.stack[-1]).macs += rule(args, output)
-        elif packet in UNCOUNTED:
-            self.trace.uncounted[str(packet)] += 1
+        kwargs = kwargs or {}
+        if not has_rule(func) and hasattr(func, "decompose"):
+            # If the forward enters inference mode, composite operations arrive undecomposed.
+            with self:
+                output = func.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        output = func(*args, **kwargs)
+        macs = macs_of(func, args, output)
+        if macs is None:
+            self.trace.uncounted[name_of(func)] += 1
+        elif macs:
+            self.trace.row(self.trace.stack[-1]).macs += macs
         return output
 
 
@@ -74,22 +89,32 @@ class LayerCosts:
     """The layers of a network in order of execution, for one input.
 
     Attributes:
-        uncounted: Operations that multiply but have no rule, with their number.
-        output: What the traced pass gave.
+        layers: The layers.
+        params: Parameters of the network; shared ones count once.
+        macs: MACs of the network.
+        bytes: Bytes of all weights and saved buffers.
+        uncounted: Operations whose MACs are unknown, with their number of calls.
+        output: The output of the traced pass.
     """
 
     layers: tuple[LayerCost, ...]
     params: int
     macs: int
+    bytes: int
     uncounted: dict[str, int]
     output: Any = field(compare=False, repr=False)
 
+    @property
+    def cost(self) -> Cost:
+        """The cost of the whole network."""
+        return Cost(params=self.params, macs=self.macs, bytes=self.bytes)
+
 
 def trace_layers(model: nn.Module, inputs: Inputs) -> LayerCosts:
-    """Run a copy of the network once and count what each layer costs.
+    """Run a copy of the network once and count each layer's parameters and MACs.
 
-    A layer is a module that owns parameters, or inside which (and inside no child of which)
-    something is multiplied: functional products are found too, and counted where they happen.
+    A layer is a module that owns parameters, or whose own forward (outside its children) contains a
+    matrix product. So functional products are found too, and count for the module that calls them.
 
     Args:
         model: Not modified; a copy in evaluation mode is run.
@@ -103,69 +128,66 @@ def trace_layers(model: nn.Module, inputs: Inputs) -> LayerCosts:
     handles: list[Any] = []
     for name, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            continue  # takes no hooks: its products count for the module that it is in
-        handles.append(module.register_forward_pre_hook(_entering(trace, name), prepend=True))
+            continue  # takes no hooks: its MACs count for its parent
+        handles.append(
+            module.register_forward_pre_hook(_entering(trace, name), prepend=True, with_kwargs=True)
+        )
         handles.append(module.register_forward_hook(_leaving(trace, name), always_call=True))
-    with hooks_removed(handles), _plain_attention(), _MacCounter(trace):
-        output = run(network, inputs)
+    given = fresh(inputs)  # before counting, so that the copying is not recorded
+    with hooks_removed(handles), _plain_attention(), runs_alone(model), _MacCounter(trace):
+        output = run(network, given, given_away=True)
     batch = batch_size(inputs)
     layers = _layer_costs(network, trace, batch)
     return LayerCosts(
         layers=layers,
         params=sum(layer.params for layer in layers),
         macs=sum(layer.macs for layer in layers),
+        bytes=weight_bytes(network),
         uncounted=dict(trace.uncounted),
         output=output,
     )
 
 
-def batch_size(inputs: Inputs) -> int:
-    """Return how many inputs there are at once: the first size, or pictures in a list."""
-    first: Any = inputs
-    if isinstance(first, Mapping):
-        first = next(iter(first.values()), None)
-    elif isinstance(first, (tuple, list)):
-        first = next(iter(first), None)
-    pictures = isinstance(first, (tuple, list)) and all(
-        isinstance(picture, Tensor) and picture.ndim == 3 for picture in first
-    )
-    if pictures:
-        return max(1, len(first))
-    return max(1, next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 1))
-
-
 def _entering(trace: _Trace, name: str) -> Callable[..., None]:
-    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         trace.stack.append(name)
         row = trace.row(name)
         row.calls += 1
-        row.input_shape = _shape(args)
+        row.input_shape = _shape((*args, *kwargs.values()), module)
 
     return enter
 
 
 def _leaving(trace: _Trace, name: str) -> Callable[..., None]:
-    def leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+    def leave(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
         trace.stack.pop()
-        trace.row(name).output_shape = _shape(output)
+        trace.row(name).output_shape = _shape(output, module)
 
     return leave
 
 
-def _shape(value: Any) -> tuple[int, ...]:
+def _shape(value: Any, module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of the first tensor, without the batch dimension if it has one."""
     first = next(tensors_in(value), None)
-    return () if first is None else tuple(first.shape[1:])
+    if first is None:
+        return ()
+    convolves = isinstance(module, nn.modules.conv._ConvNd)  # noqa: SLF001
+    unbatched = convolves and first.ndim == len(cast("nn.Conv2d", module).kernel_size) + 1
+    return tuple(first.shape if unbatched else first.shape[1:])
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from its fused path, whose products no counter can see."""
+def _without_fast_path() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(value=False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+#: Turns off the fused path of nn.MultiheadAttention, whose products no counter can see.
+_plain_attention = SharedChange(_without_fast_path)
 
 
 def _layer_costs(network: nn.Module, trace: _Trace, batch: int) -> tuple[LayerCost, ...]:
@@ -193,7 +215,7 @@ def _layer_costs(network: nn.Module, trace: _Trace, batch: int) -> tuple[LayerCo
 
 
 def _own_params(modules: dict[str, nn.Module]) -> dict[str, int]:
-    """Return each module's own parameters; one that several modules share is counted once."""
+    """Return the number of parameters of each module itself; a shared one counts once."""
     seen: set[int] = set()
     counts = {}
     for name, module in modules.items():
@@ -204,7 +226,7 @@ def _own_params(modules: dict[str, nn.Module]) -> dict[str, int]:
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise ModelError(
                     f"Layers must be initialized, but {name!r} is a lazy {type(module).__name__}. "
-                    f"Run the network once on an example before handing it over."
+                    f"Run the network once on an example first."
                 )
             seen.add(id(parameter))
             counts[name] += parameter.numel()
@@ -212,7 +234,7 @@ def _own_params(modules: dict[str, nn.Module]) -> dict[str, int]:
 
 
 def describe(module: nn.Module) -> str:
-    """Return what a layer is in a few words: ``Conv2d 3×3 /2 g32``."""
+    """Return a short description of a layer, such as ``Conv2d 3×3 /2 g32``."""
     name = type(module).__name__
     kernel = getattr(module, "kernel_size", None)
     if not (isinstance(kernel, tuple) and isinstance(module, nn.modules.conv._ConvNd)):  # noqa: SLF001
@@ -231,22 +253,26 @@ def describe(module: nn.Module) -> str:
 
 
 def time_layers(
-    model: nn.Module, inputs: Tensor, layers: tuple[LayerCost, ...], *, seconds: float = 2.0
+    model: nn.Module, inputs: Inputs, layers: tuple[LayerCost, ...], *, seconds: float = 2.0
 ) -> dict[str, Timing]:
-    """Time each layer inside the whole network, where caches and neighbours are what they are.
+    """Time each layer while the whole network runs, under realistic cache conditions.
 
     Args:
         model: Not modified; a copy in evaluation mode is run, eagerly.
-        inputs: Shape ``(batch, …)``, on the device to be timed.
+        inputs: As for :func:`trace_layers`, on the device to be timed.
         layers: The layers, from :func:`trace_layers`.
-        seconds: About how long to go on; at least 5 passes are made.
+        seconds: About how long to measure; makes at least ``FEWEST_PASSES`` passes.
 
     Returns:
-        The time of all the calls of each layer in one pass, without that of layers inside it.
+        The time of all calls of each layer in one pass, without the layers inside it.
     """
-    network = evaluation_copy(model, device=inputs.device)
-    wait = torch.cuda.synchronize if inputs.is_cuda else _nothing
-    clock = _ExclusiveClock(wait)
+    device = device_of(inputs)
+    network = evaluation_copy(model, device=device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    # With one thread, all computing is in this thread. Its thread time does not include waits for a
+    # processor.
+    alone = torch.get_num_threads() == 1 and device.type != "cuda"
+    clock = _ExclusiveClock(wait, time.thread_time_ns if alone else time.perf_counter_ns)
     modules = dict(network.named_modules())
     handles: list[Any] = []
     for layer in layers:
@@ -257,13 +283,18 @@ def time_layers(
             )
             handles.append(module.register_forward_hook(clock.leaving()))
     passes: list[dict[str, float]] = []
+    writes = writes_into_inputs(network, inputs)
     with hooks_removed(handles), torch.inference_mode():
         for _ in range(3):
-            network(inputs)
+            call(network, fresh(inputs))
         started = time.perf_counter()
-        while len(passes) < 5 or (time.perf_counter() - started < seconds and len(passes) < 200):
+        most = limited(MOST_PASSES)
+        while len(passes) < min(FEWEST_PASSES, most) or (
+            time.perf_counter() - started < seconds and len(passes) < most
+        ):
+            given = fresh(inputs) if writes else inputs
             clock.ms = {}
-            network(inputs)
+            call(network, given)
             passes.append(clock.ms)
     return {
         layer.name: _layer_timing([p[layer.name] for p in passes], inputs)
@@ -277,17 +308,18 @@ def _nothing() -> None:
 
 
 class _ExclusiveClock:
-    """Time in each module less the time in timed modules inside it."""
+    """Measures the time in each module, minus the time in timed modules inside it."""
 
-    def __init__(self, wait: Callable[[], None]) -> None:
+    def __init__(self, wait: Callable[[], None], now: Callable[[], int]) -> None:
         self.ms: dict[str, float] = {}
         self._wait = wait
+        self._now = now
         self._stack: list[list[Any]] = []
 
     def entering(self, name: str) -> Callable[..., None]:
         def enter(_: nn.Module, __: tuple[Any, ...]) -> None:
             self._wait()
-            self._stack.append([name, time.perf_counter_ns(), 0])
+            self._stack.append([name, self._now(), 0])
 
         return enter
 
@@ -295,7 +327,7 @@ class _ExclusiveClock:
         def leave(_: nn.Module, __: tuple[Any, ...], ___: Any) -> None:
             self._wait()
             name, start, inside = self._stack.pop()
-            elapsed = time.perf_counter_ns() - start
+            elapsed = self._now() - start
             self.ms[name] = self.ms.get(name, 0.0) + (elapsed - inside) / 1e6
             if self._stack:
                 self._stack[-1][2] += elapsed
@@ -303,13 +335,13 @@ class _ExclusiveClock:
         return leave
 
 
-def _layer_timing(samples: list[float], inputs: Tensor) -> Timing:
+def _layer_timing(samples: list[float], inputs: Inputs) -> Timing:
     q1, median, q3 = (float(q) for q in np.percentile(samples, [25, 50, 75]))
     return Timing(
         runtime="eager",
-        device=str(inputs.device),
+        device=str(device_of(inputs)),
         threads=torch.get_num_threads(),
-        batch=inputs.shape[0],
+        batch=batch_size(inputs),
         repeats=len(samples),
         median_ms=median,
         q1_ms=q1,

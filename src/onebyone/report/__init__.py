@@ -1,1 +1,1 @@
-"""What people look at: the console's tables and progress, and pages that are one file."""
+"""Output for people: tables and progress in the console, and self-contained HTML pages."""

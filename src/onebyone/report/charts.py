@@ -1,6 +1,6 @@
-"""Charts as records: what is drawn, what it says in words, and the table of its numbers.
+"""Charts as records: their data, a description in words, and a table of their numbers.
 
-:func:`onebyone.report.html.chart` puts one into a page, where Observable Plot draws it.
+:func:`onebyone.report.html.chart` puts a chart into a page, where Observable Plot draws it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from onebyone.tables import Table
-from onebyone.units import format_percent
+from onebyone.core.tables import Table
+from onebyone.core.units import format_percent
 
 Chart: TypeAlias = "LineChart | IntervalChart | ScatterChart"
 
@@ -51,9 +51,9 @@ class LineChart:
         x: Name of the horizontal axis.
         y: Name of the vertical axis.
         percent: Whether ``y`` is a fraction to show as a percentage.
-        marks: Places on the horizontal axis that carry a label.
-        caption: A line beneath; how the figures were obtained.
-        height: In pixels.
+        marks: Labelled positions on the horizontal axis.
+        caption: A line below the chart: how the figures were measured.
+        height: Height in pixels.
     """
 
     title: str
@@ -96,7 +96,7 @@ class LineChart:
         }
 
     def table(self) -> Table:
-        """Return the numbers, a line for each place on the horizontal axis."""
+        """Return a table of the numbers, with a row for each position on the horizontal axis."""
         lines = [dict(zip(line.x, line.y, strict=True)) for line in self.series]
         rows = [
             [f"{x:g}", *(self._text(line[x]) if x in line else "–" for line in lines)]
@@ -111,7 +111,7 @@ class LineChart:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A value with its interval: a row of an :class:`IntervalChart`."""
+    """A value with its interval; a row of an :class:`IntervalChart`."""
 
     name: str
     value: float
@@ -122,13 +122,13 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class IntervalChart:
-    """Values with their intervals, a row each.
+    """Values with their intervals, one in each row.
 
     Attributes:
         x: Name of the axis.
         percent: Whether the values are fractions to show as percentages.
         reference: A value that is marked by a dashed line, such as 1 for ratios.
-        log: Whether equal distances are equal ratios.
+        log: Whether the axis is logarithmic.
     """
 
     title: str
@@ -141,7 +141,7 @@ class IntervalChart:
 
     @property
     def keys(self) -> list[Key]:
-        """No legend: each row has its name."""
+        """The legend, which is empty: each row has its name."""
         return []
 
     @property
@@ -183,12 +183,12 @@ class IntervalChart:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A place in a :class:`ScatterChart`, with its intervals if given.
+    """A point of a :class:`ScatterChart`, with its intervals if given.
 
     Attributes:
-        name: What it is: in the legend, and when it is pointed at.
-        label: Text beside it; none if empty.
-        small: Whether it is one of many, without an entry in the legend.
+        name: Its name in the legend and in the tooltip.
+        label: Text beside it; may be empty.
+        small: Whether it is small and has no entry in the legend.
     """
 
     name: str
@@ -207,11 +207,11 @@ class Axis:
 
     Attributes:
         percent: Whether the values are fractions to show as percentages.
-        log: Whether equal distances are equal ratios.
-        floor: On a logarithmic axis: where what is smaller, or zero, is drawn.
+        log: Whether the axis is logarithmic.
+        floor: On a logarithmic axis, the position of zero and of smaller values.
         signed: Whether values are differences, shown with their sign.
         reference: A value that is marked by a dashed line.
-        unit: What follows a value.
+        unit: The unit shown after a value.
     """
 
     name: str
@@ -223,14 +223,14 @@ class Axis:
     unit: str = ""
 
     def text(self, value: float) -> str:
-        """Return a value as it is read."""
+        """Return a value as text."""
         if self.signed:
             shown = f"{100 * value:+.2f}" if self.percent else f"{value:+.4g}"
             return shown.replace("-", "−") + self.unit
         return (format_percent(value, 1) if self.percent else f"{value:.3g}") + self.unit
 
     def place(self, value: float) -> float:
-        """Return where a value is drawn."""
+        """Return the position at which a value is drawn."""
         return value if self.floor is None else max(value, self.floor)
 
 
@@ -272,7 +272,7 @@ class ScatterChart:
         return f"{self.title}, {self.y.name} against {self.x.name}. " + "; ".join(parts) + "."
 
     def data(self) -> dict[str, Any]:
-        """Return what ``page.js`` draws; places that no axis has are left out."""
+        """Return what ``page.js`` draws; values that an axis cannot show are left out."""
         return {
             "kind": "scatter",
             "height": self.height,
@@ -295,7 +295,7 @@ class ScatterChart:
         }
 
     def table(self) -> Table:
-        """Return the numbers, a point a line."""
+        """Return a table of the numbers, with a row for each point."""
         both = [
             (line.name, x, y) for line in self.lines for x, y in zip(line.x, line.y, strict=True)
         ]

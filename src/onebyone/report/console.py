@@ -1,9 +1,11 @@
-"""What commands show in a terminal: tables, progress on standard error, and errors in a line."""
+"""Output in a terminal: tables, progress bars on standard error, and one-line errors."""
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -18,14 +20,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from onebyone.tables import Table, render
+from onebyone.core.read_files import printable
+from onebyone.core.tables import Table, render
 
-_WIDTH = 80  # tables look the same in a terminal, a file and a document
-_COUNTS = 30  # columns of what is done of how many, the time that it took, and the time left
+_STAGES = "onebyone.run"  # the logger of pipeline.run
+_WIDTH = 80  # fixed, so that tables look the same in a terminal, a file and a document
+_COUNTS = 40  # columns of the counts, the elapsed time and the time left
 
 
 class Update(Protocol):
-    """Moves a bar: what is done, of how many, and a few words on what is being done."""
+    """Moves a progress bar and shows a message beside it."""
 
     def __call__(self, done: int, total: int, message: str = "") -> None:
         """Move the bar to ``done`` of ``total``."""
@@ -42,23 +46,26 @@ def print_table(table: Table) -> None:
 
 
 def print_error(message: object) -> None:
-    """Print what went wrong on standard error, in one line."""
-    # Libraries' own messages, quoted in ours, may have several.
-    line = " ".join(str(message).split())
+    """Print an error on standard error, in one line."""
+    # Messages of libraries, quoted in ours, may have several lines.
+    line = printable(" ".join(str(message).split()))
+    # Shorten very long words, which would hide the message.
+    line = re.sub(r"\S{300,}", lambda word: f"{word[0][:200]}…", line)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("Error: ", "bold red"), line))
 
 
 def _ignore(done: int, total: int, message: str = "") -> None:
-    """Take a step's news where nobody looks."""
+    """Ignore an update: there is no bar."""
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Update]:
-    """Show a bar on standard error with the time left, while the block runs.
+    """Show a progress bar on standard error while the block runs, and a line a finished stage.
 
-    Where standard error is no terminal nothing is shown. Standard output stays clean, so that
-    ``--json`` can be piped. Colors are left out if ``NO_COLOR`` is set.
+    The bar has the time that the command has taken, and the time left in its present step. If
+    standard error is not a terminal, there are only the lines of finished stages. Standard output
+    is not used, so that ``--json`` can be piped. There are no colors if ``NO_COLOR`` is set.
 
     Examples:
         >>> with progress("Calibrate") as update:
@@ -66,24 +73,53 @@ def progress(title: str) -> Iterator[Update]:
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _ignore
+        with _stages_shown(lambda line: sys.stderr.write(f"{line}\n")):
+            yield _ignore
         return
-    bar_width = 24 if console.width >= _WIDTH else 10
+    wide = console.width >= _WIDTH
+    bar_width = 24 if wide else 10
+    left = [TextColumn("step left", style="dim"), TimeRemainingColumn(compact=True)] if wide else []
     room = max(10, console.width - len(title) - bar_width - _COUNTS)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=bar_width),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
+        *left,
         TextColumn("{task.fields[message]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=None, message="")
 
         def update(done: int, total: int, message: str = "") -> None:
-            # A name too long for the line is cut, so that the bar stays one line.
+            # Cut a name that is too long, so that the bar stays on one line.
             short = message if len(message) <= room else f"{message[: room - 1]}…"
             bar.update(task, completed=done, total=total, message=short)
 
-        yield update
+        with _stages_shown(lambda line: bar.console.print(line, markup=False, highlight=False)):
+            yield update
+
+
+@contextmanager
+def _stages_shown(show: Callable[[str], object]) -> Iterator[None]:
+    """Show a line for each stage of a run that finishes."""
+    logger, handler = logging.getLogger(_STAGES), _Shown(show)
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _Shown(logging.Handler):
+    """Passes messages on to a function."""
+
+    def __init__(self, show: Callable[[str], object]) -> None:
+        super().__init__()
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._show(record.getMessage())

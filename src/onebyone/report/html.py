@@ -1,7 +1,6 @@
-"""The page of a run, and the parts that any other page is made of.
+"""The page of a run, and the parts for other pages.
 
-:func:`page` and the parts are those of :mod:`onebyone.report.parts`, whose docstring shows a page
-being made.
+:func:`page` and the parts come from :mod:`onebyone.report.components`, which shows an example.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from onebyone.records import RunRecord, write_text
+from onebyone.core.records import RunRecord
+from onebyone.core.write_files import write_text
 from onebyone.report import sections
-from onebyone.report.parts import (
+from onebyone.report.components import (
     Figure,
     chart,
     code,
@@ -28,8 +28,8 @@ from onebyone.report.parts import (
     section,
     table,
 )
-from onebyone.report.several import render_runs
-from onebyone.report.verdict import verdict, when
+from onebyone.report.runs_page import render_runs
+from onebyone.report.section_verdict import verdict, when
 
 __all__ = [
     "Figure",
@@ -55,15 +55,14 @@ __all__ = [
 def render_run(record: RunRecord) -> str:
     """Return the page of a run: one HTML file, made from the record alone.
 
-    Sections that the record has nothing for are left out; a run that stopped half-way says so
-    first and shows what there is.
+    Sections without content are left out. The page of an unfinished run starts with a notice.
     """
     shown = [
         (anchor, label, part) for anchor, label, make in sections.SECTIONS if (part := make(record))
     ]
     parts = [sections.status_notice(record), *(part for _, _, part in shown)]
     return page(
-        record.source.name,
+        sections.title(record) or record.source.name,
         Markup("\n").join(part for part in parts if part),
         subtitle=sections.subtitle(record),
         kicker="report of a run",

@@ -1,25 +1,33 @@
-"""The sections of a run's page, in their order: each makes its markup from the record, or none."""
+"""The sections of a run's page in their order; each function makes one from the record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import PurePath
 
 from markupsafe import Markup
 
-from onebyone.records import RunRecord
-from onebyone.report.differing import differences_section
-from onebyone.report.measured import measured_section
-from onebyone.report.network import network_picture
-from onebyone.report.parts import figures, notice, paragraph, section
-from onebyone.report.tradeoff import tradeoff_section, training_section
-from onebyone.report.use import conditions_section, use_section
-from onebyone.report.verdict import verdict, when
+from onebyone.core.records import RunRecord
+from onebyone.report.components import figures, notice, paragraph, section
+from onebyone.report.section_deployed import deployed_section
+from onebyone.report.section_differences import differences_section
+from onebyone.report.section_measured import measured_section
+from onebyone.report.section_network import network_picture
+from onebyone.report.section_tradeoff import tradeoff_section, training_section
+from onebyone.report.section_use import conditions_section, use_section
+from onebyone.report.section_verdict import verdict, when
+
+
+def title(record: RunRecord) -> str:
+    """Return the name of a run: that of its folder, or of the network if it has none."""
+    return PurePath(record.folder).name if record.folder else record.source.name
 
 
 def subtitle(record: RunRecord) -> str:
-    """Return what was run on what, in a line."""
-    parts = [record.source.spec or "a network made in memory"]
+    """Return a line with the network and the data of a run."""
+    network = record.source.spec or f"{record.source.name}, a network made in memory"
+    parts = [network if record.plan is None else f"made from {network}"]
     if record.data is not None:
         parts.append(f"on {record.data.name}")
     if record.plan is not None and record.plan.budgets:
@@ -28,7 +36,7 @@ def subtitle(record: RunRecord) -> str:
 
 
 def status_notice(record: RunRecord) -> Markup:
-    """Return the notice that a run is not whole; nothing for a finished run."""
+    """Return a notice for an unfinished run; empty for a finished one."""
     state, stage = record.status.state, record.status.stage
     if state == "finished":
         return Markup("")
@@ -60,7 +68,7 @@ def verdict_section(record: RunRecord) -> Markup:
 
 
 def _kept_together(text: str) -> str:
-    # No line ends inside an interval or between a number and its unit.
+    # Lines must not break inside an interval or between a number and its unit.
     for joined in (" … ", " → ", " %", " points", " ms", " µs", " images", " examples"):
         text = text.replace(joined, joined.replace(" ", "\u00a0"))
     return text
@@ -70,10 +78,13 @@ def _kept_together(text: str) -> str:
 
 
 def network_section(record: RunRecord) -> Markup:
-    """Return the picture of the network; nothing where it was not profiled."""
+    """Return the picture of the network; empty if it was not profiled."""
     if record.profile_before is None:
         return Markup("")
-    drawn = network_picture(record.profile_before, record.profile_after, record.plan)
+    timed_in = next(iter(record.comparison.latency_ratio), None) if record.comparison else None
+    drawn = network_picture(
+        record.profile_before, record.profile_after, record.plan, timed_in=timed_in
+    )
     return section("network", "The network, layer by layer", drawn)
 
 
@@ -81,6 +92,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[RunRecord], Markup]], ...] = (
     ("verdict", "Verdict", verdict_section),
     ("measured", "Before and after", measured_section),
     ("network", "Network", network_section),
+    ("deployed", "Int8", deployed_section),
     ("tradeoff", "Trade-off", tradeoff_section),
     ("training", "Training", training_section),
     ("differences", "Where they differ", differences_section),

@@ -1,29 +1,29 @@
-"""What each of some runs came to: the figures of its verdict, as a table and as JSON."""
+"""The results of several runs: the figures of their verdicts, as a table and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from onebyone.records import Difference, Metric, Ratio, Record, RunRecord, State
-from onebyone.report.verdict import metric_value, signed, verdict
-from onebyone.tables import Table
+from onebyone.core.records import Difference, Metric, Ratio, Record, RunRecord, State
+from onebyone.core.tables import Table
+from onebyone.report.section_verdict import metric_value, signed, verdict
 
 _NONE = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary(Record):
-    """What one run came to.
+    """The result of a run.
 
     Attributes:
         verdict: The report's sentence.
-        budgets: As they were asked for.
-        params_ratio: Parameters before / after; above 1 is smaller. So with the next two.
-        latency_ratio: By runtime, time before / time after.
-        disturbed: Runtimes whose timings spread too widely for a verdict.
-        metric: Of the rewritten or trained network, on the test data.
-        difference: Of the metric, after less before.
+        budgets: The budgets as given.
+        params_ratio: Parameters before / after; above 1 is smaller. The next two are alike.
+        latency_ratio: For each runtime, time before / time after.
+        disturbed: Runtimes whose timings vary too much for a verdict.
+        metric: The metric of the rewritten or trained network on the test data.
+        difference: The metric after minus before.
     """
 
     name: str
@@ -43,12 +43,12 @@ class RunSummary(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Record):
-    """What each of some runs came to."""
+    """The results of several runs."""
 
     runs: tuple[RunSummary, ...]
 
     def table(self) -> Table:
-        """Return a run a line."""
+        """Return a table with a row for each run."""
         rows = [
             [
                 run.name,
@@ -72,10 +72,10 @@ class Summary(Record):
 
 
 def summarize(records: Mapping[str, RunRecord]) -> Summary:
-    """Return what each run came to, in the order given.
+    """Return the result of each run, in the given order.
 
     Args:
-        records: By the name that each run is to be called.
+        records: The record of each run by its name.
     """
     return Summary(runs=tuple(_summary(name, record) for name, record in records.items()))
 

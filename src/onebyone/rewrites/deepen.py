@@ -15,43 +15,36 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import ModelError, OneByOneError, OptionError, PlanError
-from onebyone.kernels import is_pointwise
-from onebyone.layers import Pointwise
-from onebyone.neighbours import Reading, Value, find_neighbours
-from onebyone.profiling import as_inputs
-from onebyone.randomness import seeded
-from onebyone.records import Cost, LeftAlone, Option, Plan, Settings
-from onebyone.rewrites.merging import is_batch_norm
-from onebyone.rewrites.same import keeping, plan_of
-from onebyone.sites import (
-    Inputs,
+from onebyone.core.arguments import checked
+from onebyone.core.errors import ModelError, OneByOneError, OptionError, PlanError
+from onebyone.core.records import Cost, LeftAlone, Option, Plan, Settings
+from onebyone.core.tensor_trees import Inputs, batch_size
+from onebyone.core.torch_state import ordinary_torch
+from onebyone.networks.conv_layers import is_pointwise
+from onebyone.networks.dataflow import Reading, Value, find_neighbours
+from onebyone.networks.examples import as_inputs
+from onebyone.networks.layers import Pointwise
+from onebyone.networks.plain_layers import why_not_its_class
+from onebyone.networks.stand_ins import REASON
+from onebyone.networks.surgery import (
     aliases,
     as_network,
+    check_finite,
     copy_network,
-    device_of,
-    evaluation_copy,
+    floating_type,
     module_at,
     replace_module,
-    run,
-    tensors_in,
 )
+from onebyone.rewrites.equivalence import Version, keeping, plan_of, versions_of
+from onebyone.rewrites.fold.merge_layers import is_batch_norm
 
 # Form -> how many pairs of 1×1 + activation it adds.
 FORMS = {"pointwise": 1, "mlpconv": 2}
-# Largest difference of the outputs, relative to the largest output, that rounding may cause: the
-# inserted layers change no value, but what follows may be computed in another order.
-TOLERANCES = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-    torch.float16: 1e-2,
-    torch.bfloat16: 1e-1,
-}
-
 # Bounds: given their own output, they return it.
 _BOUNDS = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 _CURVES = (
@@ -150,14 +143,16 @@ class _Place:
     shape: tuple[int, ...]
     why_no_mlpconv: str | None
 
-    def cost(self, pairs: int, batch: int) -> Cost:
-        """Return what the new layers cost for one input."""
+    def cost(self, pairs: int, batch: int, *, value_bytes: int) -> Cost:
+        """Return what the new layers cost for one input, of values of so many bytes."""
         channels = self.shape[1]
         weights = channels**2
         slopes = channels if self.activation == "PReLU" else 0
+        params = pairs * (weights + channels + slopes)
         return Cost(
-            params=pairs * (weights + channels + slopes),
+            params=params,
             macs=pairs * weights * (math.prod(self.shape) // channels) // batch,
+            bytes=params * value_bytes,
         )
 
 
@@ -183,6 +178,7 @@ class _Scene:
             and bool(module.state_dict())
             and len(calls) == len(self.names[name]) == 1
             and len(calls[0].outputs) == 1
+            and name not in self.neighbours.called_elsewhere
         )
 
     def reader(self, place: int) -> Reading | None:
@@ -204,7 +200,13 @@ def _places(scene: _Scene) -> Iterator[_Place | LeftAlone]:
     """Yield a place, or why there is none, for every activation of a pass."""
     for name, module in scene.network.named_modules():
         if activation_after(module) is not None:
-            yield from _places_of(scene, name)
+            reason = why_not_its_class(module)
+            if name in scene.neighbours.called_elsewhere:
+                reason = REASON
+            if reason is not None:
+                yield LeftAlone(site=name, reason=reason)
+            else:
+                yield from _places_of(scene, name)
         elif isinstance(module, _GATES):
             reason = f"{type(module).__name__} gives weights or scores, not features"
             yield LeftAlone(site=name, reason=reason)
@@ -350,7 +352,7 @@ def find(
     if form not in FORMS:
         raise OptionError(f"`form` must be one of {', '.join(FORMS)}, got {form!r}.")
     left_alone: list[LeftAlone] = []
-    batch = max(1, next((t.shape[0] for t in tensors_in(example) if t.ndim), 1))
+    batch = batch_size(example)
     places: dict[str, _Place] = {}
     for place in _places(_Scene(network, example)):
         if isinstance(place, LeftAlone):
@@ -359,19 +361,20 @@ def find(
             left_alone.append(LeftAlone(site=place.site, reason=place.why_no_mlpconv))
         else:
             places[place.site] = place
-    options = [_option(place, form, batch) for place in places.values()]
+    value_bytes = floating_type(network).itemsize
+    options = [_option(place, form, batch, value_bytes=value_bytes) for place in places.values()]
     kept, rejected = _same_outputs(network, example, places, options)
     return kept, list(dict.fromkeys([*left_alone, *rejected]))
 
 
-def _option(place: _Place, form: str, batch: int) -> Option:
+def _option(place: _Place, form: str, batch: int, *, value_bytes: int) -> Option:
     settings: Settings = {"form": form, "where": place.where, "activation": place.activation}
-    return Option(
+    return Option.of(
+        "deepen",
+        settings,
         site=place.site,
-        rewrite="deepen",
-        settings=settings,
-        before=Cost(params=0, macs=0),
-        after=place.cost(FORMS[form], batch),
+        before=Cost(params=0, macs=0, bytes=0),
+        after=place.cost(FORMS[form], batch, value_bytes=value_bytes),
         occupies=(place.site,),
         error=0.0,
         harm=0.0,
@@ -382,41 +385,28 @@ def _same_outputs(
     network: nn.Module, example: Inputs, places: dict[str, _Place], options: list[Option]
 ) -> tuple[list[Option], list[LeftAlone]]:
     """Return the options that together leave the outputs as they were, and why not the others."""
-    expected = _outputs(evaluation_copy(network), example)
-    return keeping(
-        [],
-        options,
-        lambda chosen: _why_changed(network, example, places, chosen, expected),
-        lambda option: option.site,
-    )
+    accepted = list(options)
+    left_alone: list[LeftAlone] = []
+    for version in versions_of(network, example):
+        accepted, rejected = keeping(
+            [],
+            accepted,
+            partial(_why_changed, version, places),
+            lambda option: option.site,
+        )
+        left_alone += rejected
+    return accepted, left_alone
 
 
 def _why_changed(
-    network: nn.Module,
-    example: Inputs,
-    places: dict[str, _Place],
-    options: Sequence[Option],
-    expected: Sequence[Tensor],
+    version: Version, places: dict[str, _Place], options: Sequence[Option]
 ) -> str | None:
     try:
-        given = _outputs(_inserted(network, places, options).eval(), example)
+        deeper = _inserted(version.network, places, options).eval()
+        reason = version.why_changed(deeper)
     except OneByOneError as error:
         return f"the network with it does not run: {error}"
-    if [tensor.shape for tensor in given] != [tensor.shape for tensor in expected]:
-        return "with it the outputs have other shapes"
-    for before, after in zip(expected, given, strict=True):
-        near = TOLERANCES.get(before.dtype, 0.0)
-        finite = before[before.isfinite()].abs()
-        largest = float(finite.max()) if finite.numel() else 0.0
-        if not torch.allclose(before, after, rtol=0.0, atol=near * largest, equal_nan=True):
-            return "with it the outputs differ"
-    return None
-
-
-def _outputs(network: nn.Module, example: Inputs) -> list[Tensor]:
-    with seeded(0, device_of(example)):
-        output = run(network, example)
-    return [tensor.clone() for tensor in tensors_in(output)]
+    return None if reason is None else f"with it {reason}"
 
 
 # ---------------------------------------------------------------- rewriting
@@ -437,12 +427,18 @@ def rewrite(network: nn.Module, example: Inputs, *, site: str, settings: Setting
         PlanError: If nothing can be inserted there so; says why.
         ModelError: If the network cannot be run.
     """
-    nothing = Cost(params=0, macs=0)
-    option = Option(site=site, rewrite="deepen", settings=settings, before=nothing, after=nothing)
+    nothing = Cost(params=0, macs=0, bytes=0)
+    option = Option.of("deepen", settings, site=site, before=nothing, after=nothing)
     return rewrite_all(network, example, [option])
 
 
-def rewrite_all(network: nn.Module, example: Inputs, options: Sequence[Option]) -> nn.Module:
+def rewrite_all(
+    network: nn.Module,
+    example: Inputs,
+    options: Sequence[Option],
+    *,
+    structure_only: bool = False,  # noqa: ARG001 - new layers are the identity from the start
+) -> nn.Module:
     """Return a copy of a network with 1×1 + activation inserted at several places.
 
     Faster than one by one: the network is run once.
@@ -450,7 +446,8 @@ def rewrite_all(network: nn.Module, example: Inputs, options: Sequence[Option]) 
     Args:
         network: Not modified.
         example: An input that it is run on.
-        options: Read for ``site`` and ``settings``.
+        options: Read for ``site`` and the settings of the first step.
+        structure_only: As for other rewrites; here it makes no difference.
 
     Raises:
         PlanError: If nothing can be inserted at one of them; says why.
@@ -463,7 +460,7 @@ def rewrite_all(network: nn.Module, example: Inputs, options: Sequence[Option]) 
         if option.site not in places:
             reason = reasons.get(option.site, "no activation is there")
             raise PlanError(f"The plan's site {option.site!r} cannot be deepened: {reason}.")
-        _check_settings(places[option.site], option.settings)
+        _check_settings(places[option.site], option.first.settings)
     return _inserted(network, places, options)
 
 
@@ -488,7 +485,7 @@ def _inserted(
     work = copy_network(network)
     for option in options:
         site = module_at(work, option.site)
-        chain = _chain(network, site, places[option.site], option.settings)
+        chain = _chain(network, site, places[option.site], option.first.settings)
         work = replace_module(work, option.site, chain)
     return work
 
@@ -512,6 +509,8 @@ def _chain(network: nn.Module, site: nn.Module, place: _Place, settings: Setting
     return nn.Sequential(parts)
 
 
+@checked
+@ordinary_torch()
 def deepen(
     model: nn.Module,
     example: Inputs | tuple[int, ...],
@@ -542,6 +541,7 @@ def deepen(
     Raises:
         OptionError: If there is no such form, or nothing can be inserted at one of the sites.
         ModelError: If the network cannot be copied or run on the example, or has no such place.
+        WeightsError: If a weight is not finite: then nothing can be compared.
 
     References:
         Lin, Chen, Yan, "Network In Network", 2013, arXiv:1312.4400, section 3.1.
@@ -560,6 +560,7 @@ def deepen(
         )
     """
     model = as_network(model)
+    check_finite(model)
     inputs = as_inputs(model, example)
     options, left_alone = find(model, inputs, form=form)
     if sites is not None:

@@ -1,4 +1,4 @@
-"""What runs on NVIDIA's devices alone: CUDA graphs, and TensorRT."""
+"""The runtimes for NVIDIA GPUs only: CUDA graphs and TensorRT."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import ModelError
+from onebyone.core.errors import ModelError
+from onebyone.core.tensor_trees import Inputs, device_of, fresh, only_tensor
+from onebyone.networks.surgery import repeatable, writes_into_inputs
 from onebyone.runtimes.base import Prepared, need_device
 from onebyone.runtimes.eager import computing, ready_copy
 
-# CUDA wants a few runs on another stream before a capture: libraries allocate in the first ones.
+# CUDA needs some runs on another stream before a capture, because libraries allocate in these.
 WARM_UP = 3
 
 
-def prepare_cuda_graph(model: nn.Module, example: Tensor, precision: str = "float32") -> Prepared:
-    """Capture the eager kernels once and replay them: no launch costs a call of Python."""
+def prepare_cuda_graph(model: nn.Module, example: Inputs, precision: str = "float32") -> Prepared:
+    """Capture the eager kernels once and replay them, which avoids Python's cost per launch."""
     need_device(example, "cuda", "cuda-graph")
     network, example = ready_copy(model, example, precision, channels_last=True)
     return computing(lambda: _captured(network, example), example, precision)()  # type: ignore[no-any-return]
 
 
-def _captured(network: nn.Module, example: Tensor) -> Prepared:
-    static = example.clone(memory_format=torch.preserve_format)
-    stream = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(example.device))
+def _captured(network: nn.Module, example: Inputs) -> Prepared:
+    static, device = fresh(example), device_of(example)
+    once = repeatable(network, static)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.no_grad(), torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            network(static)
-    torch.cuda.current_stream(example.device).wait_stream(stream)
+            once()
+    torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
-        outputs = network(static)
+        outputs = once()
 
     def run() -> Any:
         graph.replay()
         return outputs
 
-    # The graph holds addresses alone: what it reads must live as long as it does.
-    return Prepared(_holding(run, network, static), {"layout": "channels last"})
+    # The graph only holds addresses, so the function keeps alive what the graph reads.
+    return Prepared(_holding(run, once, network, static), {"layout": "channels last"})
 
 
 def _holding(function: Any, *kept: object) -> Any:
@@ -54,7 +57,9 @@ def prepare_tensorrt(model: nn.Module, example: Tensor, precision: str = "float3
     need_device(example, "cuda", "tensorrt")
     import torch_tensorrt  # noqa: PLC0415 - an extra
 
-    network, example = ready_copy(model, example, precision)
+    network, laid = ready_copy(model, example, precision)
+    example = only_tensor(laid, "The runtime 'tensorrt'")
+    writes = writes_into_inputs(network, example)
     try:
         engine = torch_tensorrt.compile(
             network,
@@ -63,7 +68,7 @@ def prepare_tensorrt(model: nn.Module, example: Tensor, precision: str = "float3
             enabled_precisions={example.dtype},
             disable_tf32=precision != "tf32",
         )
-        engine(example)
+        engine(example.clone())
     except Exception as error:
         raise ModelError(
             f"The network {type(model).__name__} could not be built by TensorRT: {error}"
@@ -71,6 +76,6 @@ def prepare_tensorrt(model: nn.Module, example: Tensor, precision: str = "float3
 
     def run() -> Any:
         with torch.no_grad():
-            return engine(example)
+            return engine(example.clone() if writes else example)
 
     return Prepared(run)

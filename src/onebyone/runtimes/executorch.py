@@ -1,8 +1,7 @@
-"""ExecuTorch on the CPU, with the layers that it can delegated to XNNPACK."""
+"""The runtime ExecuTorch, on the CPU, with layers delegated to XNNPACK where possible."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import ModelError
+from onebyone.core.errors import ModelError
+from onebyone.core.shared_state import warnings_ignored
+from onebyone.networks.surgery import evaluation_copy
 from onebyone.runtimes.base import Prepared, need_device
-from onebyone.sites import evaluation_copy
 
 
 def prepare_executorch(model: nn.Module, example: Tensor) -> Prepared:
@@ -20,9 +20,8 @@ def prepare_executorch(model: nn.Module, example: Tensor) -> Prepared:
     need_device(example, "cpu", "executorch")
     network = evaluation_copy(model, device="cpu")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(network, (example,))
+        with warnings_ignored():
+            exported = torch.export.export(network, (example.clone(),))
         program = to_executorch(exported)
     except Exception as error:
         raise ModelError(
@@ -34,7 +33,7 @@ def prepare_executorch(model: nn.Module, example: Tensor) -> Prepared:
     def forward() -> Any:
         nonlocal pool, run
         now = _pool_of(threads)
-        if now != pool:  # a method computes in the pool that it was loaded with, and no other
+        if now != pool:  # a method only computes in the thread pool that it was loaded with
             pool, run = now, load_executorch(program)
         return run(example)
 
@@ -43,9 +42,8 @@ def prepare_executorch(model: nn.Module, example: Tensor) -> Prepared:
 
 def to_executorch(exported: Any) -> bytes:
     """Return an exported program as a ``.pte`` file's content."""
-    with warnings.catch_warnings():
-        # Its own imports and passes warn of torch's deprecations.
-        warnings.simplefilter("ignore")
+    with warnings_ignored():
+        # Its imports and passes cause torch's deprecation warnings.
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # noqa: PLC0415
             XnnpackPartitioner,
         )
@@ -57,13 +55,12 @@ def to_executorch(exported: Any) -> bytes:
 
 def load_executorch(program: bytes) -> Callable[[Tensor], Any]:
     """Return a function that runs a ``.pte`` program on an input."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings_ignored():
         from executorch.runtime import Runtime  # noqa: PLC0415 - an extra
 
         loaded = Runtime.get().load_program(program)
         method = loaded.load_method("forward")
-    # The method points into the program, and the program into its bytes: all must live on.
+    # The method points into the program, and the program into its bytes, so all are kept alive.
     held = (program, loaded, method)
     return lambda inputs: held[2].execute([inputs])
 
@@ -72,12 +69,12 @@ _pool = 0
 
 
 def _pool_of(count: int) -> int:
-    """Have ExecuTorch compute with so many threads from now on, and return the pool's number.
+    """Set ExecuTorch's number of threads, and return the number of the thread pool.
 
-    Its pool is one for the whole process. Where it is replaced, methods that were loaded before
-    must not be run any more: they would wait for threads that are gone.
+    The process has one pool. After it is replaced, methods loaded before must not run: they would
+    wait for threads that no longer exist.
     """
-    global _pool  # noqa: PLW0603 - as there is one
+    global _pool  # noqa: PLW0603 - the process has one
     bindings = _bindings()
     if bindings._threadpool_get_thread_count() != count:  # noqa: SLF001 - the only names
         bindings._unsafe_reset_threadpool(count)  # noqa: SLF001
@@ -87,7 +84,6 @@ def _pool_of(count: int) -> int:
 
 @cache
 def _bindings() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings_ignored():
         from executorch.extension.pybindings import portable_lib  # noqa: PLC0415 - an extra
     return portable_lib

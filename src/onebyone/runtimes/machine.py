@@ -1,4 +1,4 @@
-"""The machine that numbers are obtained on."""
+"""Describes the machine that measurements are made on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from onebyone.records import Machine
+from onebyone.core.records import Machine
 
 _PACKAGES = (
     "onebyone",
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 def describe_machine(device: str | torch.device = "cpu") -> Machine:
-    """Return where numbers are obtained now: processor, cores, threads, device, versions."""
+    """Return this machine's processor, cores, threads, device and package versions."""
     device = torch.device(device)
     name = str(device)
     if device.type == "cuda":

@@ -1,44 +1,53 @@
-"""Networks as ONNX, and ONNX Runtime."""
+"""Conversion to ONNX, and the runtime ONNX Runtime."""
 
 from __future__ import annotations
 
 import io
-import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import ModelError
+from onebyone.core.errors import ModelError
+from onebyone.core.shared_state import warnings_ignored
+from onebyone.core.tensor_trees import Inputs, arguments_of, fresh, spec_of, tensors_in, to_device
+from onebyone.networks.surgery import evaluation_copy
 from onebyone.runtimes.base import Prepared, need_device
-from onebyone.sites import evaluation_copy
+from onebyone.runtimes.files import FileNetwork
 
 
-def to_onnx(model: nn.Module, example: Tensor, *, traced: bool = False) -> bytes:
-    """Return a network as an ONNX file's content, for inputs of the example's shape.
+def to_onnx(model: nn.Module, example: Inputs, *, traced: bool = False) -> bytes:
+    """Return the content of an ONNX file of a network, for inputs of the example's shapes.
+
+    The file's inputs have the names of the tensors in the record of the example; numbers and other
+    plain values are constants of the file.
 
     Args:
-        model: Not modified.
-        example: An input ``(batch, …)``.
-        traced: Use torch's older exporter, which takes a hundredth of the time for a few layers
-            and fails on more networks.
+        model: Not modified. Of a :class:`FileNetwork` the file's content is returned as it is.
+        example: What the network is called with.
+        traced: Whether to use torch's older exporter. It takes a hundredth of the time for a few
+            layers, but fails on more networks.
 
     Raises:
         ModelError: If it cannot be exported; says why.
     """
+    if isinstance(model, FileNetwork):
+        return model.content
     network = evaluation_copy(model, device="cpu")
+    # Tracing runs the network, which may write into its inputs.
+    args, named = arguments_of(fresh(to_device(example, "cpu")))
+    names = [tensor.name for tensor in spec_of(example).tensors]
     try:
-        with warnings.catch_warnings():
-            # The exporter warns of its own inner workings, which its user cannot change.
-            warnings.simplefilter("ignore")
+        with warnings_ignored():
+            # The exporter warns about its own internals, which users cannot change.
             if traced:
-                stream: Any = io.BytesIO()  # it takes one, though its types say otherwise
-                torch.onnx.export(
-                    network, (example.cpu(),), stream, input_names=["input"], dynamo=False
-                )
+                stream: Any = io.BytesIO()  # works, although its type annotations forbid it
+                torch.onnx.export(network, args, stream, input_names=names, dynamo=False)
                 return bytes(stream.getvalue())
             program = torch.onnx.export(
-                network, (example.cpu(),), input_names=["input"], dynamo=True, verbose=False
+                network, args, kwargs=named, input_names=names, dynamo=True, verbose=False
             )
         assert program is not None
         serialized: bytes = program.model_proto.SerializeToString()
@@ -50,7 +59,9 @@ def to_onnx(model: nn.Module, example: Tensor, *, traced: bool = False) -> bytes
 
 
 def layers_to_onnx(model: nn.Module, example: Tensor) -> bytes:
-    """Return a few layers in a row as an ONNX file's content, by whichever exporter is quicker.
+    """Return the content of an ONNX file of a few consecutive layers.
+
+    Uses the older, faster exporter, and the newer one if that fails.
 
     Raises:
         ModelError: If they cannot be exported; says why.
@@ -61,20 +72,21 @@ def layers_to_onnx(model: nn.Module, example: Tensor) -> bytes:
         return to_onnx(model, example)
 
 
-def prepare_onnxruntime(model: nn.Module, example: Tensor) -> Prepared:
+def prepare_onnxruntime(model: nn.Module, example: Inputs) -> Prepared:
     """Run in ONNX Runtime's CPU provider."""
-    return _prepared(to_onnx(model, example), example)
+    return prepare_onnx_in_onnxruntime(to_onnx(model, example), example)
 
 
 def prepare_layers_onnxruntime(model: nn.Module, example: Tensor) -> Prepared:
-    """Run a few layers in a row."""
-    return _prepared(layers_to_onnx(model, example), example)
+    """Run a few consecutive layers."""
+    return prepare_onnx_in_onnxruntime(layers_to_onnx(model, example), example)
 
 
-def _prepared(content: bytes, example: Tensor) -> Prepared:
+def prepare_onnx_in_onnxruntime(content: bytes, example: Inputs) -> Prepared:
+    """Run the content of an ONNX file in ONNX Runtime's CPU provider."""
     need_device(example, "cpu", "onnxruntime")
     session = onnxruntime_session(content)
-    feed = {session.get_inputs()[0].name: example.numpy()}
+    feed = arrays_for([each.name for each in session.get_inputs()], example)
     return Prepared(
         lambda: session.run(None, feed),
         {
@@ -85,15 +97,30 @@ def _prepared(content: bytes, example: Tensor) -> Prepared:
     )
 
 
+def arrays_for(names: Sequence[str], example: Inputs) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of a file's inputs.
+
+    Args:
+        names: Of the file's inputs. A network that does not read a tensor gives no input for it.
+        example: What the network is called with, on the CPU.
+    """
+    if isinstance(example, Tensor):
+        return {names[0]: example.numpy()}
+    specs = spec_of(example).tensors
+    arrays = {spec.name: each for spec, each in zip(specs, tensors_in(example), strict=True)}
+    return {name: arrays[name].numpy() for name in names}
+
+
 def onnxruntime_session(model: bytes | str) -> Any:
-    """Return a session on the CPU with torch's number of threads, of a file or its content."""
+    """Return a CPU session with torch's number of threads, for an ONNX file or its content."""
     import onnxruntime  # noqa: PLC0415 - an extra
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    # Threads of a session spin on after a call, and of several sessions that are run in turns one
-    # is then left without a core while it computes: twice the time. Within calls they spin still.
+    # By default a session's threads keep spinning after a call. If several sessions run in turn,
+    # the spinning takes a core from the one that computes, which doubles its time. With this option
+    # they spin only within calls.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3  # errors alone: its warnings are about its own optimizer
+    options.log_severity_level = 3  # errors only: its warnings are about its own optimizer
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

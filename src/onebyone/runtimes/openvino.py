@@ -1,41 +1,51 @@
-"""OpenVINO on the CPU, in full float32 unless bf16 is asked for."""
+"""The runtime OpenVINO, on the CPU, in full float32 or bf16."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onebyone.errors import OptionError
+from onebyone.core.errors import OptionError
+from onebyone.core.tensor_trees import Inputs
 from onebyone.runtimes.base import Prepared, need_device
-from onebyone.runtimes.onnx import layers_to_onnx, to_onnx
+from onebyone.runtimes.files import FileNetwork
+from onebyone.runtimes.onnx import arrays_for, layers_to_onnx, to_onnx
 
 
-def prepare_openvino(model: nn.Module, example: Tensor) -> Prepared:
-    """Run in float32: by itself OpenVINO chooses bf16 on some processors."""
+def prepare_openvino(model: nn.Module, example: Inputs) -> Prepared:
+    """Run in float32; without this setting OpenVINO chooses bf16 on some processors."""
+    if isinstance(model, FileNetwork) and model.runtime == "openvino":
+        return _prepare(str(model.path), example, "f32")
     return _prepare(to_onnx(model, example), example, "f32")
 
 
 def prepare_layers_openvino(model: nn.Module, example: Tensor) -> Prepared:
-    """Run a few layers in a row, in float32."""
+    """Run a few consecutive layers in float32."""
     return _prepare(layers_to_onnx(model, example), example, "f32")
 
 
-def prepare_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
+def prepare_onnx_in_openvino(content: bytes, example: Tensor) -> Prepared:
+    """Run the content of an ONNX file; what it has in float32 stays so."""
+    return _prepare(content, example, "f32")
+
+
+def prepare_openvino_bf16(model: nn.Module, example: Inputs) -> Prepared:
     """Run in bf16.
 
     Raises:
-        OptionError: If OpenVINO has no bf16 kernels for this processor: it would run float32.
+        OptionError: If OpenVINO has no bf16 kernels for this processor; it would run float32.
     """
     _check_bf16()
     return _prepare(to_onnx(model, example), example, "bf16")
 
 
 def prepare_layers_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
-    """Run a few layers in a row, in bf16.
+    """Run a few consecutive layers in bf16.
 
     Raises:
         OptionError: As :func:`prepare_openvino_bf16`.
@@ -45,52 +55,65 @@ def prepare_layers_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
 
 
 def _check_bf16() -> None:
-    import openvino  # noqa: PLC0415 - an extra
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise OptionError(
             "The runtime 'openvino:bf16' needs a processor with bf16 kernels in OpenVINO, and "
             "this one has none. Use 'openvino'."
         )
 
 
-def _prepare(content: bytes, example: Tensor, precision: str) -> Prepared:
+def _prepare(content: bytes | str, example: Inputs, precision: str) -> Prepared:
     need_device(example, "cpu", "openvino")
     options = settings(precision)
     compiled = compile_openvino(content, options)
-    return Prepared(runner(compiled, example.numpy()), options)
+    names = [each.get_any_name() for each in compiled.inputs]
+    arrays = arrays_for(names, example)
+    return Prepared(runner(compiled, [arrays[name] for name in names]), options)
 
 
 def settings(precision: str) -> dict[str, str]:
-    """Return OpenVINO's options for one request at a time on torch's number of threads."""
+    """Return OpenVINO's options for single requests with torch's number of threads."""
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
         "NUM_STREAMS": "1",
-        # Pinned threads wait for their core where a neighbor runs, and stay pinned afterwards.
+        # A pinned thread waits if its core is busy, and it stays pinned afterwards.
         "ENABLE_CPU_PINNING": "NO",
     }
 
 
-def compile_openvino(model: bytes | str, options: dict[str, str]) -> Any:
-    """Return a compiled model from an ONNX file's content, or from the path of an ``.xml``."""
+@cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core, the same one for the whole process.
+
+    The CPU plugin of a core replaces the thread's alternate signal stack, and restores the former
+    one when the core is freed. If the first of two cores is freed first, the second restores a
+    stack that is no longer there. The next signal with a handler, such as SIGCHLD, then ends the
+    process with a segmentation fault. One core for all avoids this.
+    """
     import openvino  # noqa: PLC0415 - an extra
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def compile_openvino(model: bytes | str, options: dict[str, str]) -> Any:
+    """Return a compiled model, from the content of an ONNX file or the path of an ``.xml``."""
+    core = openvino_core()
     return core.compile_model(core.read_model(model), "CPU", options)
 
 
-def runner(compiled: Any, inputs: np.ndarray[Any, Any]) -> Callable[[], list[Any]]:
-    """Return a function that runs a compiled model on one input."""
+def runner(compiled: Any, inputs: Sequence[np.ndarray[Any, Any]]) -> Callable[[], list[Any]]:
+    """Return a function that runs a compiled model on inputs, in the order that it has."""
     import openvino  # noqa: PLC0415 - an extra
 
     request = compiled.create_infer_request()
-    # Shared, not copied: the array must live as long as the request, so the function holds it.
-    held = np.ascontiguousarray(inputs)
-    request.set_input_tensor(openvino.Tensor(held, shared_memory=True))
+    # The memory is shared, not copied, so the function keeps the arrays alive.
+    held = [np.ascontiguousarray(each) for each in inputs]
+    for place, array in enumerate(held):
+        request.set_input_tensor(place, openvino.Tensor(array, shared_memory=True))
 
-    def run(held: np.ndarray[Any, Any] = held) -> list[Any]:  # noqa: ARG001 - keeps it alive
+    def run(held: list[np.ndarray[Any, Any]] = held) -> list[Any]:  # noqa: ARG001 - keeps them alive
         request.infer()
         return [output.data for output in request.output_tensors]
 

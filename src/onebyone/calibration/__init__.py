@@ -1,0 +1,1 @@
+"""Calibration: second moments of layers' inputs and outputs, measured on unlabelled data."""

@@ -1,0 +1,194 @@
+"""Runs calibration data through a network and records the moments of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.calibration.inputs import Batches
+from onebyone.calibration.moments import TO_FIT, Enough, LayerSum, Moments
+from onebyone.calibration.prefix_cache import Advancing, Reached
+from onebyone.core.errors import DataError
+from onebyone.core.tensor_trees import Inputs
+from onebyone.networks.surgery import evaluation_copy, hooks_removed, run
+
+
+def collect(
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    *,
+    examples: int | None = None,
+    enough: Enough = TO_FIT,
+) -> dict[str, tuple[Moments, ...]]:
+    """Return the moments of layers' inputs and outputs, per group, from one pass over the data.
+
+    Args:
+        model: Not modified; a copy in evaluation mode is run.
+        names: Convolutions and linear layers.
+        batches: The inputs.
+        examples: Number of examples. If given, large maps are sampled; else every position counts.
+        enough: How many rows a wide layer needs.
+    """
+    network = evaluation_copy(model)
+    generator = torch.Generator().manual_seed(0)
+    sums = {
+        name: LayerSum(network.get_submodule(name), examples, generator, enough=enough, name=name)
+        for name in names
+    }
+
+    def recorder(total: LayerSum) -> Callable[..., None]:
+        def record(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            total.add(_input(args, kwargs), output, own=True)
+
+        return record
+
+    handles = [
+        total.module.register_forward_hook(recorder(total), with_kwargs=True)
+        for total in sums.values()
+    ]
+    with hooks_removed(handles), torch.no_grad():
+        for inputs in batches():
+            run(network, inputs)
+    return {name: total.moments() for name, total in sums.items() if total.ran}
+
+
+def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the one tensor that a layer was called with, as positional or keyword argument."""
+    value = args[0] if args else next(iter(kwargs.values()))
+    assert isinstance(value, Tensor)
+    return value
+
+
+class Across:
+    """Moments of a rewritten network's inputs with the original's outputs, layer after layer.
+
+    This is the asymmetric regression of Zhang et al. (2016, section 3.3): each layer is fitted to
+    reproduce the original's output from the input that it gets in the rewritten network. If
+    possible, each pass resumes where the last one stopped, in both networks, instead of at the
+    start.
+
+    Args:
+        original: Not modified; must be in evaluation mode.
+        batches: The inputs, always the same.
+        examples: Number of examples. If given, large maps are sampled; else every position counts.
+        start: The network to rewrite, in evaluation mode, before any rewrite. Without it every pass
+            starts at the beginning.
+        sites: The layers whose moments will be needed.
+
+    Attributes:
+        resumed: The layers from which the next pass can resume.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        batches: Batches,
+        *,
+        examples: int | None = None,
+        start: nn.Module | None = None,
+        sites: Sequence[str] = (),
+    ) -> None:
+        self._original = original
+        self._batches = batches
+        self._examples = examples
+        self._passes: tuple[Advancing, ...] = ()
+        self.resumed: frozenset[str] = frozenset()
+        if start is not None and examples is not None:
+            first = next(iter(batches()))
+            both = [Advancing(network, first, sites, examples) for network in (start, original)]
+            self._passes = tuple(both)
+            self.resumed = frozenset(both[0].resumed) & frozenset(both[1].resumed)
+
+    def moments(
+        self, rewritten: nn.Module, names: Sequence[str], *, since: Sequence[str] = ()
+    ) -> dict[str, tuple[Moments, ...]]:
+        """Return the moments of layers' inputs in one network with their outputs in the original.
+
+        Args:
+            rewritten: The network so far, in evaluation mode; the named layers not yet rewritten.
+            names: Layers, all measured in this one pass.
+            since: Layers before these that are rewritten once this pass is done: what they give
+                must not be kept for the next one.
+
+        Raises:
+            DataError: If a layer does not run on these inputs.
+        """
+        generator = torch.Generator().manual_seed(0)
+        sums = {
+            name: LayerSum(rewritten.get_submodule(name), self._examples, generator, name=name)
+            for name in names
+        }
+        inputs = _Watched(rewritten, names, before=True)
+        outputs = _Watched(self._original, names, before=False)
+        with hooks_removed([*inputs.handles, *outputs.handles]), torch.no_grad():
+            for place, batch in enumerate(self._batches()):
+                for turn, watched in enumerate((inputs, outputs)):
+                    watched.seen.clear()
+                    with self._going_to(turn, watched.network, place, [*since, *names]):
+                        _run_until_reached(watched.network, batch)
+                    _check_ran(names, watched.seen)
+                for name in names:
+                    sums[name].add(inputs.seen[name], outputs.seen[name], own=False)
+        return {name: total.moments() for name, total in sums.items()}
+
+    def _going_to(
+        self, turn: int, network: nn.Module, batch: int, names: Sequence[str]
+    ) -> AbstractContextManager[None]:
+        if not self._passes:
+            return nullcontext()
+        return self._passes[turn].going_to(network, batch, names)
+
+
+class _Watched:
+    """Records the inputs or outputs of layers, and ends a pass when all have run."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str], *, before: bool) -> None:
+        self.network = network
+        self.seen: dict[str, Tensor] = {}
+        self.handles: list[Any] = []
+        for name in names:
+            layer = network.get_submodule(name)
+            if before:
+                hook = self._input_of(name, len(names))
+                self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            else:
+                self.handles.append(layer.register_forward_hook(self._output_of(name, len(names))))
+
+    def _input_of(self, name: str, count: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            self._keep(name, _input(args, kwargs), count)
+
+        return hook
+
+    def _output_of(self, name: str, count: int) -> Callable[..., None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            self._keep(name, output, count)
+
+        return hook
+
+    def _keep(self, name: str, value: Tensor, count: int) -> None:
+        # Cloned, because a later operation may write into it.
+        self.seen[name] = value.detach().clone()
+        if len(self.seen) == count:
+            raise Reached
+
+
+def _check_ran(names: Sequence[str], seen: dict[str, Tensor]) -> None:
+    for name in names:
+        if name not in seen:
+            raise DataError(
+                f"The layer {name!r} does not run on the calibration data, so it cannot be "
+                f"fitted. Skip it."
+            )
+
+
+def _run_until_reached(network: nn.Module, inputs: Inputs) -> None:
+    try:
+        run(network, inputs)
+    except Reached:
+        return

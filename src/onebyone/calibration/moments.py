@@ -1,0 +1,362 @@
+"""Means and covariances of a layer's inputs and outputs, summed block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.core.errors import DataError, ModelError
+from onebyone.networks.conv_layers import (
+    bias_of,
+    choose_places,
+    input_rows,
+    is_linear,
+    kernel_of,
+    output_places,
+    output_rows,
+    shape_of,
+    weight_of,
+)
+
+# Sums over this many rows are exact enough in float32; blocks are then added up in float64.
+ROWS_A_BLOCK = 65_536
+# The product of rows with themselves is symmetric. This many of its rows are computed at once, from
+# the diagonal on, which halves the multiplications of wide layers.
+COLUMNS = 256
+# Most values of unfolded patches in memory at once: 64 M in float32 are 256 MB.
+PATCH_VALUES = 64_000_000
+# Most input values of one kernel. Their covariance has this side, 0.5 GB in float64, and the
+# regression needs several such matrices. For a wider layer only the outputs are kept.
+MOST_VALUES = 8192
+# Neighboring positions are nearly the same, so large maps are sampled: this many rows for each
+# input value of the kernel. Wide layers get fewer, within the MACs of `Enough`.
+ROWS_A_VALUE = 512
+# Values outside this range are squared and summed in float64; in float32 their squares would
+# overflow or vanish.
+LARGEST, SMALLEST = 1e15, 1e-15
+# A standard deviation up to this many units in the last place of the mean is rounding error.
+ROUNDING_UNITS = 16
+
+
+class Enough(NamedTuple):
+    """How many rows of a wide layer are enough.
+
+    Attributes:
+        macs: Most MACs of their products.
+        fewest: At least this many rows for each input value of the kernel, whatever the cost.
+    """
+
+    macs: float
+    fewest: int
+
+
+TO_FIT = Enough(macs=4e11, fewest=8)
+# Comparing options needs fewer rows than fitting weights.
+TO_COMPARE = Enough(macs=5e10, fewest=4)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of inputs ``x`` and outputs ``y`` of a layer, in float64.
+
+    A row is one position of one example: ``x`` is the patch under the kernel (channels first,
+    then kernel positions; padded as the layer pads), ``y`` the output channels at that position.
+
+    Attributes:
+        rows: Number of rows summed.
+        mean_x: Shape ``(d,)``.
+        mean_y: Shape ``(o,)``.
+        xx: Covariance of ``x``, shape ``(d, d)``; ``None`` if the layer is too wide.
+        yx: Covariance of ``y`` with ``x``, shape ``(o, d)``; ``None`` in the same case.
+        yy: Covariance of ``y``, shape ``(o, o)``.
+    """
+
+    rows: int
+    mean_x: Tensor
+    mean_y: Tensor
+    xx: Tensor | None
+    yx: Tensor | None
+    yy: Tensor
+
+
+class MomentSum:
+    """Adds up the moments of rows, block by block, without keeping the rows.
+
+    Args:
+        outputs_only: Whether to keep only the mean of the inputs.
+        rounding: Rounding unit of the type that the rows were computed in; default: their own.
+    """
+
+    def __init__(self, *, outputs_only: bool = False, rounding: float = 0.0) -> None:
+        self.outputs_only = outputs_only
+        self.rows = 0
+        self._rounding = rounding
+        self._sums: dict[str, Tensor] = {}
+        self._origins: dict[str, Tensor] = {}
+        # Sums of the latest rows, in their own precision: adding a float64 matrix for every few
+        # rows would cost more than their products.
+        self._recent: dict[str, Tensor] = {}
+        self._recent_rows = 0
+
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Add rows of inputs ``(rows, d)`` and, if given, of outputs ``(rows, o)``."""
+        self._rounding = self._rounding or torch.finfo(x.dtype).eps
+        for start in range(0, len(x), ROWS_A_BLOCK):
+            block = self._shifted("x", x[start : start + ROWS_A_BLOCK])
+            if self._recent_rows + len(block) > ROWS_A_BLOCK or self._is_of_another_type(block):
+                self._add_recent()
+            self._recent_rows += len(block)
+            self._sum("x", block)
+            if not self.outputs_only:
+                self._products("xx", block, block)
+            if y is not None:
+                other = self._shifted("y", y[start : start + ROWS_A_BLOCK])
+                self._sum("y", other)
+                self._products("yy", other, other)
+                if not self.outputs_only:
+                    self._products("yx", other, block)
+        self.rows += len(x)
+
+    def _shifted(self, name: str, rows: Tensor) -> Tensor:
+        # Subtract the first block's mean. Otherwise float32 rounding would destroy the variance of
+        # a channel that is large and hardly varies: a difference of two large numbers.
+        if name not in self._origins:
+            self._origins[name] = rows.mean(0)
+        return rows - self._origins[name]
+
+    def _is_of_another_type(self, rows: Tensor) -> bool:
+        return any(recent.dtype != rows.dtype for recent in self._recent.values())
+
+    def _mean(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the mean, and the mean relative to the origin of the sums."""
+        shifted = self._sums[name] / self.rows
+        return shifted + self._origins[name].to(shifted), shifted
+
+    def _sum(self, name: str, rows: Tensor) -> None:
+        if name not in self._recent:
+            self._recent[name] = rows.new_zeros(rows.shape[1])
+        self._recent[name] += rows.sum(0)
+
+    def _products(self, name: str, first: Tensor, second: Tensor) -> None:
+        """Add ``first.T @ second``; if both are the same, only on and above the diagonal."""
+        wide, high = first.shape[1], second.shape[1]
+        if name not in self._recent:
+            self._recent[name] = first.new_zeros(wide, high)
+        total = self._recent[name]
+        if first is not second:
+            total.addmm_(first.T, second)
+            return
+        for start in range(0, wide, COLUMNS):
+            end = min(start + COLUMNS, wide)
+            total[start:end, start:].addmm_(first[:, start:end].T, second[:, start:])
+
+    def _add_recent(self) -> None:
+        """Add the latest rows' sums to the totals, in float64 on the CPU."""
+        for name in list(self._recent):
+            recent = self._recent.pop(name).to(device="cpu", dtype=torch.float64)
+            if name in self._sums:
+                self._sums[name] += recent
+            else:
+                self._sums[name] = recent
+        self._recent_rows = 0
+
+    def moments(self, *, weight: Tensor | None = None, bias: Tensor | None = None) -> Moments:
+        """Return the centered moments. This consumes the sums: call it once.
+
+        Args:
+            weight: Shape ``(o, d)``. If no outputs were added, their moments are computed from
+                those of ``x``, for ``y = weight @ x + bias``.
+            bias: Shape ``(o,)``.
+
+        Raises:
+            DataError: If no rows were added: the layer never ran.
+        """
+        if not self.rows:
+            raise DataError("Moments need at least one row, got none: the layer never ran.")
+        self._add_recent()
+        n = self.rows
+        mean_x, near_x = self._mean("x")
+        xx = None if self.outputs_only else self._centered("xx", near_x, near_x)
+        if xx is not None:
+            still = self._constant_values(xx, mean_x)
+            xx[still] = 0
+            xx[:, still] = 0
+        if "y" not in self._sums:
+            assert xx is not None
+            assert weight is not None
+            mean_y = weight @ mean_x + (0 if bias is None else bias)
+            yx = weight @ xx
+            return Moments(n, mean_x, mean_y, xx, yx, yx @ weight.T)
+        mean_y, near_y = self._mean("y")
+        yy = self._centered("yy", near_y, near_y)
+        constant = self._constant_values(yy, mean_y)
+        yy[constant] = 0
+        yy[:, constant] = 0
+        if xx is None:
+            return Moments(n, mean_x, mean_y, None, None, yy)
+        yx = self._centered("yx", near_y, near_x)
+        yx[constant] = 0
+        yx[:, still] = 0
+        return Moments(n, mean_x, mean_y, xx, yx, yy)
+
+    def _constant_values(self, square: Tensor, mean: Tensor) -> Tensor:
+        """Return which values are constant: their variance is only rounding error."""
+        least = (ROUNDING_UNITS * self._rounding * mean).square()
+        found: Tensor = ~(square.diagonal() > least)
+        return found
+
+    def _centered(self, name: str, first: Tensor, second: Tensor) -> Tensor:
+        # In place, since each such matrix takes half a gigabyte for the widest layers.
+        found = self._sums.pop(name)
+        if name[0] == name[1]:
+            _mirror(found)
+        return found.div_(self.rows).addr_(first, second, alpha=-1)
+
+
+def _mirror(square: Tensor) -> None:
+    """Copy the part above the diagonal to below it, in place."""
+    for start in range(0, len(square), COLUMNS):
+        end = start + COLUMNS
+        square[end:, start:end] = square[start:end, end:].T
+
+
+class LayerSum:
+    """Sums the moments of each group of one layer, over a sample of its output positions.
+
+    Args:
+        module: The layer. Not modified.
+        examples: Number of examples to come. If given, the positions of large maps are sampled.
+        generator: Draws the positions.
+        enough: How many rows a wide layer needs.
+        name: Name of the layer, for errors.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        examples: int | None,
+        generator: torch.Generator,
+        *,
+        enough: Enough = TO_FIT,
+        name: str = "",
+    ) -> None:
+        self.module = module
+        self._name = name
+        self._enough = enough
+        self.shape = shape_of(module)
+        self._examples = examples
+        self._generator = generator
+        self._outputs_only = self.shape.values > MOST_VALUES
+        rounding = torch.finfo(working_precision(weight_of(module)).dtype).eps
+        self._sums = [
+            MomentSum(outputs_only=self._outputs_only, rounding=rounding)
+            for _ in range(self.shape.groups)
+        ]
+
+    @property
+    def ran(self) -> bool:
+        """Whether anything was added."""
+        return any(total.rows for total in self._sums)
+
+    def add(self, x: Tensor, y: Tensor, *, own: bool) -> None:
+        """Add a batch.
+
+        Args:
+            x: The layer's input.
+            y: Its output, or the output it should have.
+            own: Whether ``y`` is the layer's own output; its moments are then computed from those
+                of ``x``.
+
+        Raises:
+            ModelError: If a value is NaN or infinite.
+        """
+        x, y = _summable(x, y, self._name)
+        places = None
+        if self._examples is not None:
+            places = choose_places(self.module, y, self._wanted(y), self._generator)
+        for inputs, outputs in self._parts(x, y, places):
+            rows = input_rows(self.module, inputs, places=places)
+            given = None
+            if self._outputs_only or not own:
+                given = output_rows(self.module, outputs, places=places)
+            self._add_rows(rows, given)
+
+    def _wanted(self, y: Tensor) -> int:
+        """Return the number of positions to sample per example (per batch for a linear layer)."""
+        values = self.shape.out if self._outputs_only else self.shape.values
+        affordable = max(self._enough.fewest * values, int(self._enough.macs) // values**2)
+        rows = min(ROWS_A_VALUE * values, affordable)
+        share = len(y) if is_linear(self.module) else 1
+        return -(-rows * share // max(self._examples or 1, 1))
+
+    def _parts(
+        self, x: Tensor, y: Tensor, places: list[Tensor] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Split a batch so that its unfolded patches fit into memory."""
+        if is_linear(self.module) or x.ndim == len(cast("nn.Conv2d", self.module).kernel_size) + 1:
+            yield x, y  # no batch to cut
+            return
+        count = output_places(self.module, y) if places is None else len(places[0])
+        values = count * self.shape.channels * self.shape.taps
+        step = max(1, PATCH_VALUES // max(values, 1))
+        for start in range(0, len(x), step):
+            yield x[start : start + step], y[start : start + step]
+
+    def _add_rows(self, rows: Tensor, given: Tensor | None) -> None:
+        for group, total in enumerate(self._sums):
+            out = slice(group * self.shape.group_out, (group + 1) * self.shape.group_out)
+            seen = slice(group * self.shape.values, (group + 1) * self.shape.values)
+            total.add(rows[:, seen], None if given is None else given[:, out])
+
+    def moments(self) -> tuple[Moments, ...]:
+        """Return the centered moments of each group."""
+        kernel, bias = kernel_of(self.module).flatten(2), bias_of(self.module)
+        found = []
+        for group, total in enumerate(self._sums):
+            out = slice(group * self.shape.group_out, (group + 1) * self.shape.group_out)
+            offset = None if bias is None else bias[out]
+            found.append(total.moments(weight=kernel[group], bias=offset))
+        return tuple(found)
+
+
+def _summable(x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return a layer's inputs and outputs in a type in which their squares can be summed.
+
+    Raises:
+        ModelError: If a value is NaN or infinite.
+    """
+    x, y = working_precision(x), working_precision(y)
+    sizes = []
+    for tensor, does in ((x, "is given"), (y, "gives")):
+        size = largest_absolute(tensor)
+        if not math.isfinite(size):
+            raise ModelError(
+                f"Activations must be finite, but on the calibration data the layer {name!r} "
+                f"{does} NaN or infinity. Leave out examples of extreme values, or check the scale "
+                "of the weights."
+            )
+        sizes.append(size)
+    return (x, y) if all(map(is_summable, sizes)) else (x.double(), y.double())
+
+
+def largest_absolute(tensor: Tensor) -> float:
+    """Return the largest absolute value; NaN or infinity if there is one."""
+    if not tensor.numel():
+        return 0.0
+    low, high = tensor.aminmax()
+    return max(abs(float(low)), abs(float(high)))
+
+
+def is_summable(size: float) -> bool:
+    """Whether squares of values up to that size neither overflow nor vanish in float32."""
+    return size == 0 or SMALLEST <= size <= LARGEST
+
+
+def working_precision(tensor: Tensor) -> Tensor:
+    """Return values in the precision for sums: float64 stays, everything else becomes float32."""
+    return tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()

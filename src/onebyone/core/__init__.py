@@ -1,0 +1,1 @@
+"""Shared foundations that need no network: errors, units, tables, records and files."""

@@ -1,0 +1,65 @@
+"""Hashes of the content of data sets."""
+
+from __future__ import annotations
+
+import torch
+
+from onebyone.core.identity import Digest
+from onebyone.core.tensor_trees import tensors_in
+from onebyone.data.splits import Data, Split, TensorSplit
+
+# Inputs in memory up to this many bytes are hashed in full, in a second or two. Of larger ones, and
+# of inputs that must be loaded, only this many examples of each part are hashed, always the same
+# ones.
+WHOLE_BYTES = 2_000_000_000
+SAMPLED = 128
+
+
+def hash_data(data: Data) -> str:
+    """Return the SHA-256 of a data set: classes, all labels known in advance, and inputs.
+
+    Inputs in memory are hashed in full up to 2 GB. Otherwise 128 examples of each part are read
+    twice; values that differ between the two readings, due to random transforms, are left out.
+    """
+    digest = Digest()
+    digest.text(repr((data.classes, data.seed, data.crop)))
+    seen: set[int] = set()
+    for part in (data.train, data.validation, data.test):
+        _add_split(digest, part, seen)
+    return digest.hexadecimal()
+
+
+def hash_split(split: Split) -> str:
+    """Return the SHA-256 of one part of a data set; see :func:`hash_data`."""
+    digest = Digest()
+    _add_split(digest, split, set())
+    return digest.hexadecimal()
+
+
+def _add_split(digest: Digest, split: Split, seen: set[int]) -> None:
+    digest.text(f"{len(split)} {split.inputs} {split.augmentation}")
+    targets = split.targets
+    if targets is not None:
+        digest.tensor("targets", targets)
+    if not isinstance(split, TensorSplit):
+        _add_sample(digest, split)
+        return
+    digest.text(f"{split.mean} {split.std}")
+    inputs, rows = split.stored()
+    if rows is not None:
+        digest.tensor("rows", rows)
+    if inputs.data_ptr() in seen:  # parts of one data set share their memory
+        return
+    seen.add(inputs.data_ptr())
+    step = 1 if inputs.nbytes <= WHOLE_BYTES else max(1, len(inputs) // SAMPLED)
+    digest.tensor("inputs", inputs[::step])
+
+
+def _add_sample(digest: Digest, split: Split) -> None:
+    drawn = split.take(SAMPLED, 0)
+    readings = [list(drawn.batches(SAMPLED)) for _ in range(2)]
+    for first, second in zip(*readings, strict=True):
+        pairs = zip(tensors_in(first), tensors_in(second), strict=True)
+        for place, (one, other) in enumerate(pairs):
+            if torch.equal(one, other):
+                digest.tensor(f"tensor {place}", one)

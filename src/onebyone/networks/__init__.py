@@ -1,0 +1,1 @@
+"""Tools for networks: layers, copies, runs, edits of the module tree, data flow."""

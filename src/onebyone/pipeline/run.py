@@ -1,0 +1,284 @@
+"""The state of a run: how it starts, what each stage records, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from onebyone.calibration.meaning import Known, Meaning, TaskLike, meaning_of
+from onebyone.core.errors import BudgetError, OneByOneError, OptionError, OutputError
+from onebyone.core.identity import check_same, words_of
+from onebyone.core.measures import Measure
+from onebyone.core.records import Identity, ModelSource, Profile, RunRecord, Status, TrainLog
+from onebyone.core.task import Task
+from onebyone.core.units import format_seconds
+from onebyone.core.version import __version__
+from onebyone.data import Data, as_data, load_data
+from onebyone.data.hashing import hash_data
+from onebyone.networks.examples import Example
+from onebyone.networks.hashing import hash_network, hash_weights
+from onebyone.networks.surgery import as_device
+from onebyone.pipeline.run_folder import CHECKPOINT, ONE_SHOT, RunFolder, check_apart
+from onebyone.pipeline.trackers import Tracker, check_trackers, trackers_of
+from onebyone.profiling import profile_on
+from onebyone.runtimes import describe_machine
+from onebyone.settings.runs import RunSettings
+
+# A line for each finished stage; a command shows them on standard error.
+LOGGER = logging.getLogger("onebyone.run")
+
+
+class Shrunk(NamedTuple):
+    """A smaller network, and the record of its run.
+
+    Attributes:
+        model: The network, in evaluation mode, on the CPU.
+        record: The content of ``run.json``.
+    """
+
+    model: nn.Module
+    record: RunRecord
+
+
+@dataclass
+class Run:
+    """A run in progress: each stage adds to its record, which is saved in the folder."""
+
+    record: RunRecord
+    folder: RunFolder | None
+    settings: RunSettings
+    device: str
+    example: Example
+    meaning: Meaning
+    seconds: dict[str, float] = field(default_factory=dict)
+    trackers: tuple[Tracker, ...] = ()
+    place: str = ""
+    stages: Sequence[str] = ()
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """Options of scoring, the same for all networks."""
+        return {"metric": self.settings.metric, "task": self.meaning, "device": self.device}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Options of training, with its checkpoint."""
+        kept = None if self.folder is None else self.folder.file(CHECKPOINT)
+        seed = self.settings.seed
+        how = {"capture": self.settings.capture, "seed": seed, "checkpoint": kept}
+        return {**self.scoring, **how, "on_epoch": self.log_epoch, "progress": self.tell}
+
+    def log_epoch(self, log: TrainLog) -> None:
+        """Write the epochs of a training to the folder, and report the last one to trackers."""
+        if self.folder is not None:
+            self.folder.save_epochs(log)
+        for tracker in self.trackers:
+            tracker.log(self.record.status.stage, log)
+
+    def profile(self, network: nn.Module, *, timed: bool = True) -> Profile:
+        """Profile a network: its costs and, if asked, its times, in total and for each layer."""
+        return profile_on(
+            network,
+            self.example,
+            name=self.record.source.name,
+            runtimes=tuple(self.settings.runtimes),
+            num_threads=self.settings.num_threads,
+            device=self.device,
+            timed=timed,
+        )
+
+    def finish(self) -> None:
+        """Write the record as finished, and remove files that only a resumed run needs."""
+        self.keep(status=Status(state="finished", stage=self.record.status.stage))
+        if self.folder is not None:
+            self.folder.remove(CHECKPOINT, ONE_SHOT)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Run a stage: time it, and save the record when it ends or fails."""
+        self.place = ""
+        before = self.seconds.get(name, 0.0)  # from before the run was resumed
+        start = time.perf_counter()
+        try:
+            self.keep(status=Status(state="running", stage=name))
+            yield
+        except BaseException as error:
+            self.seconds[name] = before + time.perf_counter() - start
+            self.break_off(name, error)
+            raise
+        self.seconds[name] = before + time.perf_counter() - start
+        self.log(f"{self._numbered(name)}: finished after {format_seconds(self.seconds[name])}")
+
+    def _numbered(self, stage: str) -> str:
+        """Return a stage with its number: ``plan (2 of 6)``."""
+        if stage not in self.stages:
+            return stage
+        return f"{stage} ({self.stages.index(stage) + 1} of {len(self.stages)})"
+
+    def log(self, line: str) -> None:
+        """Add a line to the folder's log, and show it where a command listens."""
+        LOGGER.info(line)
+        if self.folder is not None:
+            self.folder.log(line)
+
+    def break_off(self, stage: str, error: BaseException) -> None:
+        """Write the record as interrupted or failed; never raises an error of its own."""
+        if isinstance(error, KeyboardInterrupt):
+            status = Status(state="interrupted", stage=stage, detail=self.place)
+        else:
+            own = isinstance(error, OneByOneError)
+            told = str(error) if own else f"{type(error).__name__}: {error}"
+            status = Status(state="failed", stage=stage, detail=told)
+        # On a full disk the earlier record remains; the run can still be resumed from it.
+        with suppress(OutputError):
+            self.keep(status=status)
+        if self.folder is not None:  # a command shows the error itself
+            self.folder.log(f"{self._numbered(stage)}: {status.state}: {status.detail}")
+
+    def keep(self, **changes: Any) -> None:
+        """Add to the record and write it."""
+        self.record = self.record.with_(seconds=dict(self.seconds), **changes)
+        if self.folder is not None:
+            self.folder.save(self.record)
+
+    def tell(self, done: int, total: int, message: str = "") -> None:
+        """Report progress, and keep it for the record of an interrupted run."""
+        self.place = f"{message} ({done} of {total})" if message else f"{done} of {total}"
+        if self.settings.progress is not None:
+            self.settings.progress(
+                done, total, f"{self._numbered(self.record.status.stage)}: {message}"
+            )
+
+
+def read_data(data: object, settings: RunSettings) -> Data:
+    """Return the data of a run; load it if it is given by name."""
+    seed, ignored = settings.seed, settings.ignore_index
+    if isinstance(data, str):
+        return load_data(data, seed=seed, ignore_index=ignored)
+    return data if isinstance(data, Data) else as_data(data, seed=seed, ignore_index=ignored)
+
+
+def meaning_of_run(
+    network: nn.Module,
+    source: ModelSource,
+    data: Data,
+    settings: RunSettings,
+    task: TaskLike | Meaning | None,
+    *,
+    learns: bool = False,
+) -> Meaning:
+    """Return what the network's outputs mean, for all stages."""
+    asks = settings.metric == "accuracy"
+    return meaning_of(
+        network,
+        data,
+        task,
+        known=Known.of(source, learns=learns, asks_accuracy=asks),
+        ignore_index=settings.ignore_index,
+    )
+
+
+@contextmanager
+def started(
+    network: nn.Module, source: ModelSource, data: Data, settings: RunSettings, meaning: Meaning
+) -> Iterator[Run]:
+    """Check all that can be checked early, then start a run, or resume one that is the same."""
+    check_trackers(settings.log)
+    device = str(as_device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    example = Example(data.inputs.with_batch(settings.batch))
+    meaning = meaning.to(device)
+    record = RunRecord(
+        onebyone=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status=Status(state="running", stage="start"),
+        source=source,
+        machine=describe_machine(device),
+        data=data.info(),
+        command=tuple(settings.command),
+        folder=None if settings.out is None else str(settings.out),
+        seed=settings.seed,
+        task=meaning.info(),
+    )
+    if settings.out is None:
+        run = Run(record, None, settings, device, example, meaning)
+        with _reported(run, settings):
+            yield run
+        return
+    uses = (*settings.uses, *([source.spec] if source.spec is not None else []))
+    check_apart(settings.out, uses, replaces=settings.overwrite)
+    deciding = {**settings.deciding, "device": device, "task": _words_of_task(meaning.task)}
+    identity = Identity(
+        network=hash_network(network),
+        data=hash_data(data),
+        settings={name: words_of(value) for name, value in deciding.items()},
+        versions={"onebyone": __version__, "torch": str(torch.__version__)},
+    )
+    record = record.with_(identity=identity, weights=hash_weights(network))
+    folder = RunFolder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
+    try:
+        if folder.earlier is not None:
+            record = _resumed(folder.earlier, record, settings.out)
+        run = Run(record, folder, settings, device, example, meaning, dict(record.seconds))
+        try:
+            with _reported(run, settings):
+                yield run
+        except BaseException as error:
+            if run.record.status.state == "running" and run.record.status.stage != "start":
+                run.break_off(run.record.status.stage, error)  # between two stages
+            if isinstance(error, BudgetError) and run.record.plan is None:
+                folder.discard()  # there is nothing to resume: what was asked cannot be done
+            raise
+    finally:
+        folder.close()
+
+
+@contextmanager
+def _reported(run: Run, settings: RunSettings) -> Iterator[None]:
+    """Report a run to the services that the settings name, and end it there."""
+    config = {name: words_of(value) for name, value in settings.deciding.items()}
+    folder = None if run.folder is None else run.folder.path
+    run.trackers = trackers_of(settings.log, run.record.source.name, config, folder)
+    try:
+        yield
+    finally:
+        failed = run.record.status.state != "finished"
+        for tracker in run.trackers:
+            tracker.close(run.record, failed=failed)
+
+
+def _words_of_task(task: Task) -> str:
+    """Return a task's name; for a user's task also the identity of its functions."""
+    if isinstance(task.divergence, Measure):
+        return task.name
+    return f"{task.name}: {words_of([task.divergence, task.metric, task.loss])}"
+
+
+def _resumed(earlier: RunRecord, asked: RunRecord, out: str | Path) -> RunRecord:
+    """Return the record of an unfinished run, to resume it.
+
+    Raises:
+        OptionError: If it was started with another network, other data or other settings.
+    """
+    advice = "Give the same command as before, or replace the run by --overwrite."
+    if earlier.identity is None or asked.identity is None:
+        raise OptionError(f"The run in {out} does not say what it was started with. {advice}")
+    check_same(earlier.identity, asked.identity, where=out, advice=advice)
+    same_machine = earlier.machine == asked.machine
+    return earlier.with_(
+        status=asked.status,
+        machine=asked.machine,
+        command=asked.command,
+        folder=asked.folder,
+        source=asked.source,
+        # Times of another machine must not be compared with those of this one.
+        profile_before=earlier.profile_before if same_machine else None,
+    )

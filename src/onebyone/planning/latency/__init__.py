@@ -1,0 +1,1 @@
+"""Plans whose budget is a measured time."""

@@ -1,0 +1,1 @@
+"""Exact layer fusion: folds batch norms and merges adjacent linear layers."""

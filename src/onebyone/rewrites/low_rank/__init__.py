@@ -1,0 +1,1 @@
+"""Layers through fewer channels: factors and separable sums, fitted to data."""

@@ -1,0 +1,703 @@
+"""The best low-rank layer for given data, in closed form from second moments.
+
+Reduced-rank regression (Izenman 1975; for asymmetric data Zhang et al. 2016, "Accelerating Very
+Deep Convolutional Networks") in a metric that says which output errors the rest of the network
+feels. With white inputs and the plain metric it is the truncated SVD, and between two sets of
+channels the higher-order SVD with HOOI sweeps (De Lathauwer et al. 2000).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.calibration.moments import Moments
+from onebyone.networks.conv_layers import bias_of, kernel_of, shape_of, weight_of
+
+# Damping of the normal equations, relative to their mean diagonal: dead channels stay solvable.
+DAMPING = 1e-4
+# Where that leaves them less than positive definite, ten times as much, and again, up to this:
+# float32 sums of inputs that vary along few directions have negative eigenvalues.
+MOST_DAMPING = 1e-1
+# The metric's floor, relative to its mean diagonal: every output counts a little.
+METRIC_FLOOR = 1e-2
+HOOI_SWEEPS = 2
+# A kernel that sees more values than this at once is wide: each decomposition takes seconds.
+WIDE = 2048
+# Below this the normal equations' damping is lost in float32.
+LEAST_RIDGE = 1e-20
+# Above this float32 squares overflow.
+MOST_SQUARE = 1e15
+# A mean square below this is none.
+LEAST_POWER = 1e-300
+# A residual that is no more than this share of the covariances is rounding.
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
+# Up to so many channels the bases of a kernel alone are found in float64.
+SMALL = 64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one group of a layer should give from what it sees, all in float64 on the CPU.
+
+    A rough one, of a wide layer, is in float32.
+
+    Attributes:
+        weight: The kernel, shape ``(out, in, places)``: what the data leaves open stays near it.
+        mean_x: Shape ``(in × places,)``.
+        mean_y: Shape ``(out,)``.
+        xx: Covariance of what it sees, shape ``(in × places, in × places)``; ``None`` where only
+            the outputs are known, or, of the kernel alone, for white inputs.
+        yx: Covariance of what it should give with what it sees, shape ``(out, in × places)``;
+            ``None`` as ``xx``: the layer itself is then the best map.
+        given_yy: Covariance of what it should give, shape ``(out, out)``; ``None``: the kernel's
+            own for white inputs.
+        root: Symmetric square root of the metric on output errors, shape ``(out, out)``.
+        ridge: Added to the diagonal of ``xx``.
+        unit: The mean diagonal of the metric, which its root is scaled by.
+        whole: Whether all input channels are seen, not a summary of them.
+        plain: Whether it is the kernel alone: white inputs, and all outputs count alike.
+        precision: Of the layer's own weight: a kernel alone need not be factorized more exactly.
+    """
+
+    weight: Tensor
+    mean_x: Tensor
+    mean_y: Tensor
+    xx: Tensor | None
+    yx: Tensor | None
+    given_yy: Tensor | None
+    root: Tensor
+    ridge: float = 0.0
+    unit: float = 1.0
+    whole: bool = True
+    plain: bool = False
+    precision: torch.dtype = torch.float64
+
+    @cached_property
+    def yy(self) -> Tensor:
+        """Covariance of what it should give, shape ``(out, out)``."""
+        if self.given_yy is not None:
+            return self.given_yy
+        flat = self.weight.flatten(1)
+        return flat @ flat.T
+
+    @cached_property
+    def metric(self) -> Tensor:
+        """The metric itself: the square of its root."""
+        return self.root @ self.root
+
+    @cached_property
+    def scale(self) -> float:
+        """Mean square of the outputs in the metric: what errors are relative to."""
+        if self.plain and self.given_yy is None:
+            return float(torch.linalg.vector_norm(self.weight)) ** 2
+        return self.measured(self.yy)
+
+    @property
+    def felt(self) -> float:
+        """Mean square of the outputs in the metric as it was given, before it was scaled."""
+        return self.unit * self.scale
+
+    def measured(self, squares: Tensor) -> float:
+        """Return the trace of a covariance of outputs in the metric."""
+        return float(squares.trace() if self.plain else (self.metric * squares).sum())
+
+    def seen(self, **changes: Any) -> Problem:
+        """Return the same problem with other inputs; what its outputs alone tell is kept."""
+        found = replace(self, **changes)
+        if not self.plain:
+            vars(found).update(metric=self.metric, yy=self.yy, scale=self.scale)
+        return found
+
+    def rough(self) -> Problem:
+        """Return the problem of a wide layer in float32: what options are worth shows in it too.
+
+        Any other, and one whose inputs hardly vary, is returned as it is. What is solved with it
+        raises :class:`torch.linalg.LinAlgError` where float32 is not enough.
+        """
+        if not is_wide(self) or self.ridge < LEAST_RIDGE or not self._fits_float32:
+            return self
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        changes: dict[str, Any] = {k: v.float() for k, v in given.items() if isinstance(v, Tensor)}
+        return replace(self, **changes)
+
+    @property
+    def _fits_float32(self) -> bool:
+        given = (self.weight, self.mean_x, self.mean_y, self.xx, self.yx, self.given_yy)
+        return all(tensor is None or float(tensor.abs().max()) < MOST_SQUARE for tensor in given)
+
+    # Every form and every rank of a layer starts from these.
+
+    @cached_property
+    def views(self) -> dict[int, Problem]:
+        """The problem as :func:`by_columns` gives it, for each width of the kernel asked for."""
+        return {}
+
+    @cached_property
+    def nested(self) -> list[Nested]:
+        """The regressions through the first channels, once they have been asked for."""
+        return []
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Basis of the input channels for all outputs, as :func:`channel_basis` gives it."""
+        return _channel_basis(self, None)
+
+    @cached_property
+    def fitted(self) -> Fit:
+        """The regression, as :func:`regression` gives it."""
+        return _regression(self)
+
+
+def problems_of(
+    module: nn.Module, moments: Sequence[Moments] | None = None, *, metric: Tensor | None = None
+) -> list[Problem]:
+    """Return the regression problem of each group of a layer.
+
+    Args:
+        module: A convolution or linear layer. Not modified.
+        moments: Of each group's data; ``None`` for the kernel alone (white inputs).
+        metric: Positive semi-definite, shape ``(out, out)``: how errors of the outputs count;
+            ``None`` for all alike. Between groups it is not seen.
+    """
+    shape = shape_of(module)
+    kernel = kernel_of(module)
+    bias = bias_of(module)
+    offsets = torch.zeros(shape.out, dtype=torch.float64) if bias is None else bias
+    precision = torch.float64 if _weight_type(module) == torch.float64 else torch.float32
+    problems = []
+    for group in range(shape.groups):
+        mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
+        root, unit = torch.eye(shape.group_out, dtype=torch.float64), 1.0
+        if metric is not None:
+            root, unit = metric_root(metric[mine, mine]), mean_diagonal(metric[mine, mine])
+        data = None if moments is None else moments[group]
+        found = _problem(kernel[group], offsets[mine], data, root)
+        plain = data is None and metric is None
+        problems.append(replace(found, plain=plain, precision=precision, unit=unit))
+    return problems
+
+
+def _weight_type(module: nn.Module) -> torch.dtype:
+    return weight_of(module).dtype
+
+
+def _problem(kernel: Tensor, offset: Tensor, data: Moments | None, root: Tensor) -> Problem:
+    if data is None:
+        zero = torch.zeros(kernel[0].numel(), dtype=torch.float64)
+        return Problem(kernel, zero, offset, None, None, None, root)
+    ridge = 0.0
+    if data.xx is not None:
+        ridge = DAMPING * max(float(data.xx.diagonal().mean()), 0.0) + LEAST_POWER
+    return Problem(kernel, data.mean_x, data.mean_y, data.xx, data.yx, data.yy, root, ridge)
+
+
+def mean_diagonal(metric: Tensor) -> float:
+    """Return the mean diagonal of a metric; 0 where it is not finite, and so says nothing."""
+    mean = float(metric.diagonal().mean())
+    return max(mean, 0.0) if bool(metric.isfinite().all()) and math.isfinite(mean) else 0.0
+
+
+def metric_root(metric: Tensor, *, floor: float = METRIC_FLOOR) -> Tensor:
+    """Return the symmetric square root of a metric, floored and scaled to mean diagonal 1."""
+    mean = mean_diagonal(metric)
+    if mean == 0:
+        return torch.eye(len(metric), dtype=torch.float64)
+    values, vectors = eigen(metric.double() / mean)
+    values = values.clamp_min(0) + floor
+    root: Tensor = (vectors * values.sqrt()) @ vectors.T
+    return root
+
+
+# ---------------------------------------------------------------- summaries of the input
+
+
+def channel_basis(problem: Problem, *, directions: Tensor | None = None) -> Tensor:
+    """Return an orthonormal basis of the input channels, the most useful directions first.
+
+    The span of the first r columns is the best r-channel summary if the data's correlations over
+    channels and over kernel places were independent (the nearest Kronecker product is taken); for
+    white inputs that is the higher-order SVD.
+
+    Args:
+        problem: The regression.
+        directions: Output directions that count, orthonormal in the metric, shape ``(out, r2)``;
+            ``None`` for all.
+
+    Returns:
+        Shape ``(in, in)``.
+    """
+    return problem.basis if directions is None else _channel_basis(problem, directions)
+
+
+def _channel_basis(problem: Problem, directions: Tensor | None) -> Tensor:
+    _, channels, taps = problem.weight.shape
+    weighted = problem.weight.transpose(0, 1)
+    if directions is not None or not problem.plain:
+        seen = problem.root if directions is None else directions.T @ problem.root
+        weighted = torch.einsum("po,ocq->cpq", seen, problem.weight)
+    if problem.xx is None:
+        flat = weighted.flatten(1)
+        _, vectors = eigen(flat @ flat.T)
+        turned: Tensor = vectors.flip(1)
+        return turned
+    blocks = problem.xx.reshape(channels, taps, channels, taps)
+    between_channels = torch.einsum("cpdp->cd", blocks) / taps
+    between_places = torch.einsum("cpcq->pq", blocks) / channels
+    between_places = between_places / between_places.trace().clamp_min(1e-300) * taps
+    use = (weighted @ between_places).flatten(1) @ weighted.flatten(1).T
+    root = _root(use)
+    _, vectors = eigen(root @ between_channels @ root)
+    basis: Tensor = torch.linalg.qr(root @ vectors.flip(1))[0]
+    return basis
+
+
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of a symmetric matrix, rising, and its eigenvectors.
+
+    They are found in float64: in float32 LAPACK gives up on some that are nearly singular. Where it
+    does so in float64 too they come from the singular vectors, by another algorithm.
+
+    Raises:
+        torch.linalg.LinAlgError: If a value is not finite.
+    """
+    wide = matrix.double()
+    unit = float(wide.abs().max())
+    if not math.isfinite(unit):
+        raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+            f"A matrix of shape {tuple(matrix.shape)} must be finite to have eigenvalues."
+        )
+    # So that squares neither overflow nor vanish on the way.
+    wide = wide / unit if unit > 0 else wide
+    try:
+        values, vectors = torch.linalg.eigh(wide)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values, vectors = _by_singular_vectors(wide)
+    return (values * unit).to(matrix), vectors.to(matrix)
+
+
+def eigenvalues(matrix: Tensor) -> Tensor:
+    """Return the eigenvalues of a symmetric matrix, rising, in float64: faster than :func:`eigen`.
+
+    Raises:
+        torch.linalg.LinAlgError: If a value is not finite.
+    """
+    wide = matrix.double()
+    unit = float(wide.abs().max())
+    if not 0 < unit < math.inf:
+        return eigen(wide)[0]
+    try:
+        values: Tensor = torch.linalg.eigvalsh(wide / unit)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return eigen(wide)[0]
+    return values * unit
+
+
+def _by_singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues, rising, and eigenvectors of a symmetric matrix by its SVD."""
+    # A shift makes it positive definite: its singular vectors are then its eigenvectors.
+    shift = float(matrix.abs().sum(0).max())
+    shifted = (matrix + matrix.T) / 2
+    shifted.diagonal().add_(shift)
+    left, singular, _ = torch.linalg.svd(shifted)
+    return (singular - shift).flip(0), left.flip(1)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = eigen((matrix + matrix.T) / 2)
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root
+
+
+def by_columns(problem: Problem, columns: int) -> Problem:
+    """Return the same problem with a kernel's rows taken for channels: its places are columns.
+
+    What holds of channels then holds of columns of pixels: a 1×1 becomes a k×1, and the k×k
+    between a 1×k.
+
+    Args:
+        problem: Of a kernel whose places are in rows of as many columns.
+        columns: The kernel's width.
+    """
+    if columns not in problem.views:
+        weight = problem.weight.reshape(len(problem.weight), -1, columns)
+        problem.views[columns] = problem.seen(weight=weight)
+    return problem.views[columns]
+
+
+def projected(problem: Problem, basis: Tensor) -> Problem:
+    """Return the problem seen through a summary of the input channels, ``basis`` ``(in, r)``."""
+    out, channels, taps = problem.weight.shape
+    rank = basis.shape[1]
+    weight = torch.einsum("ocp,cr->orp", problem.weight, basis)
+    mean_x = torch.einsum("cr,cp->rp", basis, problem.mean_x.reshape(channels, taps)).flatten()
+    if problem.xx is None or problem.yx is None:
+        return problem.seen(weight=weight, mean_x=mean_x, given_yy=problem.yy, whole=False)
+    half = (basis.T @ problem.xx.reshape(channels, -1)).reshape(rank * taps, channels, taps)
+    full = torch.einsum("ds,adq->asq", basis, half)
+    yx = torch.einsum("ocp,cr->orp", problem.yx.reshape(out, channels, taps), basis)
+    return problem.seen(
+        weight=weight,
+        mean_x=mean_x,
+        xx=full.reshape(rank * taps, rank * taps),
+        yx=yx.flatten(1),
+        whole=False,
+    )
+
+
+# ---------------------------------------------------------------- the regression
+
+
+def regress(problem: Problem) -> Tensor:
+    """Return the best map ``(out, in × places)`` from centered inputs to centered outputs.
+
+    Damped towards the kernel itself: directions in which the data says nothing keep its weights.
+    """
+    prior = problem.weight.flatten(1)
+    if problem.xx is None or problem.yx is None:
+        return prior
+    residual = problem.yx - prior @ problem.xx
+    # Rounding only: the data is the kernel's own, and the kernel is the answer.
+    rounding = ROUNDING[residual.dtype]
+    if float(residual.abs().max()) <= rounding * max(float(problem.yx.abs().max()), 1e-300):
+        return prior
+    step = torch.cholesky_solve(residual.T, damped(problem.xx, problem.ridge)[0]).T
+    return prior + step
+
+
+def damped(square: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """Return the Cholesky factor of a covariance with a ridge on its diagonal, and the ridge.
+
+    Args:
+        square: Symmetric, and but for rounding positive semi-definite. Not modified.
+        ridge: Where it is too small for float64, a greater one is taken.
+
+    Raises:
+        torch.linalg.LinAlgError: If it is too small for float32, or nothing helps.
+    """
+    while True:
+        lifted = square.clone()
+        lifted.diagonal().add_(ridge)
+        lower, failed = torch.linalg.cholesky_ex(lifted)
+        if not failed:
+            return lower, ridge
+        most = MOST_DAMPING * max(float(square.diagonal().mean()), 0.0)
+        if square.dtype != torch.float64 or not 10 * ridge <= most * (1 + 1e-6):
+            raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+                f"A covariance of shape {tuple(square.shape)} must be positive definite, and is "
+                f"not with {ridge:.2g} on its diagonal."
+            )
+        ridge *= 10
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A regression with the principal directions of what it gives, in the metric.
+
+    Attributes:
+        weight: Shape ``(out, in × places)``.
+        given: Covariance of what it gives, shape ``(out, out)``.
+        lost: Squared error that no rank can mend, in the metric.
+        root: Of the metric; ``None`` where all outputs count alike.
+    """
+
+    weight: Tensor
+    given: Tensor
+    lost: float
+    root: Tensor | None = None
+
+    @property
+    def vectors(self) -> Tensor:
+        """Orthonormal directions, shape ``(out, out)``, the largest first."""
+        return self._principal[1]
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Mean squares along them."""
+        if "_principal" in vars(self):
+            return self._principal[0]
+        # Without the directions, which most fits are not asked for, in a third of the time.
+        values = eigenvalues(self._in_metric)
+        return values.flip(0).clamp_min(0)
+
+    @cached_property
+    def _principal(self) -> tuple[Tensor, Tensor]:
+        values, vectors = eigen(self._in_metric)
+        return values.flip(0).clamp_min(0), vectors.flip(1)
+
+    @cached_property
+    def _in_metric(self) -> Tensor:
+        mine = self.given if self.root is None else self.root @ self.given @ self.root
+        return (mine + mine.T) / 2
+
+    def tail(self, rank: int) -> float:
+        """Return the squared error of that rank, in the metric."""
+        return self.lost + float(self.values[rank:].sum())
+
+
+def regression(problem: Problem) -> Fit:
+    """Return the regression and its principal directions."""
+    return problem.fitted
+
+
+def _regression(problem: Problem) -> Fit:
+    weight = regress(problem)
+    if problem.xx is None or problem.yx is None:
+        # Its own outputs, or those through a summary of white inputs.
+        given = problem.yy if problem.whole else weight @ weight.T
+        return _fit(problem, weight, given, given)
+    given = weight @ problem.xx @ weight.T
+    return _fit(problem, weight, given, weight @ problem.yx.T)
+
+
+def _fit(problem: Problem, weight: Tensor, given: Tensor, cross: Tensor) -> Fit:
+    lost = problem.scale + problem.measured(given) - 2 * problem.measured(cross)
+    return Fit(weight, given, max(lost, 0.0), None if problem.plain else problem.root)
+
+
+# ---------------------------------------------------------------- every rank at once
+
+
+class Nested:
+    """The regressions through the first r of a problem's best input channels, for any r.
+
+    The channels are rotated once, into the order of their use. The normal equations of the first r
+    are then the leading block of all, and so is their Cholesky factor: one decomposition serves
+    every r, and with it every second rank.
+
+    Args:
+        problem: The regression.
+        most: The largest r.
+    """
+
+    def __init__(self, problem: Problem, most: int) -> None:
+        self.most = most
+        self.problem = projected(problem, channel_basis(problem)[:, :most])
+        self._lower: Tensor | None = None
+        self._ridge = 0.0
+        self._half: Tensor | None = None
+        if self.problem.xx is not None and self.problem.yx is not None:
+            self._lower, self._ridge = damped(self.problem.xx, self.problem.ridge)
+            prior = self.problem.weight.flatten(1)
+            target = (self.problem.yx + self._ridge * prior).T
+            self._half = torch.linalg.solve_triangular(self._lower, target, upper=False)
+
+    def fit(self, rank: int) -> Fit:
+        """Return the regression through the first ``rank`` channels."""
+        taps = self.problem.weight.shape[2]
+        if self._lower is None or self._half is None:
+            leading = self.problem.weight[:, :rank].flatten(1)
+            given = leading @ leading.T
+            return _fit(self.problem, leading, given, given)
+        size = rank * taps
+        half = self._half[:size]
+        weight = torch.linalg.solve_triangular(self._lower[:size, :size].T, half, upper=True).T
+        given = half.T @ half - self._ridge * (weight @ weight.T)
+        assert self.problem.yx is not None
+        return _fit(self.problem, weight, given, weight @ self.problem.yx[:, :size].T)
+
+    def first(self, rank: int) -> Problem:
+        """Return the problem as seen through the first ``rank`` channels."""
+        whole = self.problem
+        size = rank * whole.weight.shape[2]
+        return whole.seen(
+            weight=whole.weight[:, :rank],
+            mean_x=whole.mean_x[:size],
+            xx=None if whole.xx is None else whole.xx[:size, :size],
+            yx=None if whole.yx is None else whole.yx[:, :size],
+        )
+
+
+def through_channels(problem: Problem, ranks: Sequence[int]) -> dict[int, Fit]:
+    """Return the regression through the best r input channels for each r in ``ranks``."""
+    nested = Nested(problem, max(ranks))
+    problem.nested[:] = [nested]
+    return {rank: nested.fit(rank) for rank in sorted(set(ranks))}
+
+
+def is_wide(problem: Problem) -> bool:
+    """Whether a problem's decompositions take seconds."""
+    return problem.xx is not None and len(problem.xx) > WIDE
+
+
+def _through(problem: Problem, rank: int) -> tuple[Problem, Fit]:
+    """Return the problem through its best input channels with its regression."""
+    for nested in problem.nested:
+        if rank <= nested.most:
+            return nested.first(rank), nested.fit(rank)
+    small = projected(problem, channel_basis(problem)[:, :rank])
+    return small, regression(small)
+
+
+# ---------------------------------------------------------------- factors
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of one group of a layer; those that a form lacks are ``None``.
+
+    In float64, but of a kernel alone in its own precision.
+
+    Attributes:
+        reduce: Shape ``(r1, in)``.
+        spatial: Shape ``(r2, r1, places)``.
+        expand: Shape ``(out, r2)``.
+        bias: Shape ``(out,)``.
+        lost: Squared error of the outputs in the metric.
+        scale: Their mean square in the metric.
+    """
+
+    reduce: Tensor | None
+    spatial: Tensor
+    expand: Tensor | None
+    bias: Tensor
+    lost: float
+    scale: float
+
+
+def outward(problem: Problem, rank: int) -> Factors:
+    """Return the best layer through ``rank`` output channels: the kernel, then a 1×1."""
+    if problem.plain:
+        return _outward_of_kernel(problem, rank)
+    _, channels, taps = problem.weight.shape
+    found = regression(problem)
+    expand, core = _expanded(problem, found, rank)
+    bias = problem.mean_y - expand @ (core @ problem.mean_x)
+    core = core.reshape(rank, channels, taps)
+    return Factors(None, core, expand, bias, found.tail(rank), problem.scale)
+
+
+def _outward_of_kernel(problem: Problem, rank: int) -> Factors:
+    """Return the truncated SVD of the kernel alone, by the smaller of its two Gram matrices."""
+    exact = problem.weight.flatten(1)
+    # The basis may be rough, for what is kept is computed from it in float64.
+    rows = _scaled_to_one(exact)
+    rows = rows.float() if min(exact.shape) > SMALL else rows
+    if len(rows) <= rows.shape[1]:
+        expand = torch.linalg.qr(_principal(rows, rank).double())[0]
+        core = expand.T @ exact
+    else:
+        directions = torch.linalg.qr(_principal(rows.T, rank).double())[0]
+        expand, rest = torch.linalg.qr(exact @ directions)
+        core = rest @ directions.T
+    lost = max(problem.scale - float(core.square().sum()), 0.0)
+    core = core.reshape(rank, *problem.weight.shape[1:])
+    return Factors(None, core, expand, problem.mean_y, lost, problem.scale)
+
+
+def inward(problem: Problem, rank: int) -> Factors:
+    """Return the best layer through ``rank`` input channels: a 1×1, then the kernel."""
+    out, _, taps = problem.weight.shape
+    basis = channel_basis(problem)[:, :rank]
+    small, found = _through(problem, rank)
+    bias = problem.mean_y - found.weight @ small.mean_x
+    core = found.weight.reshape(out, rank, taps)
+    return Factors(basis.T, core, None, bias, found.lost, problem.scale)
+
+
+def between(problem: Problem, inner: int, outer: int, *, rough: bool = False) -> Factors:
+    """Return the best layer from ``inner`` input channels to ``outer`` output channels: Tucker-2.
+
+    Starts from the best input channels for all outputs, then turns to those that the kept outputs
+    need, for as long as that helps.
+
+    Args:
+        problem: The regression.
+        inner: Input channels.
+        outer: Output channels.
+        rough: Whether of a wide layer the start is enough.
+    """
+    if problem.plain:
+        return _between_of_kernel(problem, inner, outer)
+    _, _, taps = problem.weight.shape
+    basis = channel_basis(problem)[:, :inner]
+    small, found = _through(problem, inner)
+    for _ in range(0 if rough and is_wide(problem) else HOOI_SWEEPS):
+        again = channel_basis(problem, directions=found.vectors[:, :outer])[:, :inner]
+        other = projected(problem, again)
+        second = regression(other)
+        if second.tail(outer) >= found.tail(outer):
+            break
+        basis, small, found = again, other, second
+    expand, core = _expanded(small, found, outer)
+    bias = problem.mean_y - expand @ (core @ small.mean_x)
+    core = core.reshape(outer, inner, taps)
+    return Factors(basis.T, core, expand, bias, found.tail(outer), problem.scale)
+
+
+def _between_of_kernel(problem: Problem, inner: int, outer: int) -> Factors:
+    """Return the Tucker-2 of the kernel alone, for which no regression is needed.
+
+    The higher-order SVD, one axis after the other (Vannieuwenhoven et al. 2012), then half a sweep
+    of HOOI as a step of orthogonal iteration: the other half would gain next to nothing.
+    """
+    out, channels, taps = problem.weight.shape
+    unit = _unit(problem.weight)
+    exact = problem.weight.transpose(1, 2) / unit
+    small = min(out, channels) <= SMALL
+    # The bases may be rough, for what is kept is computed from them as exactly as it must be.
+    dtype = torch.float64 if small else torch.float32
+    rough = exact.to(dtype, memory_format=torch.contiguous_format).contiguous()
+    # In the layout (out, places, in), both unfoldings are views of the same memory.
+    by_input, by_output = rough.view(-1, channels), rough.view(out, -1)
+    basis = _principal(by_input.T, inner)
+    expand = _principal((by_input @ basis).view(out, -1), outer)
+    kept = (expand.T @ by_output).view(-1, channels)
+    basis = _turned(kept.T, basis)
+    if not small and problem.precision == torch.float64:
+        basis, expand = (torch.linalg.qr(q.double())[0] for q in (basis, expand))
+        kept = (expand.T @ exact.reshape(out, -1)).view(-1, channels)
+    core = (kept @ basis).view(outer, taps, inner).transpose(1, 2).double() * unit
+    lost = max(problem.scale - float(torch.linalg.vector_norm(core)) ** 2, 0.0)
+    return Factors(basis.T, core, expand, problem.mean_y, lost, problem.scale)
+
+
+def _unit(tensor: Tensor) -> float:
+    """Return the largest absolute value, or 1 where all are 0."""
+    return float(tensor.abs().max()) or 1.0
+
+
+def _scaled_to_one(tensor: Tensor) -> Tensor:
+    """Return values of which the largest is 1: their squares neither overflow nor vanish."""
+    return tensor / _unit(tensor)
+
+
+def _principal(rows: Tensor, rank: int) -> Tensor:
+    """Return the principal directions ``(n, rank)`` of a matrix's ``n`` rows."""
+    square = rows @ rows.T
+    try:
+        _, vectors = torch.linalg.eigh(square)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        _, vectors = eigen(square)
+    kept: Tensor = vectors[:, -rank:]
+    return kept
+
+
+def _turned(rows: Tensor, basis: Tensor) -> Tensor:
+    """Return a basis ``(n, r)`` after a step of orthogonal iteration towards the principal one."""
+    turned: Tensor = torch.linalg.qr(rows @ (rows.T @ basis))[0]
+    return turned
+
+
+def _expanded(problem: Problem, found: Fit, rank: int) -> tuple[Tensor, Tensor]:
+    """Split a fit into an orthonormal expansion ``(out, r)`` and what feeds it."""
+    vectors = found.vectors[:, :rank]
+    expand, rest = torch.linalg.qr(torch.linalg.solve(problem.root, vectors))
+    return expand, rest @ (vectors.T @ problem.root @ found.weight)
+
+
+def relative(parts: Iterable[tuple[float, float]]) -> float:
+    """Return the error of several groups relative to their outputs, from ``(lost, scale)`` each."""
+    return ratio(*map(sum, zip(*parts, strict=True)))
+
+
+def ratio(lost: float, scale: float) -> float:
+    """Return an error relative to the outputs, finite also where these do not vary."""
+    return min(lost / max(scale, LEAST_POWER), sys.float_info.max)

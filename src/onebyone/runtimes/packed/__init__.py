@@ -1,0 +1,1 @@
+"""The packed runtime: a traced network whose weights are packed once for oneDNN."""

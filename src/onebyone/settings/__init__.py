@@ -1,0 +1,1 @@
+"""Settings of the public functions: a record each, which their signatures are made from."""

@@ -1,0 +1,232 @@
+"""The training loop over epochs and steps, its learning-rate schedule and its log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.core.errors import ModelError, OptionError
+from onebyone.core.randomness import seed_generators, seeded
+from onebyone.core.records import Epoch, TrainLog
+from onebyone.core.units import plural
+from onebyone.data import Split
+from onebyone.data.augment import cut_mixed
+from onebyone.data.splits import (
+    tensor_batches,
+)
+from onebyone.networks.gradients import backward
+from onebyone.training.checkpoint import resume, save
+from onebyone.training.cuda_graph import CapturedStep, TakeStep
+from onebyone.training.fused_chains import composed
+from onebyone.training.job import Job, LoopSettings, Trained, forward
+from onebyone.training.temporary_norms import take_in
+from onebyone.training.validation import Score, validation
+
+WARM_UP = 0.1  # share of the steps
+# The largest norm of the whole gradient. Without clipping, deep networks without batch norm can
+# fail in the warm-up: a NiN with ReLU after its last layer stayed at chance on the digits.
+CLIP = 1.0
+Objective = Callable[[Tensor, Any, Tensor], Tensor]
+
+
+def fit(job: Job, objective: Objective) -> Trained:
+    """Train for all epochs; resume from a checkpoint if there is one."""
+    options = job.options
+    score = validation(job)
+    if options.patience is not None and score is None:
+        raise OptionError(
+            "`patience` needs a validation score to stop by, but there is none. Give data with a "
+            "validation part and a metric that fits it, or leave `patience` out."
+        )
+    if not resume(job):
+        save(job)  # keeps the decision, and shows early that the file can be written
+    take_step: TakeStep = partial(_step, job, objective)
+    if job.captures:
+        take_step = CapturedStep(take_step, job.device)
+    with seeded(options.seed, job.device):
+        while not job.is_done:
+            epoch = len(job.log) + 1
+            started = time.perf_counter()
+            # Seeded in each epoch, so that a resumed training draws the same.
+            seed = (options.seed * 1_000_003 + epoch) % 2**63
+            seed_generators(seed, job.device)
+            with composed(job.student, bf16=job.bf16, device=job.device):
+                loss = _epoch(job, take_step, epoch, seed)
+            trained_seconds = time.perf_counter() - started
+            with job.averaged():
+                job.log.append(
+                    Epoch(
+                        epoch=epoch,
+                        loss=loss,
+                        validation=None if score is None else score.measure(job),
+                        learning_rate=_rate(job, (epoch - 1) * job.steps),
+                        seconds=trained_seconds,
+                    )
+                )
+                if options.patience is not None and job.best_epoch == epoch:
+                    job.best = _copied(job.student.state_dict())
+            save(job)
+            if options.on_epoch is not None:
+                options.on_epoch(_log(job, score))
+    if job.average is not None:
+        job.average.put_in()
+    if job.best is not None:
+        job.student.load_state_dict(job.best)
+    job.student.eval()
+    take_in(job.student, job.added)
+    job.student.to(job.home)
+    job.student.to(memory_format=torch.contiguous_format)
+    for parameter in job.student.parameters():
+        parameter.grad = None
+    return Trained(job.student, _log(job, score))
+
+
+def _copied(weights: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else value
+        for name, value in weights.items()
+    }
+
+
+def _epoch(job: Job, take_step: TakeStep, epoch: int, seed: int) -> float:
+    options, first = job.options, (epoch - 1) * job.steps
+    total_steps = job.steps * options.epochs
+    # Reading the loss waits for the GPU, so there it is read rarely.
+    look = 1 if job.device.type == "cpu" else 16
+    total = torch.zeros((), dtype=torch.float64, device=job.device)
+    job.enter_training()
+    batches = tensor_batches(
+        job.examples.train,
+        options.batch_size,
+        seed=seed,
+        augment=options.augment and epoch <= options.epochs - options.plain_epochs,
+        device=job.device,
+        channels_last=True,
+        stage="train",
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for step, (inputs, targets) in zip(range(1, job.steps + 1), batches, strict=False):
+        _set_rate(job.optimizer, _rate(job, first + step - 1))
+        seen = cut_mixed(inputs, options.mix, generator) if options.mix else inputs
+        total += take_step(seen, targets)
+        if job.average is not None:
+            job.average.update()
+        if step % look == 0 or step == job.steps:
+            mean = float(total) / step
+            _check_finite(mean, job, epoch, step)
+            if options.progress is not None:
+                message = f"epoch {epoch} of {options.epochs}, loss {mean:.4f}"
+                options.progress(first + step, total_steps, message)
+    return float(total) / job.steps
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _step(job: Job, objective: Objective, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Take an optimizer step and return its loss."""
+    job.optimizer.zero_grad(set_to_none=True)
+    # Parts of one example have no variance for batch norms.
+    parts = max(1, min(job.options.accumulate, len(inputs) // 2))
+    if parts == 1:
+        total = _gradients(job, objective, inputs, targets)
+    else:
+        total = torch.zeros((), device=inputs.device)
+        pairs = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for part, wanted in pairs:
+            share = len(part) / len(inputs)
+            total = total + _gradients(job, objective, part, wanted, share=share)
+    nn.utils.clip_grad_norm_(job.trained, CLIP)
+    job.optimizer.step()
+    return total
+
+
+def _gradients(
+    job: Job, objective: Objective, inputs: Tensor, targets: Tensor, *, share: float = 1.0
+) -> Tensor:
+    """Add the gradients of a batch's loss, times its share of the step; return that loss."""
+    loss = objective(inputs, forward(job, inputs), targets)
+    loss = loss if share == 1 else loss * share
+    backward(loss, job.student)
+    return loss.detach()
+
+
+def _check_finite(mean: float, job: Job, epoch: int, step: int) -> None:
+    if math.isfinite(mean):
+        return
+    other = ', `precision="float32"`' if job.bf16 else ""
+    raise ModelError(
+        f"The loss must stay finite, but became {mean} in epoch {epoch}, step {step} of "
+        f"{job.steps}. Give a lower `learning_rate` than {job.rate:.2g}{other}, or check the "
+        "network's weights and the targets for values that are too large."
+    )
+
+
+def _rate(job: Job, step: int) -> float:
+    total = job.steps * job.options.epochs
+    warm_up = max(1, round(WARM_UP * total))
+    if step < warm_up:
+        return job.rate * (step + 1) / warm_up
+    if job.options.schedule == "constant":
+        return job.rate
+    return job.rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+
+
+def _log(job: Job, score: Score | None) -> TrainLog:
+    options = job.options
+    train_split = job.examples.train
+    return TrainLog(
+        objective=job.name,
+        metric="none" if score is None else score.name,
+        epochs=tuple(job.log),
+        examples=len(train_split),
+        batch_size=options.batch_size,
+        learning_rate=job.rate,
+        weight_decay=options.weight_decay,
+        optimizer=f"AdamW, gradients clipped to norm {CLIP:g}",
+        schedule=_schedule(job),
+        precision="bf16 autocast" if job.bf16 else "float32",
+        augmentation=_augmentation(train_split, options),
+        seed=options.seed,
+        seconds=sum(epoch.seconds for epoch in job.log),
+        chosen_epoch=len(job.log) if job.best is None else job.best_epoch,
+        device=str(job.device),
+        threads=torch.get_num_threads(),
+        task=job.meaning.info(),
+    )
+
+
+def _schedule(job: Job) -> str:
+    """Return the schedule of the learning rate, the average and the end, in words."""
+    options = job.options
+    then = "cosine to 0" if options.schedule == "cosine" else "constant"
+    said = f"warm-up over {WARM_UP:.0%} of the steps, then {then}"
+    if options.ema is not None:
+        said += f", moving average of the weights with decay {options.ema:g}"
+    if options.accumulate > 1:
+        said += f", gradients of {options.accumulate} parts a step"
+    if job.stops_early and len(job.log) < options.epochs:
+        said += f", stopped after epoch {len(job.log)} of {options.epochs}: "
+        said += f"{plural(options.patience or 0, 'epoch')} without a better validation score"
+    return said
+
+
+def _augmentation(split: Split, options: LoopSettings) -> str:
+    usual = split.augmentation if options.augment else "none"
+    if usual != "none" and (count := options.plain_epochs):
+        usual += f", none in the last {count} epochs" if count > 1 else ", none in the last epoch"
+    if not options.mix:
+        return usual
+    mixed = f"{options.mix:.0%} with a rectangle of another"
+    return mixed if usual == "none" else f"{usual} + {mixed}"

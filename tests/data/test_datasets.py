@@ -1,0 +1,266 @@
+"""Data sets of the user's own: the same item is the same example, and a fault names its item."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+
+from onebyone.core.errors import DataError, OptionError
+from onebyone.data import DatasetSplit, TensorSplit, as_split, datasets, repeatable
+
+
+class Made(Dataset):
+    """Items by a function of their index."""
+
+    def __init__(self, make, n: int = 10) -> None:
+        self.make, self.n = make, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int):
+        return self.make(index)
+
+
+def noisy(index: int):
+    drawn = torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+    return torch.tensor([*drawn, float(index)]), index
+
+
+def collected(split, **options):
+    parts = list(split.batches(3, **options))
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def in_order(split, **options):
+    inputs, targets = collected(split, **options)
+    return inputs[targets.argsort()]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_item_is_the_same_example_in_any_order_and_process(workers):
+    split = DatasetSplit(Made(noisy), workers=workers)
+    first = in_order(split)
+    assert_close(in_order(split, seed=1), first, rtol=0, atol=0)
+    assert_close(in_order(DatasetSplit(Made(noisy))), first, rtol=0, atol=0)
+    assert first[:, :3].unique().numel() == 30  # each item has draws of its own
+    part = split.part(torch.tensor([7, 2]))
+    assert_close(collected(part)[0], first[[7, 2]], rtol=0, atol=0)
+    whole = Subset(Made(noisy), [7, 2])
+    assert_close(collected(DatasetSplit(whole))[0], first[[7, 2]], rtol=0, atol=0)
+
+
+def test_augmented_items_draw_anew_for_each_seed():
+    split = DatasetSplit(Made(noisy))
+    first = in_order(split, seed=1, augment=True)
+    assert_close(in_order(split, seed=1, augment=True), first, rtol=0, atol=0)
+    assert not torch.isclose(in_order(split, seed=2, augment=True)[:, :3], first[:, :3]).any()
+
+
+def test_the_users_generators_are_left_as_they_were():
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    collected(DatasetSplit(Made(noisy)), seed=4, augment=True)
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_items_that_draw_by_means_of_their_own_are_read_once_and_kept(monkeypatch):
+    own = np.random.default_rng(0)
+    split = DatasetSplit(Made(lambda i: (torch.tensor([own.random(), i]).float(), i)))
+    assert DatasetSplit(Made(noisy)).repeats()
+    assert repeatable(DatasetSplit(Made(noisy))).__class__ is DatasetSplit
+    assert not split.repeats()
+    kept = repeatable(split)
+    assert isinstance(kept, TensorSplit)
+    assert torch.equal(collected(kept)[0], collected(kept)[0])
+    assert kept.targets.tolist() == list(range(10))
+    monkeypatch.setattr(datasets, "free_bytes", lambda: 100)
+    with pytest.raises(DataError, match=r"those of Made are not\. To keep them all takes 80 B"):
+        repeatable(split)
+
+
+class Late(Made):
+    def __init__(self, fault, at: int = 7) -> None:
+        super().__init__(lambda i: fault(i) if i == at else (torch.full((2,), float(i)), i))
+
+
+def divide(_):
+    return 1 / 0
+
+
+class OddError(Exception):
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+def odd(_):
+    raise OddError("odd one", 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            divide,
+            r"Late .*at index 7: division by zero \(ZeroDivisionError, .*test_datasets\.py:\d+\)",
+        ),
+        (lambda i: sys.exit(3), r"at index 7: 3 \(SystemExit, "),
+        (odd, r"at index 7: odd one \(OddError, "),
+        (lambda i: [][i], r"at index 7: list index out of range .*`__len__` may be too large"),
+        (lambda i: (torch.tensor([1.0, float("nan")]), i), r"NaN or infinity at index 7\. Fix"),
+        (lambda i: (torch.zeros(3), i), "at index 7: .*Resize all"),
+        (lambda i: (Image.new("L", (2, 2)), i), "at index 7: .*ToTensor and Normalize"),
+        (lambda i: None, "at index 7: .*Fix the data set or drop"),
+    ],
+)
+def test_a_fault_names_the_item_the_error_and_the_line(fault, message, workers):
+    split = DatasetSplit(Late(fault), workers=workers)
+    with pytest.raises(DataError, match=message) as info:
+        collected(split, seed=3)
+    assert len(str(info.value).splitlines()) == 1
+    with pytest.raises(DataError, match=message):
+        collected(split.part(torch.tensor([3, 7])))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda i: {"name": "a", "label": 1}, "a dictionary with 'name'. Wr"),
+        (lambda i: (torch.ones(2), "cat"), "the second is (list|tuple). Number the classes from 0"),
+        (lambda i: (torch.ones(2), {"a": 1}), "the second is dict. Wrap the data set"),
+        (lambda i: (torch.ones(2).long(), 1), "a tensor of torch.int64"),
+        (lambda i: (3.5, 1), "a floating-point input, got numbers"),
+        (lambda i: (), "floating-point input"),
+        (divide, "at index 0: division by zero"),
+    ],
+)
+def test_unfit_items_are_named_at_once(make, message):
+    with pytest.raises(DataError, match=message):
+        DatasetSplit(Made(make))
+
+
+def test_sizes_that_differ_between_batches_are_named():
+    split = DatasetSplit(Made(lambda i: (torch.zeros(2 + (i == 5)), i)))
+    with pytest.raises(DataError, match=r"of one shape, got \(3,\) at index 5 and \(2,\) before"):
+        list(split.batches(1))
+
+
+def test_a_collate_that_leaves_examples_out_is_refused():
+    def some(items):
+        return torch.utils.data.default_collate(items[: max(1, len(items) - 1)])
+
+    with pytest.raises(DataError, match=r"each of 3 items, got 2 inputs and 2 targets.*collate_fn"):
+        collected(DatasetSplit(Made(noisy), collate=some))
+
+
+class Sized(Made):
+    def __init__(self, length):
+        super().__init__(noisy)
+        self.length = length
+
+    def __len__(self):
+        return self.length()
+
+
+def test_a_length_that_fails_or_is_none_is_said():
+    with pytest.raises(DataError, match=r"`__len__` failed: division by zero"):
+        DatasetSplit(Sized(lambda: divide(0)))
+    with pytest.raises(DataError, match=r"`__len__` failed: .*negative|should return >= 0"):
+        DatasetSplit(Sized(lambda: -1))
+    with pytest.raises(DataError, match="at least one example"):
+        DatasetSplit(Sized(lambda: 0))
+
+
+class Labelled(Made):
+    targets = tuple(range(10))
+
+
+class Relabelled(Labelled):
+    targets = tuple(range(1, 11))
+
+
+def test_targets_are_known_through_subsets_and_only_where_items_have_them():
+    subset = Subset(Labelled(noisy), [4, 2, 9])
+    assert DatasetSplit(subset).targets.tolist() == [4, 2, 9]
+    assert DatasetSplit(subset).part(torch.tensor([2, 0])).targets.tolist() == [9, 4]
+    assert DatasetSplit(Relabelled(noisy)).targets is None
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield torch.ones(2), 1
+
+    def __len__(self):
+        return 1
+
+
+PAIRS = TensorDataset(torch.rand(6, 2), torch.arange(6))
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (DataLoader(Endless(), batch_size=1), "map-style.*got Endless. Collect"),
+        (DataLoader(PAIRS, batch_size=None), "with `batch_size=None`"),
+        (DataLoader(PAIRS, sampler=RandomSampler(PAIRS, replacement=True)), "RandomSampler"),
+        (DataLoader(PAIRS, sampler=RandomSampler(PAIRS, num_samples=3)), "RandomSampler"),
+        (DataLoader(PAIRS, batch_sampler=[[0, 1]]), "sampler list"),
+        (Endless(), "map-style"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_loaders_that_do_not_give_each_example_once_are_refused(loader, message):
+    with pytest.raises(DataError, match=message):
+        as_split(loader)
+
+
+def test_loaders_that_give_each_example_once_are_taken():
+    batches = BatchSampler(SequentialSampler(PAIRS), 4, drop_last=False)
+    for loader in (DataLoader(PAIRS, batch_sampler=batches), DataLoader(PAIRS, shuffle=True)):
+        assert_close(collected(as_split(loader))[0], PAIRS.tensors[0])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.array([["a", "b"]]), "must hold numbers, got an array of <U1"),
+        (np.array([{}, {}], dtype=object), "must hold numbers, got an array of object"),
+        (np.ones((2, 3), np.complex64), "must hold numbers, got an array of complex64"),
+        (np.ma.masked_array(np.ones((2, 3)), mask=True), "a masked array"),
+        (torch.ones(2, 3).to_sparse(), "dense tensor with values"),
+        (torch.ones(2, 3, device="meta"), "dense tensor with values, got .* on meta"),
+        (torch.ones(2, 3).to(torch.float8_e4m3fn), "got torch.float8_e4m3fn"),
+        (torch.ones(2, 3, dtype=torch.complex64), "got torch.complex64"),
+    ],
+)
+def test_odd_tensors_and_arrays_are_refused_by_name(inputs, message):
+    with pytest.raises(DataError, match=message):
+        as_split(inputs)
+
+
+def test_numbers_of_any_order_of_bytes_and_length_are_taken():
+    for dtype in (">f4", "<f8", np.longdouble, np.float16):
+        values = np.arange(6, dtype=dtype).reshape(2, 3)
+        assert_close(collected(as_split(values))[0], torch.arange(6.0).view(2, 3))
+
+
+def test_a_seed_that_torch_does_not_take_is_refused():
+    for seed in (10**23, -(10**23)):
+        with pytest.raises(OptionError, match="`seed` must be a whole number from"):
+            as_split(PAIRS).batches(2, seed=seed)

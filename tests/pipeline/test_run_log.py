@@ -1,0 +1,47 @@
+"""The log of a run: a line for each stage, also where it stopped."""
+
+import contextlib
+import io
+
+import pytest
+from tiny import shrink, stop_in
+
+from onebyone.report.console import progress
+
+STAGES = ["profile", "plan", "apply", "one-shot", "distil", "compare"]
+
+
+def lines(folder):
+    return (folder / "run.log").read_text(encoding="utf-8").splitlines()
+
+
+def test_each_stage_has_a_line_with_its_number_and_time(tmp_path):
+    shrink(tmp_path / "run")
+    said = [line.partition("UTC  ")[2] for line in lines(tmp_path / "run")]
+    assert [line.partition(":")[0] for line in said] == [
+        f"{stage} ({number} of 6)" for number, stage in enumerate(STAGES, 1)
+    ]
+    assert all("finished after" in line for line in said)
+
+
+def test_a_stop_is_in_the_log_and_a_resumed_run_adds_to_it(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        shrink(folder, progress=stop_in("distil"))
+    stopped = lines(folder)
+    assert "distil (5 of 6): interrupted" in stopped[-1]
+    shrink(folder, resume=True)
+    assert lines(folder)[: len(stopped)] == stopped
+    assert "compare (6 of 6): finished" in lines(folder)[-1]
+    shrink(folder, overwrite=True, epochs=0)
+    assert len(lines(folder)) == 5
+
+
+def test_lines_are_shown_where_no_terminal_is(tmp_path, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    with contextlib.suppress(KeyboardInterrupt), progress("shrink") as update:
+        shrink(None, progress=stop_in("apply"))
+        update(1, 1)
+    said = stream.getvalue().splitlines()
+    assert [line.partition(":")[0] for line in said] == ["profile (1 of 6)", "plan (2 of 6)"]
