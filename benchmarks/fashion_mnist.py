@@ -21,6 +21,7 @@ from typing import Any
 
 from onebyone.core.randomness import seeded
 from onebyone.core.records import RunRecord
+from onebyone.core.settings.runs import ShrinkSettings, TrainRunSettings
 from onebyone.core.tables import Table
 from onebyone.core.write_files import write_text
 from onebyone.data import load_data
@@ -29,7 +30,6 @@ from onebyone.pipeline.shrink import shrink_loaded
 from onebyone.pipeline.train import train_loaded
 from onebyone.profiling.latency import threads
 from onebyone.report.console import print_table, progress
-from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kept_runs import run_once

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from onebyone.core.randomness import seeded
+from onebyone.core.settings.runs import TrainRunSettings
 from onebyone.data import Data
 from onebyone.data.splits import TensorSplit, held_out
 from onebyone.evaluation.scores import MetricFunction
 from onebyone.pipeline.loading import load_source
 from onebyone.pipeline.train import train_loaded
 from onebyone.report.console import progress
-from onebyone.settings.runs import TrainRunSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics

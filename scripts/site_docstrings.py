@@ -1,7 +1,7 @@
 """For mkdocstrings: shows functions that take settings with each setting as a keyword.
 
 Griffe reads the source, in which such a function has one parameter `settings`
-(`onebyone.settings.signature`). At run time it has the keywords, and their documentation.
+(`onebyone.core.settings.signature`). At run time it has the keywords, and their documentation.
 """
 
 import importlib

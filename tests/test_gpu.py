@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 import onebyone as obo
 from onebyone.core.precision import float32_in
+from onebyone.core.settings.runs import ShrinkSettings, TrainRunSettings
 from onebyone.data import Data, TensorSplit
 from onebyone.evaluation.scores import score
 from onebyone.pipeline.loading import load_model, load_source
@@ -17,7 +18,6 @@ from onebyone.pipeline.train import train_loaded
 from onebyone.planning import Planner
 from onebyone.profiling.bench import bench
 from onebyone.runtimes import RUNTIMES, difference, outputs_of
-from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
 from onebyone.training.cuda_graph import CapturedStep
 
 GPU = "cuda"

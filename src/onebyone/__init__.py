@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from onebyone.evaluation.compare import compare as compare
     from onebyone.evaluation.scores import evaluate as evaluate
     from onebyone.explaining import explain as explain
-    from onebyone.exporting import ExportRecord as ExportRecord
-    from onebyone.exporting import export as export
     from onebyone.networks.layers import GlobalAverageHead as GlobalAverageHead
     from onebyone.networks.layers import MLPConv as MLPConv
     from onebyone.networks.layers import Pointwise as Pointwise
+    from onebyone.pipeline.exporting import ExportRecord as ExportRecord
+    from onebyone.pipeline.exporting import export as export
     from onebyone.pipeline.loading import load_model as load_model
     from onebyone.pipeline.shrink import shrink as shrink
     from onebyone.planning import applies as applies
@@ -55,7 +55,7 @@ _HOMES = {
     "Compared": "core.compared",
     "Comparison": "core.records",
     "Data": "data",
-    "ExportRecord": "exporting",
+    "ExportRecord": "pipeline.exporting",
     "GlobalAverageHead": "networks.layers",
     "MLPConv": "networks.layers",
     "OneByOneError": "core.errors",
@@ -75,7 +75,7 @@ _HOMES = {
     "distill": "training.distill",
     "evaluate": "evaluation.scores",
     "explain": "explaining",
-    "export": "exporting",
+    "export": "pipeline.exporting",
     "flush_subnormals": "rewrites.flush",
     "fold": "rewrites.fold.fold",
     "load_data": "data",

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from onebyone.cli import main
-from onebyone.exporting import ExportRecord
+from onebyone.pipeline.exporting import ExportRecord
 from onebyone.profiling.bench import BenchRecord
 
 NET = """

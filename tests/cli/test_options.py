@@ -9,10 +9,10 @@ from onebyone.cli import main
 from onebyone.cli.loading import settings_of
 from onebyone.cli.options import NOT_OPTIONS, OTHERS, add_settings, flag_of, offered, plain
 from onebyone.core.records import Plan
-from onebyone.settings.common import CheckedSettings
-from onebyone.settings.planning import PlanSettings
-from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
-from onebyone.settings.signature import docs_of
+from onebyone.core.settings.common import CheckedSettings
+from onebyone.core.settings.planning import PlanSettings
+from onebyone.core.settings.runs import ShrinkSettings, TrainRunSettings
+from onebyone.core.settings.signature import docs_of
 
 COMMANDS = {"shrink": ShrinkSettings, "train": TrainRunSettings, "plan": PlanSettings}
 

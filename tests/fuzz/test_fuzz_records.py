@@ -19,7 +19,7 @@ from onebyone.article.record import ArticleRecord
 from onebyone.core.compared import Compared, Contender
 from onebyone.core.errors import OneByOneError, RecordError
 from onebyone.core.records import InputSpec, Plan, RunRecord
-from onebyone.exporting.record import ExportCheck, ExportRecord, Preprocessing
+from onebyone.pipeline.exporting.record import ExportCheck, ExportRecord, Preprocessing
 from onebyone.planning.latency.cache import Timings
 from onebyone.profiling.bench import BenchEntry, BenchRecord
 from onebyone.report.comparison_page import render_compared

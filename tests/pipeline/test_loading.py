@@ -9,11 +9,11 @@ from torch.testing import assert_close
 import onebyone as obo
 from onebyone.core.errors import OptionError, RecordError, UnknownNameError, WeightsError
 from onebyone.core.records import ModelSource, Status
+from onebyone.core.settings.runs import TrainRunSettings
 from onebyone.data import Data, TensorSplit
 from onebyone.networks.zoo import save_weights
 from onebyone.pipeline.loading import load_original
 from onebyone.pipeline.train import train_loaded
-from onebyone.settings.runs import TrainRunSettings
 
 NET = """
 import torch

@@ -12,8 +12,8 @@ import torch
 
 from onebyone.core.errors import BudgetError, OneByOneError, OptionError, OutputError
 from onebyone.core.records import Plan, RunRecord
+from onebyone.core.settings.runs import ShrinkSettings, TrainRunSettings
 from onebyone.core.write_files import OWN, contents
-from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from onebyone.core.errors import (
 )
 from onebyone.core.randomness import seeded
 from onebyone.core.records import ModelSource, Plan, RunRecord
+from onebyone.core.settings.runs import ShrinkSettings, TrainRunSettings
 from onebyone.core.write_files import contents
 from onebyone.data import TensorSplit, load_data
 from onebyone.networks.subnormals import count_subnormals
@@ -26,7 +27,6 @@ from onebyone.pipeline.loading import load_source
 from onebyone.pipeline.shrink import shrink_loaded
 from onebyone.pipeline.train import train_loaded
 from onebyone.profiling.trace import trace_layers
-from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
 
 SPEC = ModelSource(name="classic", spec="onebyone:classic")
 

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from onebyone.core.records import ModelSource
+from onebyone.core.settings.runs import ShrinkSettings, TrainRunSettings
 from onebyone.data import Data, TensorSplit
 from onebyone.pipeline.shrink import shrink_loaded
 from onebyone.pipeline.train import train_loaded
-from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
 
 SOURCE = ModelSource(name="tiny", spec=None)
 

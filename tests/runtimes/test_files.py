@@ -11,7 +11,7 @@ import onebyone as obo
 from onebyone.cli import main
 from onebyone.core.errors import ModelError, OptionError
 from onebyone.core.records import InputSpec
-from onebyone.exporting import export
+from onebyone.pipeline.exporting import export
 from onebyone.profiling.trace import trace_layers
 from onebyone.runtimes.files import FileNetwork
 

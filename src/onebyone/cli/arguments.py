@@ -6,8 +6,8 @@ import argparse
 
 from onebyone.cli.options import add_settings, group
 from onebyone.cli.values import whole
-from onebyone.settings.common import ScoreSettings, TaskSettings
-from onebyone.settings.runs import RunSettings
+from onebyone.core.settings.common import ScoreSettings, TaskSettings
+from onebyone.core.settings.runs import RunSettings
 
 SOURCES = "network and data"
 MODEL_HELP = (

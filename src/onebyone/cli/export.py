@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from onebyone.core.records import InputSpec, RunRecord
     from onebyone.data import Data
-    from onebyone.exporting import Preprocessing
     from onebyone.networks.zoo import Loaded
+    from onebyone.pipeline.exporting import Preprocessing
     from onebyone.quantizing import Quantized
 
 EPILOG = """examples:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     )
     from onebyone.core.records import InputSpec, RunRecord
     from onebyone.data import load_data
-    from onebyone.exporting import export
+    from onebyone.pipeline.exporting import export
     from onebyone.pipeline.run_folder import RECORD, is_run
     from onebyone.quantizing import Quantized
 
@@ -125,7 +125,7 @@ def _preprocessing(loaded: Loaded, folder: str, inputs: InputSpec | None) -> Pre
     """Return the preprocessing of pictures, from a run's record or the network's library."""
     from onebyone.core.records import InputSpec
     from onebyone.explaining.preparation import find_preparation
-    from onebyone.exporting import Preprocessing
+    from onebyone.pipeline.exporting import Preprocessing
 
     try:
         known = find_preparation(loaded.model, loaded.source, folder=folder, inputs=inputs)

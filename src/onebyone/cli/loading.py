@@ -13,9 +13,9 @@ from onebyone.core.errors import OptionError, WeightsError
 
 if TYPE_CHECKING:
     from onebyone.core.records import Plan
+    from onebyone.core.settings.runs import RunSettings
     from onebyone.data import Data
     from onebyone.networks.zoo import Loaded
-    from onebyone.settings.runs import RunSettings
 
 # Libraries whose networks have random weights unless weights are given.
 ZOOS = ("onebyone:", "torchvision:", "timm:")

@@ -10,7 +10,7 @@ from typing import Any
 
 from onebyone.cli.values import number, whole
 from onebyone.core.arguments import Number, OneOf, OrNone, Whole, flag, kind_of
-from onebyone.settings.signature import docs_of
+from onebyone.core.settings.signature import docs_of
 
 OTHERS = "other settings"
 

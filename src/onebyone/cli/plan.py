@@ -11,8 +11,8 @@ from onebyone.cli.options import add_settings, group, offered
 from onebyone.cli.output import check_output, progress, show, write_record
 from onebyone.cli.values import shape
 from onebyone.core.errors import OptionError
-from onebyone.settings.planning import PlanSettings
-from onebyone.settings.runs import ShrinkSettings
+from onebyone.core.settings.planning import PlanSettings
+from onebyone.core.settings.runs import ShrinkSettings
 
 if TYPE_CHECKING:
     from onebyone.core.records import Plan

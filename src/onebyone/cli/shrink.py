@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from onebyone.cli.arguments import add_run
 from onebyone.cli.loading import data_of, load, run_settings
 from onebyone.cli.output import free_folder, progress, say, show, stoppable
-from onebyone.settings.runs import ShrinkSettings
+from onebyone.core.settings.runs import ShrinkSettings
 
 if TYPE_CHECKING:
     from onebyone.core.records import RunRecord

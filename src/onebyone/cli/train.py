@@ -8,7 +8,7 @@ from dataclasses import replace
 from onebyone.cli.arguments import add_run
 from onebyone.cli.loading import data_of, load, run_settings
 from onebyone.cli.output import free_folder, progress, say, show, stoppable
-from onebyone.settings.runs import TrainRunSettings
+from onebyone.core.settings.runs import TrainRunSettings
 
 EPILOG = """examples:
   onebyone train onebyone:classic --data digits --epochs 20 --out runs/classic

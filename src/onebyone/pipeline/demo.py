@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from onebyone.core.randomness import seeded
+from onebyone.core.settings.runs import ShrinkSettings, TrainRunSettings
 from onebyone.data import load_data
 from onebyone.pipeline.loading import load_source
 from onebyone.pipeline.run import Shrunk
 from onebyone.pipeline.shrink import shrink_loaded
 from onebyone.pipeline.train import train_loaded
 from onebyone.profiling.latency import threads
-from onebyone.settings.runs import ShrinkSettings, TrainRunSettings
 
 EPOCHS = 12
 DISTIL_EPOCHS = 8

@@ -13,7 +13,7 @@ from torch import nn
 from onebyone.core.errors import OptionError
 from onebyone.core.records import Deployed, DeployedLayer, Plan
 from onebyone.data import Data
-from onebyone.exporting import export
+from onebyone.pipeline.exporting import export
 from onebyone.pipeline.run import Run
 from onebyone.pipeline.run_folder import DEPLOYED
 from onebyone.planning.latency.precision import INT8, runtime_for

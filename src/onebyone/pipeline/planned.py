@@ -9,13 +9,13 @@ from torch import nn
 from onebyone.calibration.inputs import CalibrationData
 from onebyone.core.budget import check_budgets
 from onebyone.core.records import Plan
+from onebyone.core.settings.runs import ShrinkSettings
 from onebyone.data import Data
 from onebyone.pipeline.run import Run
 from onebyone.planning import Planner
 from onebyone.planning.latency.precision import INT8
 from onebyone.planning.max_drop import plan_within
 from onebyone.planning.recount import recounted
-from onebyone.settings.runs import ShrinkSettings
 
 
 def planned(

@@ -19,6 +19,7 @@ from onebyone.core.errors import BudgetError, OneByOneError, OptionError, Output
 from onebyone.core.identity import check_same, words_of
 from onebyone.core.measures import Measure
 from onebyone.core.records import Identity, ModelSource, Profile, RunRecord, Status, TrainLog
+from onebyone.core.settings.runs import RunSettings
 from onebyone.core.task import Task
 from onebyone.core.units import format_seconds
 from onebyone.core.version import __version__
@@ -31,7 +32,6 @@ from onebyone.pipeline.run_folder import CHECKPOINT, ONE_SHOT, RunFolder, check_
 from onebyone.pipeline.trackers import Tracker, check_trackers, trackers_of
 from onebyone.profiling import profile_on
 from onebyone.runtimes import describe_machine
-from onebyone.settings.runs import RunSettings
 
 # A line for each finished stage; a command shows them on standard error.
 LOGGER = logging.getLogger("onebyone.run")

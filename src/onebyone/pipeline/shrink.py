@@ -12,6 +12,8 @@ from onebyone.calibration.inputs import CalibrationData, drawn_for
 from onebyone.calibration.meaning import check_same_task, planned_task
 from onebyone.core.errors import OptionError, PlanError
 from onebyone.core.records import ModelSource, Plan
+from onebyone.core.settings.runs import ShrinkArguments, ShrinkSettings
+from onebyone.core.settings.signature import takes
 from onebyone.core.tensor_trees import Inputs, to_device
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import Data
@@ -33,8 +35,6 @@ from onebyone.pipeline.run_folder import ONE_SHOT
 from onebyone.profiling.latency import threads
 from onebyone.profiling.subnormals import subnormals_of, with_times, without_subnormals
 from onebyone.rewrites import apply, restructure
-from onebyone.settings.runs import ShrinkArguments, ShrinkSettings
-from onebyone.settings.signature import takes
 from onebyone.training.distill import distill
 from onebyone.training.reconstruct import inputs_for, reconstruct
 

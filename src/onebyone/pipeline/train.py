@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from onebyone.core.records import ModelSource
+from onebyone.core.settings.runs import TrainRunSettings
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import Data
 from onebyone.evaluation.scores import check_scorable
 from onebyone.networks.surgery import check_finite, evaluation_copy
 from onebyone.pipeline.measured import measure_alone
 from onebyone.pipeline.run import Run, Shrunk, meaning_of_run, read_data, started
-from onebyone.settings.runs import TrainRunSettings
 from onebyone.training.train import train
 
 

@@ -29,6 +29,9 @@ from onebyone.core.records import (
     PlanPrecision,
     Quantity,
 )
+from onebyone.core.settings.common import Progress
+from onebyone.core.settings.planning import PlanSettings
+from onebyone.core.settings.signature import takes_calibration
 from onebyone.core.tensor_trees import (
     Inputs,
     device_of,
@@ -63,9 +66,6 @@ from onebyone.profiling.subnormals import subnormals_of, with_times
 from onebyone.quantizing.flow import flow_of
 from onebyone.rewrites.registry import is_group_rewrite, is_layer_rewrite
 from onebyone.runtimes.onnx import to_onnx
-from onebyone.settings.common import Progress
-from onebyone.settings.planning import PlanSettings
-from onebyone.settings.signature import takes_calibration
 
 HEAD_CHOICES = ("auto", "keep", "exact", "gap")
 # How much more harm than the least a fastest network may do.

@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from onebyone.calibration.meaning import Meaning, look_at
 from onebyone.core.errors import OptionError
 from onebyone.core.precision import float32_in
+from onebyone.core.settings.signature import takes
+from onebyone.core.settings.training import DistillSettings
 from onebyone.core.tensor_trees import fresh
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import Data, Split
@@ -30,8 +32,6 @@ from onebyone.networks.surgery import (
     lay_channels_last,
     outputs_of_modules,
 )
-from onebyone.settings.signature import takes
-from onebyone.settings.training import DistillSettings
 from onebyone.training.checkpoint import decision_in
 from onebyone.training.job import (
     Decision,

@@ -18,6 +18,8 @@ from onebyone.core.errors import DataError, NotComparableError, OptionError
 from onebyone.core.metrics import MetricFunction
 from onebyone.core.precision import Precision, uses_bf16
 from onebyone.core.records import Epoch, TrainLog
+from onebyone.core.settings.common import Progress
+from onebyone.core.settings.training import LearnSettings, Schedule
 from onebyone.core.task import UNKNOWN
 from onebyone.core.tensor_trees import fresh
 from onebyone.data import Data, Split, as_split
@@ -34,8 +36,6 @@ from onebyone.networks.surgery import (
     home_of,
     lay_channels_last,
 )
-from onebyone.settings.common import Progress
-from onebyone.settings.training import LearnSettings, Schedule
 from onebyone.training.temporary_norms import AddedNorm, add_norms
 from onebyone.training.weight_average import WeightAverage
 

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from onebyone.core.precision import float32_in
+from onebyone.core.settings.signature import takes
+from onebyone.core.settings.training import TrainSettings
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import Data
 from onebyone.networks.surgery import as_network
-from onebyone.settings.signature import takes
-from onebyone.settings.training import TrainSettings
 from onebyone.training.job import (
     LoopSettings,
     Trained,

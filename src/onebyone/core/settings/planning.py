@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from onebyone.core.arguments import PLAN_PRECISION
-from onebyone.settings.common import CheckedSettings, Progress, TaskSettings, TimingSettings
+from onebyone.core.settings.common import CheckedSettings, Progress, TaskSettings, TimingSettings
 
 if TYPE_CHECKING:
     from onebyone.core.records import PlanPrecision

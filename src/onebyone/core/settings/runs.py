@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onebyone.core.errors import OptionError
-from onebyone.settings.common import DrawSettings, ScoreSettings, TimingSettings
-from onebyone.settings.planning import ChoiceSettings
-from onebyone.settings.training import FitSettings, TeacherSettings, check_epochs
+from onebyone.core.settings.common import DrawSettings, ScoreSettings, TimingSettings
+from onebyone.core.settings.planning import ChoiceSettings
+from onebyone.core.settings.training import FitSettings, TeacherSettings, check_epochs
 
 if TYPE_CHECKING:
     from onebyone.core.records import Plan

@@ -10,11 +10,11 @@ import onebyone
 from onebyone.core.arguments import KINDS, OneOf
 from onebyone.core.errors import OptionError, UnknownNameError
 from onebyone.core.precision import Precision
+from onebyone.core.settings.planning import PlanSettings
+from onebyone.core.settings.runs import ShrinkArguments, TrainRunSettings
+from onebyone.core.settings.signature import docs_of, takes
+from onebyone.core.settings.training import DistillSettings, TrainSettings
 from onebyone.planning import HeadChoice
-from onebyone.settings.planning import PlanSettings
-from onebyone.settings.runs import ShrinkArguments, TrainRunSettings
-from onebyone.settings.signature import docs_of, takes
-from onebyone.settings.training import DistillSettings, TrainSettings
 
 RECORDS = {
     "distill": DistillSettings,

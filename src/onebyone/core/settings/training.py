@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from onebyone.core.errors import OptionError
-from onebyone.settings.common import CheckedSettings, DrawSettings, ScoreSettings
+from onebyone.core.settings.common import CheckedSettings, DrawSettings, ScoreSettings
 
 if TYPE_CHECKING:
     import torch

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from onebyone import exporting
 from onebyone.cli import main
 from onebyone.core.errors import ExportError, OptionError, UnknownNameError
-from onebyone.exporting import ExportRecord, export
+from onebyone.pipeline import exporting
+from onebyone.pipeline.exporting import ExportRecord, export
 from onebyone.quantizing import Int8Record, load_quantized
 from onebyone.runtimes.onnx import onnxruntime_session
 

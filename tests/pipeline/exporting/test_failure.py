@@ -5,7 +5,7 @@ from torch import nn
 
 import onebyone as obo
 from onebyone.core.errors import ExportError
-from onebyone.exporting.failure import why_it_failed
+from onebyone.pipeline.exporting.failure import why_it_failed
 
 
 def test_colors_and_advice_go_and_lines_and_the_operator_stay():

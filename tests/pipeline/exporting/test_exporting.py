@@ -11,7 +11,6 @@ import torchvision
 from torch import nn
 from torch.testing import assert_close
 
-from onebyone import exporting
 from onebyone.core.errors import (
     ExportError,
     MissingExtraError,
@@ -20,9 +19,10 @@ from onebyone.core.errors import (
     UnknownNameError,
 )
 from onebyone.data import Data, TensorSplit
-from onebyone.exporting import FORMATS, ExportRecord, Preprocessing, export
-from onebyone.exporting import formats as formats_module
 from onebyone.networks.zoo.article import classic
+from onebyone.pipeline import exporting
+from onebyone.pipeline.exporting import FORMATS, ExportRecord, Preprocessing, export
+from onebyone.pipeline.exporting import formats as formats_module
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")

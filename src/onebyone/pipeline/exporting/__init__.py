@@ -27,11 +27,11 @@ from onebyone.data import Data, as_split
 from onebyone.data.splits import (
     tensor_batches,
 )
-from onebyone.exporting.failure import why_it_failed
-from onebyone.exporting.formats import BATCH, DYNAMIC, FORMATS, Format, Source
-from onebyone.exporting.record import ExportCheck, ExportRecord, Preprocessing
 from onebyone.networks.examples import Example, given_example
 from onebyone.networks.surgery import as_network, evaluation_copy, run
+from onebyone.pipeline.exporting.failure import why_it_failed
+from onebyone.pipeline.exporting.formats import BATCH, DYNAMIC, FORMATS, Format, Source
+from onebyone.pipeline.exporting.record import ExportCheck, ExportRecord, Preprocessing
 from onebyone.quantizing import Quantized, quantize
 from onebyone.runtimes import outputs_of
 from onebyone.runtimes.output_check import SAME_OUTPUTS, OutputDifference, difference
