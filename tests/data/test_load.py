@@ -1,4 +1,5 @@
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -433,6 +434,14 @@ def test_all_pictures_that_cannot_be_read_are_named_at_once(tmp_path):
     ) as info:
         load_data(f"imagefolder:{tmp_path}", image_size=8)
     assert str(info.value).count("is not a picture") == 5
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_named_like_a_picture_is_refused_by_name(tmp_path):
+    class_folders(tmp_path, 9)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png.* is neither a file nor a folder"):
+        load_data(f"imagefolder:{tmp_path}", image_size=8)
 
 
 # ---------------------------------------------------------------- a user's file

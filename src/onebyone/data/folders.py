@@ -281,7 +281,9 @@ def _check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> 
 def _check_loose(folder: Path) -> None:
     """Refuse pictures beside the class folders, because their class is unknown."""
     loose = sorted(
-        entry.name for entry in _entries(folder) if _is_picture(entry.name) and entry.is_file()
+        entry.name
+        for entry in _entries(folder)
+        if _is_picture(entry.name) and not entry.is_dir()
     )
     if loose:
         more = ", …" if len(loose) > LISTED else ""
@@ -322,8 +324,8 @@ def _pictures(folder: Path) -> Iterator[Path]:
                 continue
             if entry.is_dir():
                 waiting.append(place / entry.name)
-            elif _is_picture(entry.name) and (entry.is_file() or entry.is_symlink()):
-                yield place / entry.name  # reading a dangling link raises an error later
+            elif _is_picture(entry.name):
+                yield place / entry.name  # reading a dangling link or a pipe raises an error later
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
