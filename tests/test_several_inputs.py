@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 
 import onebyone as obo
 from onebyone.calibration.curvature import output_curvature
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import as_calibration
-from onebyone.calibration.meaning import meaning_of
 from onebyone.calibration.prefix_cache import ResumedPasses
 from onebyone.core.errors import NetworkInputError
 from onebyone.core.records import Plan, Profile

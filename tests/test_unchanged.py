@@ -10,8 +10,8 @@ import onebyone as obo
 import onebyone.runtimes
 from onebyone.calibration.collect import Across, collect
 from onebyone.calibration.curvature import output_curvature
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import as_calibration
-from onebyone.calibration.meaning import meaning_of
 from onebyone.core.errors import BudgetError, ModelError
 from onebyone.data import TensorSplit
 from onebyone.evaluation.scores import evaluate, score

@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 import onebyone as obo
 from onebyone.calibration.curvature import output_curvature
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import as_calibration
-from onebyone.calibration.meaning import meaning_of
 from onebyone.core.tensor_trees import fresh
 from onebyone.evaluation.class_maps import class_activation
 from onebyone.networks.dataflow import find_neighbours

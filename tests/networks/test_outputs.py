@@ -14,7 +14,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 
 import onebyone as obo
 from onebyone.calibration.curvature import output_curvature
-from onebyone.calibration.meaning import Meaning, meaning_of
+from onebyone.calibration.infer_task import meaning_of
+from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import ModelError
 from onebyone.data import TensorSplit
 from onebyone.data.convert import as_data

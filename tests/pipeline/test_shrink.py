@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import onebyone as obo
-from onebyone.calibration.meaning import Known, meaning_of
+from onebyone.calibration.infer_task import Known, meaning_of
 from onebyone.core.errors import (
     DataError,
     OptionError,

@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import onebyone as obo
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import as_calibration
-from onebyone.calibration.meaning import meaning_of
 from onebyone.core.records import InputSpec, Step
 from onebyone.networks.channel_groups import channel_groups
 from onebyone.planning import plan_from

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import onebyone as obo
 from onebyone.calibration.collect import collect
 from onebyone.calibration.curvature import output_curvature
-from onebyone.calibration.meaning import meaning_of
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.moments import MomentSum
 from onebyone.core.errors import ModelError, OneByOneError, WeightsError
 from onebyone.core.records import Cost, InputSpec, Option, Plan

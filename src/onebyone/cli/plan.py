@@ -128,8 +128,8 @@ def _uniform(args: argparse.Namespace) -> Plan:
 
 
 def _planned(args: argparse.Namespace) -> Plan:
+    from onebyone.calibration.infer_task import Known, meaning_of
     from onebyone.calibration.inputs import drawn_for
-    from onebyone.calibration.meaning import Known, meaning_of
     from onebyone.planning import plan
 
     asked = settings_of(args, PlanSettings)

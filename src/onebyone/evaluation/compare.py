@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from onebyone.calibration.meaning import Known, Meaning, TaskLike, meaning_of
+from onebyone.calibration.infer_task import Known, meaning_of
+from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.arguments import checked
 from onebyone.core.compared import Compared, Contender, distinct
 from onebyone.core.errors import OptionError

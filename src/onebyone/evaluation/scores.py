@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from onebyone.calibration.meaning import Known, Meaning, TaskLike, meaning_of
+from onebyone.calibration.infer_task import Known, meaning_of
+from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.arguments import checked
 from onebyone.core.errors import DataError
 from onebyone.core.metrics import MetricFunction, find_metric

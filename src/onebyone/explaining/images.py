@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from onebyone.calibration.meaning import Known as TellsOfTask
-from onebyone.calibration.meaning import Meaning, TaskLike, meaning_of
+from onebyone.calibration.infer_task import Known as TellsOfTask
+from onebyone.calibration.infer_task import meaning_of
+from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.arguments import checked
 from onebyone.core.errors import ModelError, OneByOneError, OptionError
 from onebyone.core.measures import Classes, Labels

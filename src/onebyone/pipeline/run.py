@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from onebyone.calibration.meaning import Known, Meaning, TaskLike, meaning_of
+from onebyone.calibration.infer_task import Known, meaning_of
+from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.errors import BudgetError, OneByOneError, OptionError, OutputError
 from onebyone.core.identity import check_same, words_of
 from onebyone.core.measures import Measure

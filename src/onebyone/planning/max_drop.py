@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import CalibrationData
-from onebyone.calibration.meaning import Meaning, TaskLike, meaning_of
+from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.errors import BudgetError, OptionError
 from onebyone.core.metrics import MetricFunction
 from onebyone.core.records import SHARES, Budget, Difference, FrontPoint, LeftAlone, Plan, Trial

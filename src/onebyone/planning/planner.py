@@ -11,8 +11,9 @@ from typing import Literal
 
 from torch import nn
 
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import CalibrationData, as_calibration
-from onebyone.calibration.meaning import Meaning, TaskLike, meaning_of
+from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.budget import check_budgets, counted_budgets, parse_budgets
 from onebyone.core.errors import BudgetError, OptionError
 from onebyone.core.randomness import seeded

@@ -15,8 +15,9 @@ from torch import nn
 
 from onebyone.calibration.collect import collect
 from onebyone.calibration.curvature import curvature_of
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import CalibrationData
-from onebyone.calibration.meaning import Meaning, meaning_of
+from onebyone.calibration.meaning import Meaning
 from onebyone.calibration.moments import TO_COMPARE
 from onebyone.calibration.prefix_cache import ResumedPasses
 from onebyone.core.errors import ModelError, OptionError, PlanError

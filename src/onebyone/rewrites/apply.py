@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import CalibrationData, as_calibration
-from onebyone.calibration.meaning import Meaning, TaskLike, meaning_of, planned_task
+from onebyone.calibration.meaning import Meaning, TaskLike, planned_task
 from onebyone.core.arguments import checked
 from onebyone.core.errors import PlanError, UnknownNameError
 from onebyone.core.precision import float32_in

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onebyone.calibration.meaning import Meaning, look_at
+from onebyone.calibration.infer_task import look_at
+from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import OptionError
 from onebyone.core.precision import float32_in
 from onebyone.core.settings.signature import takes

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onebyone.calibration.meaning import Known, Meaning, TaskLike, meaning_of
+from onebyone.calibration.infer_task import Known, meaning_of
+from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.errors import DataError, NotComparableError, OptionError
 from onebyone.core.metrics import MetricFunction
 from onebyone.core.precision import Precision, uses_bf16

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from onebyone.calibration.collect import collect
 from onebyone.calibration.curvature import output_curvature, places_of
+from onebyone.calibration.infer_task import look_at, meaning_of
 from onebyone.calibration.inputs import CalibrationData, as_calibration
-from onebyone.calibration.meaning import Meaning, TaskLike, look_at, meaning_of
+from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.arguments import checked
 from onebyone.core.errors import DataError, OptionError
 from onebyone.core.precision import Precision, float32_in, in_full, uses_bf16
