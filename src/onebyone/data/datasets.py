@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,6 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     default_collate,
-    get_worker_info,
 )
 
 from onebyone.core.errors import DataError, OneByOneError
@@ -37,6 +34,16 @@ from onebyone.core.tensor_trees import (
 )
 from onebyone.core.units import format_bytes
 from onebyone.core.user_code import place_of
+from onebyone.data.dataset_items import (
+    FIX,
+    RESIZE,
+    TRANSFORM,
+    Collated,
+    Failed,
+    Items,
+    form_of,
+    root_of,
+)
 from onebyone.data.splits import (
     EMPTY,
     Picture,
@@ -59,11 +66,6 @@ PROBED = 8
 MEMORY_SHARE = 0.5
 _EXPECTED = "The items of a data set must be (input, target) with a floating-point input"
 _LABELS = ("labels", "label", "targets", "target")
-_FIX = "Fix the data set or drop this example."
-_RESIZE = "Resize all inputs to one shape, by torchvision's Resize and CenterCrop."
-_MEMORY = "Give a smaller batch, or free memory."
-_LENGTH = "Its `__len__` may be too large: fix that, or the data set."
-_TRANSFORM = "Add a transform such as torchvision's ToTensor and Normalize."
 
 
 class DatasetSplit:
@@ -96,7 +98,7 @@ class DatasetSplit:
         self._spec: InputSpec | None = None
         self._repeats: list[bool] = []  # shared with the parts; empty until known
         self._n = _length(dataset)
-        self._form = _form(self._items(None).__getitems__([0]).items[0])
+        self._form = form_of(self._items(None).__getitems__([0]).items[0])
         inputs, targets = self._read([0], seed=None)
         self._spec = spec_of(inputs)
         self._targets = _known_targets(dataset, self._n)
@@ -163,7 +165,7 @@ class DatasetSplit:
             self._items(drawn),
             batch_sampler=groups,
             num_workers=self._workers,
-            collate_fn=_Collated(self._collate, self._form),  # type: ignore[arg-type]
+            collate_fn=Collated(self._collate, self._form),  # type: ignore[arg-type]
             generator=generator,
         )
         batches = iter(loader)
@@ -176,19 +178,19 @@ class DatasetSplit:
             )
             yield inputs, plain_targets(targets).to(device, non_blocking=True)
 
-    def _items(self, seed: int | None) -> _Items:
+    def _items(self, seed: int | None) -> Items:
         rows = None if self._rows is None else self._rows.tolist()
-        return _Items(self._dataset, rows, 0 if seed is None else seed)
+        return Items(self._dataset, rows, 0 if seed is None else seed)
 
     def _read(self, positions: list[int], *, seed: int | None) -> tuple[Inputs, Tensor]:
         """Read some examples in this process."""
         items = self._items(seed).__getitems__(positions)
-        return self._checked(_Collated(self._collate, self._form)(items), positions)
+        return self._checked(Collated(self._collate, self._form)(items), positions)
 
     def _checked(self, batch: Any, positions: list[int]) -> tuple[Inputs, Tensor]:
         """Return a batch's inputs and targets, or raise an error that names the bad example."""
         name = self.name
-        if isinstance(batch, _Failed):
+        if isinstance(batch, Failed):
             at = self._at(self._row(positions[batch.place])) if batch.place is not None else ""
             raise DataError(
                 f"The data set {name} must give examples that can be collated into a batch, but "
@@ -211,7 +213,7 @@ class DatasetSplit:
             raise DataError(
                 f"All inputs of the data set {name} must be of one shape, got "
                 f"{_shape_of(found)}{self._at(self._row(positions[0]))} and "
-                f"{_shape_of(self._spec)} before. {_RESIZE}"
+                f"{_shape_of(self._spec)} before. {RESIZE}"
             )
         for tensor in tensors_in(inputs):
             if not bool(torch.isfinite(tensor).all()):
@@ -219,19 +221,19 @@ class DatasetSplit:
                 bad = int((~finite).nonzero()[0]) if has_batch(tensor, count) else 0
                 raise DataError(
                     f"The inputs of the data set {name} must be finite, got NaN or infinity"
-                    f"{self._at(self._row(positions[bad]))}. {_FIX}"
+                    f"{self._at(self._row(positions[bad]))}. {FIX}"
                 )
         return inputs, targets
 
     @property
     def name(self) -> str:
         """The name of the data set's class."""
-        return type(_root(self._dataset, 0)[0]).__name__
+        return type(root_of(self._dataset, 0)[0]).__name__
 
     def _row(self, position: int) -> int:
         """Return the index of an example in the user's original data set."""
         row = position if self._rows is None else int(self._rows[position])
-        return _root(self._dataset, row)[1]
+        return root_of(self._dataset, row)[1]
 
     @staticmethod
     def _at(row: int) -> str:
@@ -316,153 +318,10 @@ def repeatable(split: Split) -> Split:
     )
 
 
-# ---------------------------------------------------------------- items
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """A failure to read items; loading processes return it because not all errors are picklable."""
-
-    reason: str
-    cure: str
-    place: int | None = None  # in the batch
-    error: BaseException | None = None
-
-
-@dataclass(frozen=True)
-class _Read:
-    """The items of a batch, the seed of their random draws, and the first one's index."""
-
-    items: list[Any]
-    seed: int
-    first: int
-
-
-class _Items(Dataset[Any]):
-    """Reads items of a data set, each with its own seeded random draws."""
-
-    def __init__(self, dataset: Dataset[Any], rows: list[int] | None, seed: int) -> None:
-        self.dataset, self.rows, self.seed = dataset, rows, seed
-
-    def __getitems__(self, positions: list[int]) -> _Read:
-        with _generators_restored():
-            items = [self._item(place, position) for place, position in enumerate(positions)]
-        return _Read(items, self.seed, self._found(positions[0])[1])
-
-    def _found(self, position: int) -> tuple[Any, int]:
-        return _root(self.dataset, position if self.rows is None else self.rows[position])
-
-    def _item(self, place: int, position: int) -> Any:
-        root, index = self._found(position)
-        _seed_generators(self.seed, index)
-        try:
-            return root[index]
-        # A user's code may raise anything or call sys.exit().
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            if isinstance(error, MemoryError):
-                return _failed(error, place, _MEMORY)
-            return _failed(error, place, _LENGTH if isinstance(error, IndexError) else _FIX)
-
-
-class _Collated:
-    """Makes a batch, unless an item failed.
-
-    Args:
-        collate: The user's collate function, or torch's.
-        form: The form that items should have.
-    """
-
-    def __init__(self, collate: Callable[[list[Any]], Any], form: Any) -> None:
-        self.collate, self.form = collate, form
-
-    def __call__(self, read: _Read) -> Any:
-        items = read.items
-        failed = next((item for item in items if isinstance(item, _Failed)), None)
-        if failed is not None:
-            return failed
-        with _generators_restored():
-            _seed_generators(read.seed, -1 - read.first)  # collating may be random, as in CutMix
-            try:
-                return self.collate(items)
-            except (Exception, SystemExit) as error:  # noqa: BLE001
-                return self._failed(items, error)
-
-    def _failed(self, items: list[Any], error: BaseException) -> _Failed:
-        odd = next((n for n, item in enumerate(items) if _form(item) != self.form), None)
-        if isinstance(error, MemoryError):
-            return _failed(error, None, _MEMORY)
-        if odd is None:
-            missing = "NoneType" in str(error)
-            return _failed(error, None, _FIX if missing else _TRANSFORM)
-        if _types(_form(items[odd])) == _types(self.form):
-            return _failed(error, odd, _RESIZE)
-        return _failed(error, odd, _FIX if items[odd] is None else _TRANSFORM)
-
-
-def _form(item: Any) -> Any:
-    """Return the nested types and shapes of an item, which all items of a batch must share."""
-    if isinstance(item, (tuple, list)):
-        return tuple(_form(part) for part in item)
-    if isinstance(item, Mapping):
-        return tuple((key, _form(part)) for key, part in item.items())
-    shape = getattr(item, "shape", None)
-    return _Leaf(type(item), tuple(shape) if isinstance(shape, (tuple, list)) else None)
-
-
-class _Leaf(NamedTuple):
-    """A type, and a shape if there is one."""
-
-    kind: type
-    shape: tuple[int, ...] | None
-
-
-def _types(form: Any) -> Any:
-    if isinstance(form, _Leaf):
-        return form.kind
-    return tuple(map(_types, form)) if isinstance(form, tuple) else form
-
-
-def _failed(error: BaseException, place: int | None, cure: str) -> _Failed:
-    told = ", ".join(filter(None, [type(error).__name__, place_of(error)]))
-    # Errors of the user's own classes may not be picklable.
-    kept = error if get_worker_info() is None else None
-    return _Failed(f"{reason_of(error)} ({told})", cure, place, kept)
-
-
 def _last_line(error: Exception) -> str:
     # In an error from a loading process, the last line is the original error.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable(lines[-1].rstrip(".")) if lines else type(error).__name__
-
-
-@contextmanager
-def _generators_restored() -> Iterator[None]:
-    """Restore the global generators of torch, numpy and Python afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.default_generator.set_state(states[2])
-
-
-def _seed_generators(seed: int, index: int) -> None:
-    # Odd constants (splitmix64) make neighboring seeds and indices draw differently.
-    mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-    random.seed(mixed)
-    np.random.seed((mixed ^ (mixed >> 32)) % 2**32)  # noqa: NPY002
-    torch.default_generator.manual_seed(mixed)
-
-
-# ---------------------------------------------------------------- what a data set says
-
-
-def _root(dataset: Any, row: int) -> tuple[Any, int]:
-    """Return the data set behind subsets, and the row's index in it."""
-    while type(dataset) is Subset:
-        dataset, row = dataset.dataset, int(dataset.indices[row])
-    return dataset, row
 
 
 def _length(dataset: Any) -> int:
@@ -572,7 +431,7 @@ def _described(value: Any) -> str:
 def _advice(value: Any) -> str:
     if isinstance(value, dict):
         return "Wrap the data set so that it gives a pair of tensors."
-    return _TRANSFORM
+    return TRANSFORM
 
 
 def _target_advice(targets: Any) -> str:

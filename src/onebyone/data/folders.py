@@ -281,9 +281,7 @@ def _check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> 
 def _check_loose(folder: Path) -> None:
     """Refuse pictures beside the class folders, because their class is unknown."""
     loose = sorted(
-        entry.name
-        for entry in _entries(folder)
-        if _is_picture(entry.name) and not entry.is_dir()
+        entry.name for entry in _entries(folder) if _is_picture(entry.name) and not entry.is_dir()
     )
     if loose:
         more = ", …" if len(loose) > LISTED else ""
