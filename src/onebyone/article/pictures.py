@@ -14,9 +14,7 @@ from onebyone.article.networks import Report, seeded
 from onebyone.article.record import ActivationMap, Reduction, SeedRun, Weighting
 from onebyone.article.shelf import Settings, Shelf
 from onebyone.data import Data
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.evaluation.scores import evaluate
 from onebyone.networks.hashing import hash_network
 from onebyone.networks.layers import GlobalAverageHead, Pointwise

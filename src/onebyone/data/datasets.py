@@ -44,14 +44,12 @@ from onebyone.data.dataset_items import (
     form_of,
     root_of,
 )
+from onebyone.data.split_checks import EMPTY, check_batches, check_count
 from onebyone.data.splits import (
-    EMPTY,
     Picture,
     Split,
     TensorSplit,
     as_picture,
-    check_batches,
-    check_count,
     drawn_rows,
     on_device,
     plain_targets,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +19,13 @@ from onebyone.core.records import DataInfo, InputSpec
 from onebyone.core.task import Task, find_task
 from onebyone.core.tensor_trees import Inputs
 from onebyone.data.augment import Augmentation, augment, draw
+from onebyone.data.split_checks import (
+    check_batches,
+    check_count,
+    check_inputs,
+    check_labels,
+    checked_statistics,
+)
 
 Picture = NDArray[np.uint8]
 
@@ -148,7 +154,7 @@ class TensorSplit:
         std: Sequence[float] | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
-        _check_inputs(inputs, targets)
+        check_inputs(inputs, targets)
         self._inputs = inputs.detach()
         if inputs.dtype != torch.uint8:
             self._inputs = self._inputs.to(torch.float32)
@@ -162,7 +168,7 @@ class TensorSplit:
                 f"{tuple(inputs.shape)} and {None if targets is None else tuple(targets.shape)}. "
                 "Leave `augmentation` out."
             )
-        self.mean, self.std = _statistics(mean, std, inputs)
+        self.mean, self.std = checked_statistics(mean, std, inputs)
 
     @property
     def inputs(self) -> InputSpec:
@@ -299,7 +305,7 @@ class TensorSplit:
             std: Standard deviation of each channel, on the same scale.
         """
         other = copy.copy(self)
-        other.mean, other.std = _statistics(mean, std, self._inputs)
+        other.mean, other.std = checked_statistics(mean, std, self._inputs)
         return other
 
     def take(self, n: int, seed: int = 0) -> TensorSplit:
@@ -361,7 +367,7 @@ class Data:
                     "Resize one of them."
                 )
             if self.classes:
-                _check_labels(part, split.targets, len(self.classes), self.ignore_index)
+                check_labels(part, split.targets, len(self.classes), self.ignore_index)
 
     @property
     def inputs(self) -> InputSpec:
@@ -428,83 +434,6 @@ def held_out(
     return order[count:].sort().values, order[:count].sort().values
 
 
-EMPTY = "A data set must have at least one example, got 0. Check the path or the filter."
-
-
-def _check_values(inputs: Tensor) -> None:
-    """Check that inputs have values, in a supported type."""
-    if 0 in inputs.shape[1:]:
-        raise DataError(
-            f"Each input must have at least one value, got inputs of shape {tuple(inputs.shape)}."
-        )
-    if inputs.layout != torch.strided or inputs.device.type == "meta":
-        raise DataError(
-            f"`inputs` must be a dense tensor with values, got {inputs.layout} on {inputs.device}. "
-            "Give `inputs.to_dense()`."
-        )
-    if inputs.dtype not in _INPUT_TYPES:
-        raise DataError(
-            f"`inputs` must be uint8 or floating point (16 to 64 bits), got {inputs.dtype}. "
-            "Convert them first, as by `inputs.float()`."
-        )
-
-
-_INPUT_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def _check_inputs(inputs: Tensor, targets: Tensor | None) -> None:
-    if inputs.ndim < 2 or len(inputs) == 0:
-        if inputs.ndim >= 1 and len(inputs) == 0:
-            raise DataError(EMPTY)
-        raise DataError(
-            "`inputs` must be of shape (n, …), one example per row, got shape "
-            f"{tuple(inputs.shape)}. Add a dimension with `inputs[:, None]`."
-        )
-    _check_values(inputs)
-    if inputs.dtype == torch.uint8 and inputs.ndim == 4:
-        channels_first = inputs.shape[1] <= 4 or inputs.shape[3] > 4
-        if not channels_first:
-            raise DataError(
-                "Images must be of shape (n, channels, height, width), got "
-                f"{tuple(inputs.shape)}, whose channels come last. "
-                "Give `inputs.permute(0, 3, 1, 2)`."
-            )
-    elif inputs.dtype == torch.uint8:
-        raise DataError(
-            "uint8 images must be of shape (n, channels, height, width), got "
-            f"{tuple(inputs.shape)}. For gray images give `inputs[:, None]`."
-        )
-    elif not bool(torch.isfinite(inputs.detach()).all()):
-        bad = int((~torch.isfinite(inputs.detach().flatten(1)).all(1)).nonzero()[0])
-        raise DataError(f"`inputs` must be finite, got NaN or infinity in example {bad}.")
-    if targets is not None and (targets.ndim == 0 or len(targets) != len(inputs)):
-        count = len(targets) if targets.ndim else 1
-        raise DataError(
-            f"There must be a target for each input, got {count:,} targets for "
-            f"{len(inputs):,} inputs."
-        )
-
-
-def _statistics(
-    mean: Sequence[float] | None, std: Sequence[float] | None, inputs: Tensor
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    if mean is None and std is None:
-        if inputs.dtype != torch.uint8:
-            return None, None
-        return (0.0,) * inputs.shape[1], (1.0,) * inputs.shape[1]
-    channels = inputs.shape[1]
-    if mean is None or std is None or not len(mean) == len(std) == channels:
-        raise OptionError(
-            f"`mean` and `std` must have a value for each of the {channels} channels, "
-            f"got {mean} and {std}."
-        )
-    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise OptionError(
-            f"`mean` must be finite and `std` above 0 in every channel, got {mean} and {std}."
-        )
-    return tuple(map(float, mean)), tuple(map(float, std))
-
-
 def _pixel_statistics(
     split: Split,
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -514,46 +443,10 @@ def _pixel_statistics(
     return None, None
 
 
-def check_batches(batch_size: int, seed: int | None, *, augment: bool) -> None:
-    """Check the arguments of :meth:`Split.batches`."""
-    if batch_size < 1:
-        raise OptionError(f"`batch_size` must be at least 1, got {batch_size}.")
-    if seed is not None:
-        generator_of(seed)
-    if augment and seed is None:
-        raise OptionError(
-            "`augment=True` draws at random and needs a `seed`, got None. Give a seed "
-            "that changes each epoch."
-        )
-
-
-def check_count(n: int) -> None:
-    """Check the number of examples to take."""
-    if n < 1:
-        raise OptionError(f"`n` must be at least 1 example, got {n}.")
-
-
 def drawn_rows(total: int, n: int, seed: int) -> Tensor:
     """Return ``n`` random positions in a data set, in ascending order."""
     drawn = torch.randperm(total, generator=generator_of(seed))[:n]
     return drawn.sort().values
-
-
-def _check_labels(
-    part: str, targets: Tensor | None, classes: int, ignore_index: int | None
-) -> None:
-    if targets is None or targets.ndim != 1 or targets.is_floating_point():
-        return
-    targets = targets if ignore_index is None else targets[targets != ignore_index]
-    if not len(targets):
-        return
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= classes:
-        raise DataError(
-            f"The labels of `{part}` must lie in 0…{classes - 1}, one for each of the {classes} "
-            f"classes, got {low}…{high}. If a number marks no class, give it as "
-            "`ignore_index`."
-        )
 
 
 def rows_of_part(known: Tensor | None, chosen: Tensor) -> Tensor:

@@ -20,12 +20,10 @@ from onebyone.core.tensor_trees import (
     spec_of,
     tensors_in,
 )
+from onebyone.data.split_checks import EMPTY, check_batches, check_count
 from onebyone.data.splits import (
-    EMPTY,
     Picture,
     as_picture,
-    check_batches,
-    check_count,
     drawn_rows,
     on_device,
     plain_targets,

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from onebyone.core.records import ClassCount, ConfusedPair, Confusion, Disagreement
 from onebyone.data import Split
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.evaluation.class_maps import exact_class_maps
 from onebyone.evaluation.scores import Together
 from onebyone.report.pictures import data_uri, overlay

@@ -17,9 +17,7 @@ from onebyone.core.errors import OptionError, RecordError, UnknownNameError
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.core.write_files import write_bytes, written_together
 from onebyone.data import Data
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.networks.surgery import as_network, floating_type
 from onebyone.quantizing.equalize import equalize
 from onebyone.quantizing.fit import Fitted, fit

@@ -25,9 +25,7 @@ from onebyone.core.task import UNKNOWN
 from onebyone.core.tensor_trees import fresh
 from onebyone.data import Data, Split, as_split
 from onebyone.data.hashing import hash_split
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.networks.hashing import hash_weights
 from onebyone.networks.outputs import in_float32, the_one
 from onebyone.networks.surgery import (

@@ -17,9 +17,7 @@ from onebyone.core.records import Epoch, TrainLog
 from onebyone.core.units import plural
 from onebyone.data import Split
 from onebyone.data.augment import cut_mixed
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.networks.gradients import backward
 from onebyone.training.checkpoint import resume, save
 from onebyone.training.cuda_graph import CapturedStep, TakeStep

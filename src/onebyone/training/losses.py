@@ -13,9 +13,7 @@ from onebyone.core.label_losses import labels_of_wrong_type
 from onebyone.core.task import Loss, label_loss_of
 from onebyone.core.tensor_trees import tensors_in
 from onebyone.core.user_code import users_code
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.evaluation.batch_scores import check_labels, is_unlabelled
 from onebyone.training.job import Job, forward
 

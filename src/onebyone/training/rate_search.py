@@ -11,9 +11,7 @@ from torch import nn
 from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import ModelError
 from onebyone.data import Split
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.networks.outputs import comparable
 from onebyone.networks.surgery import copy_to_run, evaluation_copy, home_of, in_type_of, run
 from onebyone.training.job import Trained

@@ -32,10 +32,7 @@ from onebyone.core.tensor_trees import (
 )
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import DatasetSplit, Split, TensorSplit
-from onebyone.data.splits import (
-    held_out,
-    tensor_batches,
-)
+from onebyone.data.splits import held_out, tensor_batches
 from onebyone.evaluation.feature_error import feature_error
 from onebyone.networks.gradients import backward
 from onebyone.networks.outputs import Outputs, comparable, the_one

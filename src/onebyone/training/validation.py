@@ -9,9 +9,7 @@ from torch import Tensor
 
 from onebyone.core.metrics import MetricFunction, find_metric
 from onebyone.data import Split
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.evaluation.batch_scores import check_labels, default_metric, is_unlabelled
 from onebyone.evaluation.scores import evaluate
 from onebyone.evaluation.statistics import AGREEMENT

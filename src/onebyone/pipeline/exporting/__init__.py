@@ -24,9 +24,7 @@ from onebyone.core.tensor_trees import spec_of
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.core.write_files import check_folder, write_text, written_together
 from onebyone.data import Data, as_split
-from onebyone.data.splits import (
-    tensor_batches,
-)
+from onebyone.data.splits import tensor_batches
 from onebyone.networks.examples import Example, given_example
 from onebyone.networks.surgery import as_network, evaluation_copy, run
 from onebyone.pipeline.exporting.failure import why_it_failed
