@@ -21,6 +21,7 @@ from onebyone.planning import plan
 from onebyone.profiling import profile
 from onebyone.profiling.trace import time_layers, trace_layers
 from onebyone.rewrites import apply, restructure
+from onebyone.rewrites.head import fit as head_fit
 from onebyone.rewrites.head import rewrite as head
 from onebyone.rewrites.low_rank import factorize, separable
 from onebyone.rewrites.low_rank.reduced_rank import problems_of
@@ -93,7 +94,7 @@ class Snapshot:
 @pytest.fixture(scope="module")
 def plans():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "FIT_STEPS", 5)
+        patch.setattr(head_fit, "FIT_STEPS", 5)
         net = plain()
         yield {
             "factorize": plan(net, X, budget="macs=70%", head="keep"),
@@ -169,7 +170,7 @@ def test_the_network_is_left_as_it_was(call):
 
 @pytest.mark.parametrize("choice", ["auto", "keep", "exact", "gap"])
 def test_planning_leaves_the_network_as_it_was(choice, monkeypatch):
-    monkeypatch.setattr(head, "FIT_STEPS", 5)
+    monkeypatch.setattr(head_fit, "FIT_STEPS", 5)
     net = network()
     before = Snapshot(net)
     plan(net, X, budget="params=90%", head=choice)

@@ -17,7 +17,7 @@ from onebyone.evaluation.class_maps import (
 )
 from onebyone.networks.layers import GlobalAverageHead
 from onebyone.networks.zoo import build
-from onebyone.rewrites.head.rewrite import ScoreMapHead
+from onebyone.rewrites.head.score_map import ScoreMapHead
 
 CLASSES = 6
 

@@ -10,7 +10,7 @@ from onebyone.core.errors import BudgetError
 from onebyone.core.records import FORMAT, FrontPoint, Plan
 from onebyone.planning import plan
 from onebyone.planning.front import POINTS
-from onebyone.rewrites.head import rewrite as head
+from onebyone.rewrites.head import fit as head_fit
 
 
 def network():
@@ -33,7 +33,7 @@ EXAMPLES = torch.randn(48, 3, 6, 8, generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="module", autouse=True)
 def short_fits():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "FIT_STEPS", 20)
+        patch.setattr(head_fit, "FIT_STEPS", 20)
         yield
 
 

@@ -23,7 +23,7 @@ from onebyone.planning import plan
 from onebyone.planning.survey import survey
 from onebyone.profiling.trace import trace_layers
 from onebyone.rewrites import apply, restructure
-from onebyone.rewrites.head import rewrite as head
+from onebyone.rewrites.head import fit as head_fit
 from onebyone.rewrites.low_rank import reduced_rank as regression
 
 
@@ -51,7 +51,7 @@ EXAMPLES = torch.randn(48, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 def short_fits():
     # How well a head is fitted is tested with the head.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "FIT_STEPS", 20)
+        patch.setattr(head_fit, "FIT_STEPS", 20)
         yield
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from onebyone.networks.fx_forward import trace_calls
 from onebyone.planning import plan
-from onebyone.rewrites.head import rewrite as head
+from onebyone.rewrites.head import fit as head_fit
 
 EXAMPLES = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 BUDGETS, HEADS = ("macs=60%", "params=50%"), ("auto", "keep")
@@ -54,7 +54,7 @@ def process_state():
 
 @pytest.fixture
 def short_fits(monkeypatch):
-    monkeypatch.setattr(head, "FIT_STEPS", 3)
+    monkeypatch.setattr(head_fit, "FIT_STEPS", 3)
 
 
 @pytest.mark.usefixtures("short_fits")

@@ -12,7 +12,7 @@ from onebyone.core.errors import PlanError
 from onebyone.core.records import Cost, InputSpec, Option, Plan
 from onebyone.networks.layers import GlobalAverageHead
 from onebyone.rewrites import REWRITES, apply, fit_layers, restructure
-from onebyone.rewrites.head import rewrite as heads
+from onebyone.rewrites.head import fit as head_fit
 from onebyone.rewrites.low_rank import factorize
 
 X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -164,7 +164,7 @@ def test_a_network_in_double_precision_can_be_restructured(form):
 
 
 def test_a_gap_head_is_fitted_to_the_originals_scores(monkeypatch):
-    monkeypatch.setattr(heads, "FIT_STEPS", 50)
+    monkeypatch.setattr(head_fit, "FIT_STEPS", 50)
     made = apply(network(), planned(option("8", "head", form="gap", hidden=[])), X)
     assert isinstance(made.get_submodule("8"), GlobalAverageHead)
     fresh = restructure(network(), planned(option("8", "head", form="gap", hidden=[])))

@@ -172,7 +172,7 @@ def test_poor_data_gives_a_finite_network_or_an_error_of_ours(case, way):
     "case", ["flat", "flat, blank images", "flat, outlier", "flat, weights 1e30"]
 )
 def test_an_averaging_head_is_finite_or_an_error_of_ours(case, monkeypatch):
-    monkeypatch.setattr("onebyone.rewrites.head.rewrite.FIT_STEPS", 20)
+    monkeypatch.setattr("onebyone.rewrites.head.fit.FIT_STEPS", 20)
     make, inputs = CASES[case]
     try:
         made = obo.apply(

@@ -47,6 +47,7 @@ from onebyone.planning.harm import SiteHarms, pooled_harms
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.rewrites.apply import head_data
 from onebyone.rewrites.head import rewrite as head
+from onebyone.rewrites.head.fit import fit_gap
 from onebyone.rewrites.low_rank.reduced_rank import Problem, problems_of
 from onebyone.rewrites.registry import cost_before, layer_rewrite, layer_rewrites
 from onebyone.rewrites.steps import cost_of, roughly_fitted
@@ -618,7 +619,7 @@ class _Surveyor:
             new = GlobalAverageHead(site.channels, classes, hidden, context=context)
             # Of what they learned from, heads of many parameters remember more than they know.
             try:
-                harm = head.fit_gap(
+                harm = fit_gap(
                     new,
                     features,
                     targets,

@@ -51,6 +51,7 @@ from onebyone.rewrites.fit_layers import (
     refitted,
 )
 from onebyone.rewrites.head import rewrite as head
+from onebyone.rewrites.head.fit import fit_gap
 from onebyone.rewrites.registry import (
     GRAPH_REWRITES,
     GROUP_REWRITES,
@@ -428,7 +429,7 @@ def _fit_head(
     )
     linear = reference.get_submodule(option.site)
     assert meaning is not None
-    head.fit_gap(
+    fit_gap(
         new,
         features,
         targets,
