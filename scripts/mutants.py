@@ -52,8 +52,15 @@ MODULES = {
     "planning.knapsack": ["tests/planning/test_knapsack.py", "tests/planning/test_least_cost.py"],
     "profiling.counts": ["tests/profiling/test_counts.py", "tests/profiling/test_trace.py"],
     "rewrites.low_rank.factorize": [f"{LOW_RANK}/test_factorize.py", f"{LOW_RANK}/test_ranks.py"],
+    "rewrites.low_rank.factors": [
+        *[f"{LOW_RANK}/test_factorize.py", f"{LOW_RANK}/test_factors.py"],
+    ],
+    "rewrites.low_rank.eigen": [
+        *[f"{LOW_RANK}/test_factorize.py", f"{LOW_RANK}/test_eigen.py"],
+    ],
     "rewrites.low_rank.reduced_rank": [
-        *[f"{LOW_RANK}/test_factorize.py", f"{LOW_RANK}/test_reduced_rank.py"],
+        *[f"{LOW_RANK}/test_factorize.py", f"{LOW_RANK}/test_factors.py"],
+        f"{LOW_RANK}/test_reduced_rank.py",
     ],
     "rewrites.low_rank.separable": [
         *[f"{LOW_RANK}/test_separable.py", f"{LOW_RANK}/test_separable_terms.py"],

@@ -16,7 +16,7 @@ from onebyone.core.errors import ModelError, OneByOneError, WeightsError
 from onebyone.core.records import Cost, InputSpec, Option, Plan
 from onebyone.data import TensorSplit
 from onebyone.rewrites.low_rank import reduced_rank
-from onebyone.rewrites.low_rank.reduced_rank import eigen, eigenvalues
+from onebyone.rewrites.low_rank.eigen import eigen, eigenvalues
 
 X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from onebyone.calibration.moments import Moments
 from onebyone.networks.conv_layers import shape_of
-from onebyone.rewrites.low_rank.reduced_rank import eigen
+from onebyone.rewrites.low_rank.eigen import eigen
 
 BETAS = (0.9, 0.99)
 # Gradients below this share of the layer's root mean square, or below this value, are rounding.

@@ -6,64 +6,30 @@ from dataclasses import replace
 
 import pytest
 import torch
+from explicit_data import (
+    CHANNELS,
+    METRIC,
+    OUT,
+    TAPS,
+    WIDTH,
+    data,
+    kernel_alone,
+    normal,
+    problem_of,
+    semidefinite,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from onebyone.rewrites.low_rank import reduced_rank as rr
+from onebyone.rewrites.low_rank.factors import inward
 from onebyone.rewrites.low_rank.reduced_rank import Problem
-
-OUT, CHANNELS, TAPS = 5, 4, 3
-WIDTH = CHANNELS * TAPS
-
-
-def normal(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def semidefinite(size, *, seed=0, rank=None):
-    half = normal(size, rank or size, seed=seed)
-    return half @ half.T
-
-
-def data(seed=0, n=200):
-    """Inputs and outputs, row by row, off center and correlated."""
-    x = normal(n, WIDTH, seed=seed) @ normal(WIDTH, WIDTH, seed=seed + 1) + 0.5
-    y = x @ normal(WIDTH, OUT, seed=seed + 2) + normal(n, OUT, seed=seed + 3) - 1
-    return x, y
-
-
-def problem_of(x, y, *, ridge=0.0, metric=None, seed=0):
-    """The regression of outputs on inputs, from its definition."""
-    apart_x, apart_y = x - x.mean(0), y - y.mean(0)
-    weight = normal(OUT, CHANNELS, TAPS, seed=seed + 9)
-    root = torch.eye(OUT, dtype=torch.float64) if metric is None else rr.metric_root(metric)
-    return Problem(
-        weight,
-        x.mean(0),
-        y.mean(0),
-        apart_x.T @ apart_x / len(x),
-        apart_y.T @ apart_x / len(x),
-        apart_y.T @ apart_y / len(x),
-        root,
-        ridge,
-    )
-
-
-METRIC = semidefinite(OUT, seed=3)
 
 
 @pytest.fixture(params=[0.0, 0.7], ids=["no ridge", "ridge"])
 def problem(request):
     return problem_of(*data(), ridge=request.param, metric=METRIC)
-
-
-def kernel_alone(seed=0, *, metric=None):
-    root = torch.eye(OUT, dtype=torch.float64) if metric is None else rr.metric_root(metric)
-    zeros = torch.zeros(WIDTH, dtype=torch.float64), torch.zeros(OUT, dtype=torch.float64)
-    weight = normal(OUT, CHANNELS, TAPS, seed=seed)
-    return Problem(weight, *zeros, None, None, None, root, plain=metric is None)
 
 
 # ---------------------------------------------------------------- metrics and roots
@@ -103,52 +69,6 @@ def test_a_metric_that_says_nothing_has_mean_zero_and_counts_all_alike(diagonal,
     spoiled = torch.eye(2)
     spoiled[0, 1] = math.nan
     assert rr.mean_diagonal(spoiled) == 0
-
-
-@settings(deadline=None)
-@given(st.integers(1, 6), st.integers(0, 99), st.sampled_from([0.0, 1e-250, 1.0, 1e250]))
-def test_eigenvectors_rebuild_their_matrix_and_eigenvalues_rise(size, seed, unit):
-    matrix = unit * (semidefinite(size, seed=seed) - torch.eye(size, dtype=torch.float64))
-    values, vectors = rr.eigen(matrix)
-    near = {"rtol": 1e-9, "atol": 1e-9 * unit * size}
-    assert_close((vectors * values) @ vectors.T, matrix, **near)
-    assert_close(vectors.T @ vectors, torch.eye(size, dtype=torch.float64))
-    assert (values.diff() >= 0).all()
-    assert_close(rr.eigenvalues(matrix), values, **near)
-    other, others = rr._by_singular_vectors(matrix / (unit or 1.0))
-    assert_close(other * unit, values, **near)
-    assert_close((others * other) @ others.T * unit, matrix, **near)
-
-
-def test_eigenvectors_of_float32_are_found_in_float64():
-    matrix = semidefinite(6, rank=2).float()
-    values, vectors = rr.eigen(matrix)
-    exact, exacts = rr.eigen(matrix.double())
-    assert torch.equal(values, exact.float())
-    assert torch.equal(vectors, exacts.float())
-    assert_close(rr.eigenvalues(matrix), exact)
-
-
-def test_where_lapack_gives_up_the_eigenvalues_are_found_by_singular_values(monkeypatch):
-    def fails(*_args):
-        raise torch.linalg.LinAlgError
-
-    matrices = [semidefinite(5), -torch.ones(4, 4).double(), semidefinite(3) - 2]
-    wanted = [torch.linalg.eigvalsh(matrix) for matrix in matrices]
-    monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
-    monkeypatch.setattr(torch.linalg, "eigh", fails)
-    for matrix, values in zip(matrices, wanted, strict=True):
-        assert_close(rr.eigenvalues(matrix), values)
-        found, vectors = rr.eigen(matrix)
-        assert_close(found, values)
-        assert_close((vectors * found) @ vectors.T, matrix)
-
-
-@pytest.mark.parametrize("find", [rr.eigen, rr.eigenvalues])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_no_eigenvalues_are_given_of_what_is_not_finite(find, value):
-    with pytest.raises(torch.linalg.LinAlgError, match=r"shape \(3, 3\) must be finite"):
-        find(torch.full((3, 3), value))
 
 
 # ---------------------------------------------------------------- the regression
@@ -218,8 +138,8 @@ def test_a_fit_through_channels_does_not_depend_on_those_asked_for_before(proble
         for rank in (1, 3):
             fresh, used = replace(problem), replace(problem)
             rr.through_channels(used, before)
-            assert rr.inward(used, rank).lost == pytest.approx(rr.inward(fresh, rank).lost)
-            assert_close(rr.inward(used, rank).spatial, rr.inward(fresh, rank).spatial)
+            assert inward(used, rank).lost == pytest.approx(inward(fresh, rank).lost)
+            assert_close(inward(used, rank).spatial, inward(fresh, rank).spatial)
 
 
 @pytest.mark.parametrize("rank", range(1, CHANNELS + 1))
@@ -339,93 +259,6 @@ def test_no_more_than_a_tenth_of_the_mean_is_added(unit):
         rr.damped(torch.diag(torch.tensor([1.0, 1.0, -1e-3])), 2e-6)  # float32: is found again
     with pytest.raises(torch.linalg.LinAlgError):
         rr.damped(torch.diag(torch.tensor([-1.0, -1.0]).double()), 1e-300)
-
-
-# ---------------------------------------------------------------- factors
-
-
-def chain_of(factors):
-    """The kernel ``(out, in, places)`` that factors give."""
-    kernel = factors.spatial
-    if factors.reduce is not None:
-        kernel = torch.einsum("orp,rc->ocp", kernel, factors.reduce)
-    return kernel if factors.expand is None else torch.einsum("po,ocq->pcq", factors.expand, kernel)
-
-
-FORMS = {
-    "outward": lambda problem: rr.outward(problem, 2),
-    "inward": lambda problem: rr.inward(problem, 2),
-    "between": lambda problem: rr.between(problem, 3, 2),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_factors_lose_what_they_say_and_keep_the_means(form):
-    x, y = data()
-    factors = FORMS[form](problem_of(x, y, ridge=1e-3, metric=METRIC))
-    kernel = chain_of(factors).flatten(1)
-    given_ = x @ kernel.T + factors.bias
-    assert_close(given_.mean(0), y.mean(0))
-    missed = (y - given_) @ rr.metric_root(METRIC)
-    # The ridge makes of it a regression that is a little off the best, which the tail is of.
-    assert factors.lost == pytest.approx(float(missed.square().sum(1).mean()), rel=1e-3)
-    total = (y - y.mean(0)) @ rr.metric_root(METRIC)
-    assert factors.scale == pytest.approx(float(total.square().sum(1).mean()))
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("metric", [None, METRIC], ids=["plain", "weighed"])
-def test_factors_of_a_kernel_alone_lose_what_they_say(form, metric):
-    problem = kernel_alone(metric=metric)
-    factors = FORMS[form](problem)
-    missed = problem.root @ (problem.weight - chain_of(factors)).flatten(1)
-    assert factors.lost == pytest.approx(float(missed.square().sum()), rel=1e-6)
-    whole = problem.root @ problem.weight.flatten(1)
-    assert factors.scale == pytest.approx(float(whole.square().sum()))
-    for unfolded in (
-        factors.reduce,
-        None if factors.expand is None or metric is not None else factors.expand.T,
-    ):
-        if unfolded is not None:
-            assert_close(unfolded @ unfolded.T, torch.eye(len(unfolded), dtype=torch.float64))
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("unit", [0.0, 1e-100, 1e-30, 1e30, 1e100])
-def test_factors_of_a_kernel_alone_are_as_large_as_it_is(form, unit):
-    one, other = kernel_alone(), kernel_alone()
-    other = replace(other, weight=unit * one.weight)
-    wanted = chain_of(FORMS[form](one))
-    found = FORMS[form](other)
-    assert_close(chain_of(found), unit * wanted, rtol=1e-6, atol=1e-9 * unit)
-    assert found.lost == pytest.approx(unit**2 * FORMS[form](one).lost, rel=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(70, 80), (80, 70), (66, 200)])
-def test_of_many_channels_too_the_kernel_alone_loses_the_tail_of_its_spectrum(shape):
-    weight = normal(shape[0], shape[1], 1)
-    zeros = torch.zeros(shape[1], dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
-    problem = Problem(weight, *zeros, None, None, None, torch.eye(shape[0]).double(), plain=True)
-    spectrum = torch.linalg.svdvals(weight.flatten(1)).square()
-    for rank in (1, 20, 66):
-        factors = rr.outward(problem, rank)
-        assert factors.lost == pytest.approx(float(spectrum[rank:].sum()), rel=1e-5, abs=1e-8)
-        missed = weight - chain_of(factors)
-        assert factors.lost == pytest.approx(float(missed.square().sum()), rel=1e-6, abs=1e-8)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 50))
-def test_sweeps_never_leave_more_than_the_start(seed):
-    x, y = data(seed)
-    made = problem_of(x, y, ridge=1e-6, metric=METRIC, seed=seed)
-    start = rr.Nested(made, CHANNELS).fit(2).tail(2)
-    found = rr.between(made, 2, 2)
-    assert found.lost <= start * (1 + 1e-9)
-    swept = rr.channel_basis(made, directions=rr.through_channels(made, [2])[2].vectors[:, :2])[
-        :, :2
-    ]
-    assert found.lost <= rr._regression(rr.projected(made, swept)).tail(2) * (1 + 1e-9)
 
 
 # ---------------------------------------------------------------- sizes and shares

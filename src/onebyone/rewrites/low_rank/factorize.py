@@ -31,14 +31,11 @@ from onebyone.networks.conv_layers import (
     weight_of,
     why_unknown,
 )
+from onebyone.rewrites.low_rank.factors import Factors, between, inward, outward
 from onebyone.rewrites.low_rank.reduced_rank import (
-    Factors,
     Fit,
     Problem,
-    between,
     by_columns,
-    inward,
-    outward,
     ratio,
     regression,
     relative,

@@ -1,9 +1,8 @@
-"""The best low-rank layer for given data, in closed form from second moments.
+"""The best linear map for given data, in closed form from second moments.
 
 Reduced-rank regression (Izenman 1975; for asymmetric data Zhang et al. 2016, "Accelerating Very
 Deep Convolutional Networks") in a metric that says which output errors the rest of the network
-feels. With white inputs and the plain metric it is the truncated SVD, and between two sets of
-channels the higher-order SVD with HOOI sweeps (De Lathauwer et al. 2000).
+feels. With white inputs and the plain metric it is the truncated SVD.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from onebyone.calibration.moments import Moments
 from onebyone.networks.conv_layers import bias_of, kernel_of, shape_of, weight_of
+from onebyone.rewrites.low_rank.eigen import eigen, eigenvalues
 
 # Damping of the normal equations, relative to their mean diagonal: dead channels stay solvable.
 DAMPING = 1e-4
@@ -28,7 +28,6 @@ DAMPING = 1e-4
 MOST_DAMPING = 1e-1
 # The metric's floor, relative to its mean diagonal: every output counts a little.
 METRIC_FLOOR = 1e-2
-HOOI_SWEEPS = 2
 # A kernel that sees more values than this at once is wide: each decomposition takes seconds.
 WIDE = 2048
 # Below this the normal equations' damping is lost in float32.
@@ -39,8 +38,6 @@ MOST_SQUARE = 1e15
 LEAST_POWER = 1e-300
 # A residual that is no more than this share of the covariances is rounding.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
-# Up to so many channels the bases of a kernel alone are found in float64.
-SMALL = 64
 
 
 @dataclass(frozen=True)
@@ -257,57 +254,6 @@ def _channel_basis(problem: Problem, directions: Tensor | None) -> Tensor:
     _, vectors = eigen(root @ between_channels @ root)
     basis: Tensor = torch.linalg.qr(root @ vectors.flip(1))[0]
     return basis
-
-
-def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues of a symmetric matrix, rising, and its eigenvectors.
-
-    They are found in float64: in float32 LAPACK gives up on some that are nearly singular. Where it
-    does so in float64 too they come from the singular vectors, by another algorithm.
-
-    Raises:
-        torch.linalg.LinAlgError: If a value is not finite.
-    """
-    wide = matrix.double()
-    unit = float(wide.abs().max())
-    if not math.isfinite(unit):
-        raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
-            f"A matrix of shape {tuple(matrix.shape)} must be finite to have eigenvalues."
-        )
-    # So that squares neither overflow nor vanish on the way.
-    wide = wide / unit if unit > 0 else wide
-    try:
-        values, vectors = torch.linalg.eigh(wide)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        values, vectors = _by_singular_vectors(wide)
-    return (values * unit).to(matrix), vectors.to(matrix)
-
-
-def eigenvalues(matrix: Tensor) -> Tensor:
-    """Return the eigenvalues of a symmetric matrix, rising, in float64: faster than :func:`eigen`.
-
-    Raises:
-        torch.linalg.LinAlgError: If a value is not finite.
-    """
-    wide = matrix.double()
-    unit = float(wide.abs().max())
-    if not 0 < unit < math.inf:
-        return eigen(wide)[0]
-    try:
-        values: Tensor = torch.linalg.eigvalsh(wide / unit)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return eigen(wide)[0]
-    return values * unit
-
-
-def _by_singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues, rising, and eigenvectors of a symmetric matrix by its SVD."""
-    # A shift makes it positive definite: its singular vectors are then its eigenvectors.
-    shift = float(matrix.abs().sum(0).max())
-    shifted = (matrix + matrix.T) / 2
-    shifted.diagonal().add_(shift)
-    left, singular, _ = torch.linalg.svd(shifted)
-    return (singular - shift).flip(0), left.flip(1)
 
 
 def _root(matrix: Tensor) -> Tensor:
@@ -527,170 +473,13 @@ def is_wide(problem: Problem) -> bool:
     return problem.xx is not None and len(problem.xx) > WIDE
 
 
-def _through(problem: Problem, rank: int) -> tuple[Problem, Fit]:
+def through_best(problem: Problem, rank: int) -> tuple[Problem, Fit]:
     """Return the problem through its best input channels with its regression."""
     for nested in problem.nested:
         if rank <= nested.most:
             return nested.first(rank), nested.fit(rank)
     small = projected(problem, channel_basis(problem)[:, :rank])
     return small, regression(small)
-
-
-# ---------------------------------------------------------------- factors
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The factors of one group of a layer; those that a form lacks are ``None``.
-
-    In float64, but of a kernel alone in its own precision.
-
-    Attributes:
-        reduce: Shape ``(r1, in)``.
-        spatial: Shape ``(r2, r1, places)``.
-        expand: Shape ``(out, r2)``.
-        bias: Shape ``(out,)``.
-        lost: Squared error of the outputs in the metric.
-        scale: Their mean square in the metric.
-    """
-
-    reduce: Tensor | None
-    spatial: Tensor
-    expand: Tensor | None
-    bias: Tensor
-    lost: float
-    scale: float
-
-
-def outward(problem: Problem, rank: int) -> Factors:
-    """Return the best layer through ``rank`` output channels: the kernel, then a 1×1."""
-    if problem.plain:
-        return _outward_of_kernel(problem, rank)
-    _, channels, taps = problem.weight.shape
-    found = regression(problem)
-    expand, core = _expanded(problem, found, rank)
-    bias = problem.mean_y - expand @ (core @ problem.mean_x)
-    core = core.reshape(rank, channels, taps)
-    return Factors(None, core, expand, bias, found.tail(rank), problem.scale)
-
-
-def _outward_of_kernel(problem: Problem, rank: int) -> Factors:
-    """Return the truncated SVD of the kernel alone, by the smaller of its two Gram matrices."""
-    exact = problem.weight.flatten(1)
-    # The basis may be rough, for what is kept is computed from it in float64.
-    rows = _scaled_to_one(exact)
-    rows = rows.float() if min(exact.shape) > SMALL else rows
-    if len(rows) <= rows.shape[1]:
-        expand = torch.linalg.qr(_principal(rows, rank).double())[0]
-        core = expand.T @ exact
-    else:
-        directions = torch.linalg.qr(_principal(rows.T, rank).double())[0]
-        expand, rest = torch.linalg.qr(exact @ directions)
-        core = rest @ directions.T
-    lost = max(problem.scale - float(core.square().sum()), 0.0)
-    core = core.reshape(rank, *problem.weight.shape[1:])
-    return Factors(None, core, expand, problem.mean_y, lost, problem.scale)
-
-
-def inward(problem: Problem, rank: int) -> Factors:
-    """Return the best layer through ``rank`` input channels: a 1×1, then the kernel."""
-    out, _, taps = problem.weight.shape
-    basis = channel_basis(problem)[:, :rank]
-    small, found = _through(problem, rank)
-    bias = problem.mean_y - found.weight @ small.mean_x
-    core = found.weight.reshape(out, rank, taps)
-    return Factors(basis.T, core, None, bias, found.lost, problem.scale)
-
-
-def between(problem: Problem, inner: int, outer: int, *, rough: bool = False) -> Factors:
-    """Return the best layer from ``inner`` input channels to ``outer`` output channels: Tucker-2.
-
-    Starts from the best input channels for all outputs, then turns to those that the kept outputs
-    need, for as long as that helps.
-
-    Args:
-        problem: The regression.
-        inner: Input channels.
-        outer: Output channels.
-        rough: Whether of a wide layer the start is enough.
-    """
-    if problem.plain:
-        return _between_of_kernel(problem, inner, outer)
-    _, _, taps = problem.weight.shape
-    basis = channel_basis(problem)[:, :inner]
-    small, found = _through(problem, inner)
-    for _ in range(0 if rough and is_wide(problem) else HOOI_SWEEPS):
-        again = channel_basis(problem, directions=found.vectors[:, :outer])[:, :inner]
-        other = projected(problem, again)
-        second = regression(other)
-        if second.tail(outer) >= found.tail(outer):
-            break
-        basis, small, found = again, other, second
-    expand, core = _expanded(small, found, outer)
-    bias = problem.mean_y - expand @ (core @ small.mean_x)
-    core = core.reshape(outer, inner, taps)
-    return Factors(basis.T, core, expand, bias, found.tail(outer), problem.scale)
-
-
-def _between_of_kernel(problem: Problem, inner: int, outer: int) -> Factors:
-    """Return the Tucker-2 of the kernel alone, for which no regression is needed.
-
-    The higher-order SVD, one axis after the other (Vannieuwenhoven et al. 2012), then half a sweep
-    of HOOI as a step of orthogonal iteration: the other half would gain next to nothing.
-    """
-    out, channels, taps = problem.weight.shape
-    unit = _unit(problem.weight)
-    exact = problem.weight.transpose(1, 2) / unit
-    small = min(out, channels) <= SMALL
-    # The bases may be rough, for what is kept is computed from them as exactly as it must be.
-    dtype = torch.float64 if small else torch.float32
-    rough = exact.to(dtype, memory_format=torch.contiguous_format).contiguous()
-    # In the layout (out, places, in), both unfoldings are views of the same memory.
-    by_input, by_output = rough.view(-1, channels), rough.view(out, -1)
-    basis = _principal(by_input.T, inner)
-    expand = _principal((by_input @ basis).view(out, -1), outer)
-    kept = (expand.T @ by_output).view(-1, channels)
-    basis = _turned(kept.T, basis)
-    if not small and problem.precision == torch.float64:
-        basis, expand = (torch.linalg.qr(q.double())[0] for q in (basis, expand))
-        kept = (expand.T @ exact.reshape(out, -1)).view(-1, channels)
-    core = (kept @ basis).view(outer, taps, inner).transpose(1, 2).double() * unit
-    lost = max(problem.scale - float(torch.linalg.vector_norm(core)) ** 2, 0.0)
-    return Factors(basis.T, core, expand, problem.mean_y, lost, problem.scale)
-
-
-def _unit(tensor: Tensor) -> float:
-    """Return the largest absolute value, or 1 where all are 0."""
-    return float(tensor.abs().max()) or 1.0
-
-
-def _scaled_to_one(tensor: Tensor) -> Tensor:
-    """Return values of which the largest is 1: their squares neither overflow nor vanish."""
-    return tensor / _unit(tensor)
-
-
-def _principal(rows: Tensor, rank: int) -> Tensor:
-    """Return the principal directions ``(n, rank)`` of a matrix's ``n`` rows."""
-    square = rows @ rows.T
-    try:
-        _, vectors = torch.linalg.eigh(square)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        _, vectors = eigen(square)
-    kept: Tensor = vectors[:, -rank:]
-    return kept
-
-
-def _turned(rows: Tensor, basis: Tensor) -> Tensor:
-    """Return a basis ``(n, r)`` after a step of orthogonal iteration towards the principal one."""
-    turned: Tensor = torch.linalg.qr(rows @ (rows.T @ basis))[0]
-    return turned
-
-
-def _expanded(problem: Problem, found: Fit, rank: int) -> tuple[Tensor, Tensor]:
-    """Split a fit into an orthonormal expansion ``(out, r)`` and what feeds it."""
-    vectors = found.vectors[:, :rank]
-    expand, rest = torch.linalg.qr(torch.linalg.solve(problem.root, vectors))
-    return expand, rest @ (vectors.T @ problem.root @ found.weight)
 
 
 def relative(parts: Iterable[tuple[float, float]]) -> float:

@@ -32,11 +32,11 @@ from onebyone.networks.conv_layers import (
     weight_of,
     why_unknown,
 )
+from onebyone.rewrites.low_rank.eigen import eigen
 from onebyone.rewrites.low_rank.reduced_rank import (
     DAMPING,
     Problem,
     damped,
-    eigen,
     is_wide,
     regress,
     relative,
