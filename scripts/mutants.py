@@ -62,7 +62,8 @@ MODULES = {
         *[f"{LOW_RANK}/test_factorize.py", f"{LOW_RANK}/test_factors.py"],
         f"{LOW_RANK}/test_reduced_rank.py",
     ],
-    "rewrites.low_rank.separable": [
+    "rewrites.low_rank.separable": [f"{LOW_RANK}/test_separable.py"],
+    "rewrites.low_rank.separable_terms": [
         *[f"{LOW_RANK}/test_separable.py", f"{LOW_RANK}/test_separable_terms.py"],
     ],
 }

@@ -16,7 +16,7 @@ from onebyone.core.errors import PlanError
 from onebyone.networks.conv_layers import input_rows, kernel_of, output_rows, shape_of
 from onebyone.profiling.trace import trace_layers
 from onebyone.rewrites.low_rank import reduced_rank as regression
-from onebyone.rewrites.low_rank import separable
+from onebyone.rewrites.low_rank import separable, separable_terms
 from onebyone.rewrites.low_rank.reduced_rank import problems_of
 
 FORMS = ("depthwise-pointwise", "pointwise-depthwise")
@@ -262,14 +262,14 @@ def with_best_bias(layer, chain, x):
 def test_more_terms_are_never_worse_however_bad_their_own_start_is(form, monkeypatch):
     layer, x = CASES[0], correlated(8, 6)
     moments, most = moments_of(layer, x), separable.most_terms(layer, form)
-    true = separable._truncated
+    true = separable_terms._truncated
 
     def useless(slices, weighted, terms):
         start = true(slices, weighted, terms)
-        return start if terms == 1 else separable._Terms(start.filters, 0 * start.mix)
+        return start if terms == 1 else separable_terms.Terms(start.filters, 0 * start.mix)
 
-    monkeypatch.setattr(separable, "_truncated", useless)
-    monkeypatch.setattr(separable, "SWEEPS", 0)
+    monkeypatch.setattr(separable_terms, "_truncated", useless)
+    monkeypatch.setattr(separable_terms, "SWEEPS", 0)
     found = [separated(layer, form, terms, moments)[1] for terms in range(1, most + 1)]
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(found))
 
@@ -295,8 +295,8 @@ def test_rounds_over_the_channels_lead_to_where_no_small_change_helps(form, monk
     root = problems_of(layer, moments, metric=metric)[0].root
     found, slopes = [], []
     for rounds in (0, 2, 100):
-        monkeypatch.setattr(separable, "SWEEPS", rounds)
-        monkeypatch.setattr(separable, "LEAST_GAIN", 0.0)
+        monkeypatch.setattr(separable_terms, "SWEEPS", rounds)
+        monkeypatch.setattr(separable_terms, "LEAST_GAIN", 0.0)
         chain, error = separated(layer, form, 2, moments, metric)
         missing = root @ output_rows(layer, chain(x) - layer(x)).T
         (missing.square().sum() / len(missing.T)).backward()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from onebyone.rewrites.low_rank import reduced_rank, separable
+from onebyone.rewrites.low_rank import reduced_rank, separable, separable_terms
 from onebyone.rewrites.low_rank.reduced_rank import Problem, metric_root, problems_of
 
 OUT, CHANNELS, PLACES = 5, 4, 6
@@ -31,7 +31,7 @@ def problem_of(xx, yx, yy, *, ridge=0.0, weight=None):
 
 
 def data_of(problem):
-    return separable._Data(problem.xx, problem.yx, problem.metric, problem)
+    return separable_terms._Data(problem.xx, problem.yx, problem.metric, problem)
 
 
 def own_outputs(weight=None, *, ridge=0.0):
@@ -58,15 +58,15 @@ def lost_of(problem, kernel):
 
 
 FORMS = {
-    "depthwise-pointwise": separable._refine_depthwise,
-    "pointwise-depthwise": separable._refine_pointwise,
+    "depthwise-pointwise": separable_terms._refine_depthwise,
+    "pointwise-depthwise": separable_terms._refine_pointwise,
 }
 
 
 def start_of(problem, form, terms):
     first = form == "depthwise-pointwise"
     slices = problem.weight.transpose(0, 1) if first else problem.weight
-    return separable._truncated(slices, slices, terms)
+    return separable_terms._truncated(slices, slices, terms)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -75,10 +75,10 @@ def test_terms_lose_what_they_say_and_less_than_their_start(form, terms):
     problem = other_outputs()
     start = start_of(problem, form, terms)
     found = FORMS[form](data_of(problem), [start])
-    lost = lost_of(problem, separable._kernel(form, found.filters, found.mix))
+    lost = lost_of(problem, separable_terms.kernel_of_terms(form, found.filters, found.mix))
     assert found.lost == pytest.approx(lost)
     assert found.scale == problem.scale
-    assert lost < lost_of(problem, separable._kernel(form, start.filters, start.mix))
+    assert lost < lost_of(problem, separable_terms.kernel_of_terms(form, start.filters, start.mix))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -100,7 +100,7 @@ def test_a_wide_layer_is_refined_by_one_round(monkeypatch, form):
     problem = other_outputs()
 
     def refined(sweeps):
-        monkeypatch.setattr(separable, "SWEEPS", sweeps)
+        monkeypatch.setattr(separable_terms, "SWEEPS", sweeps)
         return FORMS[form](data_of(problem), [start_of(problem, form, 2)]).lost
 
     unrefined, once, twice = map(refined, (0, 1, 2))
@@ -113,8 +113,13 @@ def test_a_wide_layer_is_refined_by_one_round(monkeypatch, form):
 def test_a_sweep_changes_nothing_where_nothing_is_missing():
     problem = own_outputs(ridge=0.5)
     slices = problem.weight.transpose(0, 1)
-    found = separable._swept(data_of(problem), separable._truncated(slices, slices, OUT))
-    assert_close(separable._kernel("depthwise-pointwise", found.filters, found.mix), problem.weight)
+    found = separable_terms._swept(
+        data_of(problem), separable_terms._truncated(slices, slices, OUT)
+    )
+    assert_close(
+        separable_terms.kernel_of_terms("depthwise-pointwise", found.filters, found.mix),
+        problem.weight,
+    )
 
 
 def test_a_sweep_is_the_same_in_blocks_of_any_size(monkeypatch):
@@ -122,31 +127,35 @@ def test_a_sweep_is_the_same_in_blocks_of_any_size(monkeypatch):
     start = start_of(problem, "depthwise-pointwise", 2)
     kernels = []
     for block in (1, 2, 3, 32):
-        monkeypatch.setattr(separable, "BLOCK", block)
-        swept = separable._swept(data_of(problem), start)
-        kernels.append(separable._kernel("depthwise-pointwise", swept.filters, swept.mix))
+        monkeypatch.setattr(separable_terms, "BLOCK", block)
+        swept = separable_terms._swept(data_of(problem), start)
+        kernels.append(
+            separable_terms.kernel_of_terms("depthwise-pointwise", swept.filters, swept.mix)
+        )
     for kernel in kernels[1:]:
         assert_close(kernel, kernels[0])
 
 
 def test_a_sweep_leaves_no_better_terms_to_its_last_channel():
     problem = other_outputs(ridge=0.0)
-    swept = separable._swept(data_of(problem), start_of(problem, "depthwise-pointwise", 2))
-    least = lost_of(problem, separable._kernel("depthwise-pointwise", swept.filters, swept.mix))
+    swept = separable_terms._swept(data_of(problem), start_of(problem, "depthwise-pointwise", 2))
+    least = lost_of(
+        problem, separable_terms.kernel_of_terms("depthwise-pointwise", swept.filters, swept.mix)
+    )
     for seed in range(40):
         filters, mix = swept.filters.clone(), swept.mix.clone()
         filters[-1] += 0.02 * normal(*filters[-1].shape, seed=seed)
         mix[-1] += 0.02 * normal(*mix[-1].shape, seed=seed + 100)
-        kernel = separable._kernel("depthwise-pointwise", filters, mix)
+        kernel = separable_terms.kernel_of_terms("depthwise-pointwise", filters, mix)
         assert lost_of(problem, kernel) >= least * (1 - 1e-9)
 
 
 def test_the_filters_of_a_reduced_rank_are_of_length_one():
     problem = other_outputs()
     lower = torch.linalg.cholesky(problem.xx[:PLACES, :PLACES])
-    filters, mix = separable._reduced_rank(problem.yx[:, :PLACES], lower, problem.metric, 3)
+    filters, mix = separable_terms._reduced_rank(problem.yx[:, :PLACES], lower, problem.metric, 3)
     assert_close(filters.norm(dim=1), torch.ones(3, dtype=torch.float64))
-    full, whole = separable._reduced_rank(problem.yx[:, :PLACES], lower, problem.metric, OUT)
+    full, whole = separable_terms._reduced_rank(problem.yx[:, :PLACES], lower, problem.metric, OUT)
     wanted = torch.linalg.solve(problem.xx[:PLACES, :PLACES], problem.yx[:, :PLACES].T).T
     assert_close(whole @ full, wanted)
     # Of each lesser rank it is the best in the metric: the tail of the spectrum is lost.
@@ -158,9 +167,9 @@ def test_the_filters_of_a_reduced_rank_are_of_length_one():
 
 def test_wider_terms_are_the_same_kernel_with_filters_apart_from_the_old_ones():
     slices = normal(CHANNELS, OUT, PLACES)
-    terms = separable._truncated(slices, slices, 2)
+    terms = separable_terms._truncated(slices, slices, 2)
     terms = replace(terms, filters=terms.filters + 0.3 * normal(*terms.filters.shape, seed=6))
-    wide = separable._widened(terms, slices, 4)
+    wide = separable_terms._widened(terms, slices, 4)
     assert wide.filters.shape == (CHANNELS, 4, PLACES)
     assert_close(wide.mix @ wide.filters, terms.mix @ terms.filters)
     old, new = wide.filters[:, :2], wide.filters[:, 2:]
@@ -180,7 +189,7 @@ def test_covariances_between_channels_and_places_make_up_that_of_both():
     channels, places = semidefinite(CHANNELS, seed=7), semidefinite(PLACES, seed=8)
     problem = problem_of(torch.kron(channels, places), normal(OUT, WIDTH), semidefinite(OUT))
     start = start_of(problem, "pointwise-depthwise", 2)
-    between, window = separable._separate_covariances(data_of(problem), start)
+    between, window = separable_terms._separate_covariances(data_of(problem), start)
     damping = reduced_rank.DAMPING
     whole = channels * places.trace() / PLACES
     assert_close(between, whole + damping * whole.diagonal().mean() * torch.eye(CHANNELS).double())
@@ -194,29 +203,29 @@ def test_covariances_between_channels_and_places_make_up_that_of_both():
 def test_an_inverse_of_what_has_one_is_it_and_of_what_has_none_goes_as_far_as_it_can(unit):
     full = unit * torch.stack([semidefinite(4, seed=seed) for seed in range(3)])
     wanted = torch.eye(4).double().expand(3, 4, 4)
-    assert_close(separable._inverse(full) @ full, wanted, rtol=0, atol=1e-5)
+    assert_close(separable_terms._inverse(full) @ full, wanted, rtol=0, atol=1e-5)
     half = normal(4, 2)
     low = unit * half @ half.T
-    assert_close(low @ separable._inverse(low) @ low, low, rtol=1e-5, atol=1e-5 * unit)
-    assert separable._inverse(torch.zeros(2, 3, 3).double()).isfinite().all()
-    assert separable._inverse(full.float()).dtype == torch.float32
+    assert_close(low @ separable_terms._inverse(low) @ low, low, rtol=1e-5, atol=1e-5 * unit)
+    assert separable_terms._inverse(torch.zeros(2, 3, 3).double()).isfinite().all()
+    assert separable_terms._inverse(full.float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("better", [separable._better_mix, separable._better_filters])
+@pytest.mark.parametrize("better", [separable_terms._better_mix, separable_terms._better_filters])
 def test_steps_of_conjugate_gradients_lead_to_the_least_squares(monkeypatch, better):
-    monkeypatch.setattr(separable, "STEPS", 300)
+    monkeypatch.setattr(separable_terms, "STEPS", 300)
     problem = other_outputs()
     data, start = data_of(problem), start_of(problem, "pointwise-depthwise", 2)
     found = better(data, start)
-    kernel = separable._kernel("pointwise-depthwise", found.filters, found.mix)
+    kernel = separable_terms.kernel_of_terms("pointwise-depthwise", found.filters, found.mix)
     least = lost_of(problem, kernel)
     assert least < lost_of(
-        problem, separable._kernel("pointwise-depthwise", start.filters, start.mix)
+        problem, separable_terms.kernel_of_terms("pointwise-depthwise", start.filters, start.mix)
     )
     missing = problem.metric @ (problem.yx - kernel.flatten(1) @ problem.xx)
     missing = missing.reshape(OUT, CHANNELS, PLACES)
     # The gradient in what was free to change is none.
-    if better is separable._better_mix:
+    if better is separable_terms._better_mix:
         assert_close(missing @ found.filters.mT, torch.zeros_like(found.mix), rtol=0, atol=1e-4)
         assert_close(found.filters, start.filters)
     else:
@@ -226,20 +235,20 @@ def test_steps_of_conjugate_gradients_lead_to_the_least_squares(monkeypatch, bet
 
 def test_the_scale_given_to_conjugate_gradients_is_about_the_inverse_curvature(monkeypatch):
     """Where channels and places vary apart and outputs count apart, one step is enough."""
-    monkeypatch.setattr(separable, "STEPS", 1)
+    monkeypatch.setattr(separable_terms, "STEPS", 1)
     xx = torch.kron(semidefinite(CHANNELS, seed=7), semidefinite(PLACES, seed=8))
     weight = normal(OUT, CHANNELS, PLACES, seed=1)
     made = problem_of(xx, weight.flatten(1) @ xx, torch.eye(OUT).double(), weight=weight)
     problem = replace(made, root=torch.diag(torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0]).double()))
     data, start = data_of(problem), start_of(problem, "pointwise-depthwise", 2)
-    for better in (separable._better_mix, separable._better_filters):
+    for better in (separable_terms._better_mix, separable_terms._better_filters):
         found = better(data, start)
-        kernel = separable._kernel("pointwise-depthwise", found.filters, found.mix)
+        kernel = separable_terms.kernel_of_terms("pointwise-depthwise", found.filters, found.mix)
         missing = problem.metric @ (problem.yx - kernel.flatten(1) @ problem.xx)
         missing = missing.reshape(OUT, CHANNELS, PLACES)
         gradient = (
             missing @ start.filters.mT
-            if better is separable._better_mix
+            if better is separable_terms._better_mix
             else start.mix.mT @ missing
         )
         assert float(gradient.abs().max()) < 1e-2
