@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from onebyone.networks.dataflow import Neighbours, find_neighbours
 from onebyone.networks.plain_layers import has_hooks
 from onebyone.networks.surgery import hooks_removed, module_at, run
-from onebyone.rewrites.deepen import ACTIVATION_OPERATIONS
+from onebyone.rewrites.deepen_places import ACTIVATION_OPERATIONS
 from onebyone.rewrites.fold.merge_layers import with_affine
 
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
