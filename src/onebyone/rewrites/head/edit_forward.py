@@ -17,7 +17,7 @@ from torch import fx, nn
 from onebyone.networks.fx_forward import CannotTrace, set_forward, traced_in
 from onebyone.networks.plain_layers import has_hooks
 from onebyone.networks.surgery import replace_module
-from onebyone.rewrites.head.find import Call, Chain, NotFound
+from onebyone.rewrites.head.chain import Call, Chain, NotFound
 
 
 class Action(Enum):

@@ -21,14 +21,9 @@ from onebyone.networks.layers import GlobalAverageHead, Pointwise
 from onebyone.networks.surgery import evaluation_copy
 from onebyone.networks.weight_bytes import weight_bytes
 from onebyone.rewrites.equivalence import Version, versions_of
+from onebyone.rewrites.head.chain import Call, Chain, NotFound, is_norm
 from onebyone.rewrites.head.edit_forward import Action, carry_out, edits_of
-from onebyone.rewrites.head.find import (
-    Call,
-    Chain,
-    NotFound,
-    find_chain,
-    is_norm,
-)
+from onebyone.rewrites.head.find import find_chain
 from onebyone.rewrites.head.score_map import PlaceNorm, ScoreMapHead
 
 FORMS = ("exact", "gap")
