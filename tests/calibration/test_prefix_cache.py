@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from onebyone.calibration import prefix_cache as resuming
+from onebyone.calibration import cached_modules
 from onebyone.calibration.prefix_cache import Advancing, ResumedPasses
 from onebyone.core.errors import ModelError
 from onebyone.networks.surgery import replace_module
@@ -164,7 +164,7 @@ def test_passes_that_advance_run_from_the_last_site_on(net, batches):
 
 def test_what_does_not_fit_into_memory_is_not_kept(net, batches, monkeypatch):
     held = 2 * 4 * 16 * 8  # two maps of 4 channels and 4×4 places, in float64
-    monkeypatch.setattr(resuming, "KEPT_BYTES", 5 * held)
+    monkeypatch.setattr(cached_modules, "KEPT_BYTES", 5 * held)
     assert Advancing(net, batches[0], SITES, examples=5).resumed == SITES[2:]
     one_map = ("blocks.0.conv2", "blocks.0.side", "blocks.1.conv1", "shrink")
     assert Advancing(net, batches[0], SITES, examples=10).resumed == one_map

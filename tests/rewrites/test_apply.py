@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from onebyone.calibration import prefix_cache as resuming
+from onebyone.calibration import cached_modules
 from onebyone.calibration.collect import Across, collect
 from onebyone.core.errors import PlanError
 from onebyone.core.records import Cost, InputSpec, Option, Plan
@@ -111,7 +111,7 @@ def seen_alone(across, _, names, *, since):
 
 
 def test_many_layers_are_fitted_in_groups_and_still_right(monkeypatch):
-    monkeypatch.setattr(resuming, "KEPT_BYTES", 0)
+    monkeypatch.setattr(cached_modules, "KEPT_BYTES", 0)
     monkeypatch.setattr(fit_layers, "MOST_PASSES", 2)
     # The first layer hardly loses a thing, so that the others are fitted to data as well.
     nearly = planned(option("0", form="tucker2", ranks=[3, 7]), *FULL.choices[1:])
@@ -133,7 +133,7 @@ ONE_BY_ONE = (
 def test_passes_resumed_fit_what_whole_passes_fit(monkeypatch, order):
     plan = planned(*(ONE_BY_ONE[place] for place in order))
     resumed = apply(network().double(), plan, X.double())
-    monkeypatch.setattr(resuming, "KEPT_BYTES", 0)
+    monkeypatch.setattr(cached_modules, "KEPT_BYTES", 0)
     whole = apply(network().double(), plan, X.double())
     assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=1e-12)
 

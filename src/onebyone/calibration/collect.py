@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from onebyone.calibration.inputs import Batches
 from onebyone.calibration.moments import TO_FIT, Enough, LayerSum, Moments
-from onebyone.calibration.prefix_cache import Advancing, Reached
+from onebyone.calibration.prefix_cache import Advancing
+from onebyone.calibration.resumed_pass import Reached
 from onebyone.core.errors import DataError
 from onebyone.core.tensor_trees import Inputs
 from onebyone.networks.surgery import evaluation_copy, hooks_removed, run
