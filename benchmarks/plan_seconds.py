@@ -38,8 +38,7 @@ from onebyone.core.records import Plan
 from onebyone.core.tables import Table
 from onebyone.core.write_files import write_text
 from onebyone.data.splits import TensorSplit
-from onebyone.planning import planner
-from onebyone.planning import survey as options
+from onebyone.planning import layer_options, planner, survey
 from onebyone.planning.latency import planner as deployed
 from onebyone.report.console import print_table
 from onebyone.rewrites.registry import LAYER_REWRITES
@@ -63,8 +62,8 @@ class Stages:
 
     Example:
         >>> stages = Stages()
-        >>> with stages.watching([(options, "collect", "moments")]):
-        ...     options.survey(model, data)
+        >>> with stages.watching([(layer_options, "collect", "moments")]):
+        ...     survey.survey(model, data)
         >>> stages.spent["moments"].cpu
     """
 
@@ -117,18 +116,16 @@ class Stages:
 
 def stages_of_a_plan() -> list[tuple[Any, str, str]]:
     """Return the functions that a plan consists of, each with its stage."""
-    surveyor = options._Surveyor  # noqa: SLF001 - timed from outside, so that the library stays clean
     found: list[tuple[Any, str, str]] = [
-        (options, "trace_layers", "reading"),
-        (options, "reasons", "reading"),
-        (options, "collect", "moments"),
-        (options, "curvature_of", "curvature"),
-        (options, "problems_of", "regressions"),
-        (surveyor, "_with_harm", "fits"),
-        (surveyor, "_prepare_probes", "probes"),
-        (surveyor, "_harm_with", "probes"),
-        (surveyor, "_harm_of", "probes"),
-        (surveyor, "gap_options", "head"),
+        (survey, "trace_layers", "reading"),
+        (survey, "reasons", "reading"),
+        (layer_options, "collect", "moments"),
+        (layer_options, "curvature_of", "curvature"),
+        (layer_options, "problems_of", "regressions"),
+        (layer_options, "pooled_harms", "fits"),
+        (layer_options.Surveyor, "_prepare_probes", "probes"),
+        (layer_options.Surveyor, "_harm_with", "probes"),
+        (survey, "fit_heads", "head"),
         (planner.Deployed, "survey", "timing"),
         (deployed.Deployed, "measure", "timing"),
         (planner, "choose", "solving"),

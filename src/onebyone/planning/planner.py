@@ -52,6 +52,7 @@ from onebyone.networks.surgery import (
 from onebyone.planning.applicability import left_alone
 from onebyone.planning.fallback import never_slower_in_int8
 from onebyone.planning.front import front_of
+from onebyone.planning.head_options import HeadChoice
 from onebyone.planning.int8_harm import int8_harms
 from onebyone.planning.knapsack import choose, nearest
 from onebyone.planning.latency.cache import Timings, cache_folder
@@ -61,7 +62,7 @@ from onebyone.planning.latency.planner import Deployed, deployment_of, is_shown_
 from onebyone.planning.latency.precision import AUTO, FLOAT32, in_precision, runtime_for
 from onebyone.planning.memory_budget import memory_bytes, within_memory
 from onebyone.planning.mixed import with_int8
-from onebyone.planning.survey import HeadChoice, Survey, survey
+from onebyone.planning.survey import Survey, survey
 from onebyone.profiling.latency import threads
 from onebyone.profiling.subnormals import subnormals_of, with_times
 from onebyone.quantizing.flow import flow_of

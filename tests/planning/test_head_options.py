@@ -1,10 +1,10 @@
-"""Which options are listed, and the harm of averaging heads whose fits scatter."""
+"""The harm of averaging heads whose fits scatter follows the trend over their widths."""
 
 import numpy as np
 import pytest
 
 from onebyone.core.records import Cost, Option
-from onebyone.planning import survey as module
+from onebyone.planning.head_options import _steadied
 
 
 def option(width, harm, *, context=0):
@@ -18,7 +18,7 @@ def option(width, harm, *, context=0):
 
 
 def harms(options):
-    return [found.harm for found in module._steadied(options)]
+    return [found.harm for found in _steadied(options)]
 
 
 def test_harms_that_lie_on_a_line_stay_as_they_are():
@@ -62,19 +62,5 @@ def test_without_a_trend_harms_are_as_measured(given):
 def test_only_what_was_measured_is_called_so():
     falling = [option(w, 1.0 * w**-0.1) for w in (16, 32, 64)]
     without = option(None, 3.0)
-    assert [o.measured for o in module._steadied([without, *falling])] == [True] + 3 * [False]
-    assert all(o.measured for o in module._steadied(falling[:2]))
-
-
-def of_cost(form, error, macs):
-    after = Cost(params=macs, macs=macs, bytes=4 * macs)
-    before = Cost(params=100, macs=100, bytes=400)
-    return Option.of("factorize", {"form": form}, site="a", before=before, after=after, error=error)
-
-
-def test_of_two_forms_of_one_function_the_cheaper_is_listed_whatever_rounding_says():
-    dear, cheap = of_cost("tucker2", 0.2, 50), of_cost("expand", 0.2 * (1 + 1e-7), 40)
-    other = of_cost("expand", 0.3, 20)
-    assert module._front([dear, cheap, other]) == [cheap, other]
-    better = of_cost("tucker2", 0.2, 50)
-    assert module._front([better, of_cost("expand", 0.21, 40)])[0] == better
+    assert [o.measured for o in _steadied([without, *falling])] == [True] + 3 * [False]
+    assert all(o.measured for o in _steadied(falling[:2]))

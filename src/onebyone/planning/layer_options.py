@@ -1,0 +1,312 @@
+"""The options of a network's layers, with errors in closed form and harms that are measured."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import le
+
+import numpy as np
+import torch
+from torch import nn
+
+from onebyone.calibration.collect import collect
+from onebyone.calibration.curvature import curvature_of
+from onebyone.calibration.inputs import CalibrationData
+from onebyone.calibration.meaning import Meaning
+from onebyone.calibration.moments import TO_COMPARE
+from onebyone.calibration.prefix_cache import ResumedPasses
+from onebyone.core.errors import ModelError
+from onebyone.core.records import Cost, LayerCost, Option, Step
+from onebyone.core.tensor_trees import Inputs, batch_size, tensors_in
+from onebyone.networks.outputs import Outputs
+from onebyone.networks.surgery import lay_channels_last, module_at
+from onebyone.planning.groups import GroupProblems, GroupSite, judged
+from onebyone.planning.harm import SiteHarms, pooled_harms
+from onebyone.rewrites.low_rank.reduced_rank import Problem, problems_of
+from onebyone.rewrites.registry import cost_before, layer_rewrite, layer_rewrites
+from onebyone.rewrites.steps import cost_of, roughly_fitted
+
+Progress = Callable[[int, int, str], None]
+
+# What an option must save of its site's MACs and parameters: the layers that it adds cost time of
+# their own in every runtime, which counts do not show.
+LEAST_GAIN = 0.15
+# Options of a site that go to the solver, at most.
+FRONT = 60
+# Errors that differ by less, relatively, are the same.
+TIE = 1e-5
+# Of each form, at least, where forms are not weighed against each other yet.
+FEWEST_OF_A_FORM = 16
+# Options of a site whose harm is measured. The harm of the others is interpolated. It is wrong by a
+# factor of about two, or of a hundred if an option removes channels that the network needs. So more
+# are measured where CHEAP_MACS a site, about a second, pay for them: all options of a small
+# network, and of the last layers of a larger one.
+PROBES = 5
+FEWEST_PROBES = 3
+CHEAP_MACS = 3e10
+PROBE_EXAMPLES = 512
+# All probes together may cost this many MACs: a minute or two on two cores. A rule in MACs, not in
+# seconds, so that a plan does not depend on how busy the machine was. There are fewer probes before
+# there are fewer examples than enough.
+PROBE_MACS = 5e12
+ENOUGH_PROBE_EXAMPLES = 32
+FEWEST_PROBE_EXAMPLES = 16
+# Forms that are found from a layer's outputs alone.
+OF_OUTPUTS = ("expand", "pair")
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """A site's options in order of their error, and what is known of their harm."""
+
+    options: Sequence[Option]
+    harms: SiteHarms
+
+
+class Surveyor:
+    """Carries what all sites are measured with."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: CalibrationData | None,
+        meaning: Meaning | None,
+        layers: Sequence[LayerCost],
+        progress: Progress | None,
+        *,
+        every_form: bool = False,
+    ) -> None:
+        self.network = network
+        self._data = data
+        self._meaning = meaning
+        self.every_form = every_form
+        self.layers = {layer.name: layer for layer in layers}
+        self.progress = progress
+        self.groups: list[GroupSite] = []
+        self.steps = 0
+        self.done = 0
+        self._batches: list[Inputs] = []
+        self._probes = PROBES
+        self._passes: ResumedPasses | None = None
+
+    @property
+    def data(self) -> CalibrationData:
+        """The calibration data, where there is some."""
+        assert self._data is not None
+        return self._data
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the outputs mean, where there is data."""
+        assert self._meaning is not None
+        return self._meaning
+
+    def advance(self, message: str) -> None:
+        """Report that another step is done."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.steps, message)
+
+    def layer_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
+        """Return the options of layers by themselves; ``reasons`` takes those without any."""
+        if self._data is None:
+            return self._kernel_options(names, reasons)
+        batches, examples = self.data.batches, len(self.data)
+        moments = collect(self.network, names, batches, examples=examples, enough=TO_COMPARE)
+        metrics = curvature_of(self.network, names, self.data, self._macs(), self.meaning)
+        self._prepare_probes(names)
+        probed: list[_Probed] = []
+        of_groups = GroupProblems(self.groups)
+        for name in names:
+            module, metric = module_at(self.network, name), metrics.get(name)
+            problems = problems_of(module, moments.pop(name), metric=metric)
+            try:
+                found = self._judged(name, problems)
+            except ModelError as error:
+                reasons[name] = f"the network does not run with it rewritten: {error}"
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                reasons[name] = f"its equations cannot be solved: {error}"
+            else:
+                if found is None:
+                    reasons[name] = f"no option saves {LEAST_GAIN:.0%} of its parameters and MACs"
+                else:
+                    probed.append(found)
+            for group, theirs in of_groups.seen(name, problems[0]):
+                probed += self._probed_group(group, theirs)
+            self.advance(f"options of {name}")
+        return self._with_harm(probed)
+
+    def _probed_group(self, site: GroupSite, problems: Sequence[Problem]) -> list[_Probed]:
+        """Measure the harm of a few options of a group of layers; of none that fail."""
+        probes, harm_with = self._probes_of(site.group.readers[0]), self._harm_with
+        try:
+            found = judged(site, self.network, problems, probes=probes, harm_with=harm_with)
+        except (ModelError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            return []
+        return [_Probed(*found)]
+
+    def _kernel_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
+        """Return options without data: their harm is the relative error of the layer's kernel."""
+        options: list[Option] = []
+        for name in names:
+            problems = problems_of(module_at(self.network, name))
+            found = self._site_options(name, problems)
+            if not found:
+                reasons[name] = f"no option saves {LEAST_GAIN:.0%} of its parameters and MACs"
+            options += [replace(option, harm=option.error) for option in found]
+            self.advance(f"options of {name}")
+        return options
+
+    def counted_options(self, name: str) -> list[Option]:
+        """Return the options of a layer that no other one beats in what is counted."""
+        paying = [option for options in self._paying(name).values() for option in options]
+        return _front(paying, most=len(paying))
+
+    def _paying(self, name: str) -> dict[str, list[Option]]:
+        """Return for each rewrite the options of a layer that save enough, by their cost alone."""
+        module, layer = module_at(self.network, name), self.layers[name]
+        before = cost_before(module, layer)
+        return {
+            rewrite: [
+                Option(site=name, steps=steps, before=before, after=cost, occupies=(name,))
+                for settings in how.grid(module)
+                for steps in [(Step(rewrite=rewrite, settings=settings),)]
+                if _pays(cost := cost_of(module, layer, steps), before)
+            ]
+            for rewrite, how in layer_rewrites().items()
+            if how.why_not(module) is None
+        }
+
+    def _site_options(self, name: str, problems: Sequence[Problem]) -> list[Option]:
+        module = module_at(self.network, name)
+        options = []
+        # Of a layer too wide for its covariance, the outputs alone are known.
+        blind = any(problem.xx is None and not problem.plain for problem in problems)
+        for rewrite, paying in self._paying(name).items():
+            kept = [o for o in paying if not blind or o.first.settings["form"] in OF_OUTPUTS]
+            if not kept:
+                continue
+            settings = [option.first.settings for option in kept]
+            errors = layer_rewrite(rewrite).errors(problems, module, settings)
+            options += [replace(o, error=e) for o, e in zip(kept, errors, strict=True)]
+        if not self.every_form:
+            return _front(options)
+        forms: dict[tuple[str, object], list[Option]] = defaultdict(list)
+        for option in options:
+            forms[option.first.rewrite, option.first.settings.get("form")].append(option)
+        most = max(FRONT // max(len(forms), 1), FEWEST_OF_A_FORM)
+        return [option for mine in forms.values() for option in _front(mine, most=most)]
+
+    def _judged(self, name: str, problems: Sequence[Problem]) -> _Probed | None:
+        """Return a site's options with what was measured of them, in float32 where that will do."""
+        module = module_at(self.network, name)
+        rough = [problem.rough() for problem in problems]
+        try:
+            return self._probed(module, rough, self._site_options(name, rough))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return self._probed(module, problems, self._site_options(name, problems))
+
+    def _probed(
+        self, module: nn.Module, problems: Sequence[Problem], options: list[Option]
+    ) -> _Probed | None:
+        """Measure the harm of a few options, from the one of least error to that of most."""
+        if not options:
+            return None
+        options = sorted(options, key=lambda option: option.error or 0.0)
+        count = min(self._probes_of(options[0].site), len(options))
+        spots = np.linspace(0, len(options) - 1, count).round().astype(int)
+        measured: dict[int, float] = {}
+        for spot in sorted({int(s) for s in spots}):
+            option = options[spot]
+            chain = roughly_fitted(module, option.steps, problems)
+            measured[spot] = self._harm_with(option.site, chain)
+        felt = sum(problem.felt for problem in problems) / 2
+        predicted = [felt * (option.error or 0.0) for option in options]
+        return _Probed(options, SiteHarms(predicted, measured))
+
+    def _with_harm(self, probed: Sequence[_Probed]) -> list[Option]:
+        """Return the options of all sites, each with its harm."""
+        examples = sum(map(batch_size, self._batches))
+        harms = pooled_harms([site.harms for site in probed], examples)
+        return [
+            replace(option, harm=harm, measured=place in site.harms.measured)
+            for site, found in zip(probed, harms, strict=True)
+            for place, (option, harm) in enumerate(zip(site.options, found, strict=True))
+        ]
+
+    def _macs(self) -> int:
+        return sum(layer.macs for layer in self.layers.values())
+
+    def _prepare_probes(self, names: Sequence[str]) -> None:
+        """Keep the original's outputs on the examples that harm is measured on."""
+        each = sum(self._macs_from(name) for name in names)
+        enough = min(ENOUGH_PROBE_EXAMPLES, len(self.data))
+        affordable_probes = int(PROBE_MACS / max(enough * each, 1))
+        self._probes = min(PROBES, max(FEWEST_PROBES, affordable_probes))
+        affordable = self.data.within(PROBE_MACS, self._probes * each, fewest=FEWEST_PROBE_EXAMPLES)
+        self._batches = list(affordable.first(PROBE_EXAMPLES).batches())
+        if any(tensor.ndim == 4 for tensor in tensors_in(self._batches[0])):
+            # As the inputs are laid out; weights of another layout are turned at each call.
+            lay_channels_last(self.network)
+        self._passes = ResumedPasses(self.network, self._batches, names)
+
+    def _probes_of(self, site: str) -> int:
+        """Return how many options of a site are measured, at most."""
+        examples = sum(map(batch_size, self._batches))
+        return max(self._probes, int(CHEAP_MACS / max(examples * self._macs_from(site), 1)))
+
+    def _macs_from(self, name: str) -> int:
+        """Return what a layer and all that run after it cost, for one input."""
+        order = list(self.layers)
+        return sum(self.layers[later].macs for later in order[order.index(name) :])
+
+    def _harm_with(self, site: str, new: nn.Module) -> float:
+        """Return the divergence of the outputs with one module replaced."""
+        assert self._passes is not None
+        return self._divergence(self._passes.outputs(site, new))
+
+    def _divergence(self, outputs: Iterable[Outputs]) -> float:
+        assert self._passes is not None
+        pairs = zip(self._passes.reference, outputs, strict=True)
+        found = float(torch.cat([self.meaning.divergence(*pair) for pair in pairs]).double().mean())
+        if not math.isfinite(found):
+            raise ModelError("its outputs are then NaN or infinite.")
+        return found
+
+
+def _pays(cost: Cost, before: Cost) -> bool:
+    """Whether an option is well below break-even, in parameters and in MACs."""
+    kept = 1 - LEAST_GAIN
+    return cost.macs <= kept * before.macs and cost.params <= kept * before.params
+
+
+def _front(options: list[Option], *, most: int = FRONT) -> list[Option]:
+    """Return the options that no other one beats in error and in all that is counted."""
+    ordered = sorted(options, key=lambda o: (o.error or 0.0, o.after.macs, o.after.params))
+    front: list[Option] = []
+    for option in ordered:
+        mine = option.after.counts
+        beaten = any(all(map(le, kept.after.counts, mine)) for kept in front)
+        if not beaten:
+            front.append(option)
+    front = [option for place, option in enumerate(front) if not _ties(option, front[place + 1 :])]
+    if len(front) <= most:
+        return front
+    spots = np.linspace(0, len(front) - 1, most).round().astype(int)
+    return [front[int(spot)] for spot in spots]
+
+
+def _ties(option: Option, worse: Sequence[Option]) -> bool:
+    """Whether an option that costs no more has the same error, but for rounding.
+
+    Two forms may be the same function, such as an ``expand`` and a ``tucker2`` of all its inputs.
+    Without this, rounding would decide which of them are listed.
+    """
+    least = (option.error or 0.0) * (1 + TIE)
+    return any(
+        (each.error or 0.0) <= least and all(map(le, each.after.counts, option.after.counts))
+        for each in worse
+    )
