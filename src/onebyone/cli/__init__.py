@@ -6,11 +6,12 @@ import argparse
 import difflib
 import importlib
 import io
+import os
 import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
@@ -31,6 +32,9 @@ COMMANDS = {
     "article": "measure every claim of the article on 1×1 convolutions",
     "doctor": "say what this machine has for onebyone, and how noisy it is",
 }
+# Commands that several processes share.
+SHARED = ("train",)
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets this variable, and nothing else does
 SHELLS = ("bash", "zsh", "tcsh")
 
 EPILOG = """examples:
@@ -154,10 +158,28 @@ def _main(arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     parsed.command_line = ("onebyone", *arguments)
-    with _only_records() if getattr(parsed, "json", False) else nullcontext(sys.stdout) as output:
+    with _processes(parsed.command), _output(parsed) as output:
         parsed.output = output
         _module(parsed.command).run(parsed)
     return 0
+
+
+def _output(parsed: argparse.Namespace) -> AbstractContextManager[TextIO]:
+    return _only_records() if getattr(parsed, "json", False) else nullcontext(sys.stdout)
+
+
+def _processes(command: str) -> AbstractContextManager[None]:
+    """Return the context in which the processes of torchrun work together, if it started some."""
+    if TORCHRUN not in os.environ:
+        return nullcontext()
+    from onebyone.core.errors import OptionError
+    from onebyone.core.processes import joined
+
+    if command not in SHARED and os.environ["WORLD_SIZE"] != "1":
+        raise OptionError(
+            f"torchrun goes with {', '.join(SHARED)}, got {command}. Run this command without it."
+        )
+    return joined()
 
 
 @contextmanager

@@ -74,7 +74,8 @@ def guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
         if os.environ.get(TRACEBACK, "0") not in ("", "0"):
             traceback.print_exception(error)
         words, status = _explain(error, arguments)
-        _print(words)
+        if not getattr(error, "told", False):  # by another process that torchrun started
+            _print(words)
         _close_output()
     return status
 

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 def free_folder(name: str) -> Path:
     """Return ``runs/NAME``, or the first of ``runs/NAME-2``, … that does not exist."""
+    from onebyone.core.processes import on_main
+
+    return on_main(lambda: _free_folder(name))
+
+
+def _free_folder(name: str) -> Path:
     base = Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     number, folder = 1, base
     while folder.exists():
@@ -74,8 +80,12 @@ def write_record(record: Record, folder: str | None, name: str, args: argparse.N
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show a progress bar on standard error if that is a terminal."""
+    from onebyone.core.processes import is_main
     from onebyone.report.console import progress as bar
 
+    if not is_main():
+        yield lambda done, total, message: None  # noqa: ARG005
+        return
     with bar(title) as update:
         yield update
 
@@ -83,10 +93,13 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 @contextmanager
 def stoppable(out: str | Path) -> Iterator[None]:
     """On an interruption, say where the run is and how to resume it."""
+    from onebyone.core.processes import is_main
+
     try:
         yield
     except KeyboardInterrupt:
-        sys.stderr.write(f"Stopped. {_after_stop(Path(out))}\n")
+        if is_main():
+            sys.stderr.write(f"Stopped. {_after_stop(Path(out))}\n")
         raise
 
 

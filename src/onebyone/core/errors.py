@@ -15,6 +15,7 @@ OneByOneError
 ├── RecordError                a record or a file with invalid content
 ├── ExportError                a written file that does not give the network's outputs
 ├── OutputError                a folder that cannot be written, or belongs to something else
+├── ProcessError               another process of the same run, under torchrun, failed or ended
 ├── MissingExtraError          an optional package that is not installed
 └── PluginError                a plugin of an installed package that cannot be used
     └── ContractError          a runtime or a rewrite that breaks the rules for all of them
@@ -118,6 +119,16 @@ class ExportError(OneByOneError):
 
 class OutputError(OneByOneError):
     """A folder cannot be written, or belongs to something else."""
+
+
+class ProcessError(OneByOneError):
+    """Another process of the same run failed or ended.
+
+    Attributes:
+        told: Whether a process has printed the cause already.
+    """
+
+    told = False
 
 
 class MissingExtraError(OneByOneError):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.errors import BudgetError, OneByOneError, OptionError, OutputError
 from onebyone.core.identity import check_same, words_of
 from onebyone.core.measures import Measure
+from onebyone.core.processes import is_main, on_main
 from onebyone.core.records import Identity, ModelSource, Profile, RunRecord, Status, TrainLog
 from onebyone.core.settings.runs import RunSettings
 from onebyone.core.task import Task
@@ -36,6 +37,7 @@ from onebyone.runtimes import describe_machine
 
 # A line for each finished stage; a command shows them on standard error.
 LOGGER = logging.getLogger("onebyone.run")
+T = TypeVar("T")
 
 
 class Shrunk(NamedTuple):
@@ -73,10 +75,17 @@ class Run:
     @property
     def training(self) -> dict[str, Any]:
         """Options of training, with its checkpoint."""
-        kept = None if self.folder is None else self.folder.file(CHECKPOINT)
+        # All processes know the checkpoint; the main one alone has the folder, and writes it.
+        out = self.settings.out
+        kept = None if out is None else Path(out) / CHECKPOINT
         seed = self.settings.seed
         how = {"capture": self.settings.capture, "seed": seed, "checkpoint": kept}
         return {**self.scoring, **how, "on_epoch": self.log_epoch, "progress": self.tell}
+
+    def on_main(self, call: Callable[[], T]) -> T:
+        """Let the main process do what several cannot share; all have its result and record."""
+        result, self.record = on_main(lambda: (call(), self.record))
+        return result
 
     def log_epoch(self, log: TrainLog) -> None:
         """Write the epochs of a training to the folder, and report the last one to trackers."""
@@ -87,14 +96,16 @@ class Run:
 
     def profile(self, network: nn.Module, *, timed: bool = True) -> Profile:
         """Profile a network: its costs and, if asked, its times, in total and for each layer."""
-        return profile_on(
-            network,
-            self.example,
-            name=self.record.source.name,
-            runtimes=tuple(self.settings.runtimes),
-            num_threads=self.settings.num_threads,
-            device=self.device,
-            timed=timed,
+        return on_main(
+            lambda: profile_on(
+                network,
+                self.example,
+                name=self.record.source.name,
+                runtimes=tuple(self.settings.runtimes),
+                num_threads=self.settings.num_threads,
+                device=self.device,
+                timed=timed,
+            )
         )
 
     def finish(self) -> None:
@@ -127,7 +138,8 @@ class Run:
 
     def log(self, line: str) -> None:
         """Add a line to the folder's log, and show it where a command listens."""
-        LOGGER.info(line)
+        if is_main():
+            LOGGER.info(line)
         if self.folder is not None:
             self.folder.log(line)
 
@@ -154,7 +166,7 @@ class Run:
     def tell(self, done: int, total: int, message: str = "") -> None:
         """Report progress, and keep it for the record of an interrupted run."""
         self.place = f"{message} ({done} of {total})" if message else f"{done} of {total}"
-        if self.settings.progress is not None:
+        if self.settings.progress is not None and is_main():
             self.settings.progress(
                 done, total, f"{self._numbered(self.record.status.stage)}: {message}"
             )
@@ -197,17 +209,19 @@ def started(
     device = str(as_device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     example = Example(data.inputs.with_batch(settings.batch))
     meaning = meaning.to(device)
-    record = RunRecord(
-        onebyone=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        status=Status(state="running", stage="start"),
-        source=source,
-        machine=describe_machine(device),
-        data=data.info(),
-        command=tuple(settings.command),
-        folder=None if settings.out is None else str(settings.out),
-        seed=settings.seed,
-        task=meaning.info(),
+    record = on_main(
+        lambda: RunRecord(
+            onebyone=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            status=Status(state="running", stage="start"),
+            source=source,
+            machine=describe_machine(device),
+            data=data.info(),
+            command=tuple(settings.command),
+            folder=None if settings.out is None else str(settings.out),
+            seed=settings.seed,
+            task=meaning.info(),
+        )
     )
     if settings.out is None:
         run = Run(record, None, settings, device, example, meaning)
@@ -215,7 +229,7 @@ def started(
             yield run
         return
     uses = (*settings.uses, *([source.spec] if source.spec is not None else []))
-    check_apart(settings.out, uses, replaces=settings.overwrite)
+    on_main(lambda: check_apart(settings.out or "", uses, replaces=settings.overwrite))
     deciding = {**settings.deciding, "device": device, "task": _words_of_task(meaning.task)}
     identity = Identity(
         network=hash_network(network),
@@ -224,10 +238,7 @@ def started(
         versions={"onebyone": __version__, "torch": str(torch.__version__)},
     )
     record = record.with_(identity=identity, weights=hash_weights(network))
-    folder = RunFolder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
-    try:
-        if folder.earlier is not None:
-            record = _resumed(folder.earlier, record, settings.out)
+    with _folder_of(record, settings) as (record, folder):
         run = Run(record, folder, settings, device, example, meaning, dict(record.seconds))
         try:
             with _reported(run, settings):
@@ -235,11 +246,30 @@ def started(
         except BaseException as error:
             if run.record.status.state == "running" and run.record.status.stage != "start":
                 run.break_off(run.record.status.stage, error)  # between two stages
-            if isinstance(error, BudgetError) and run.record.plan is None:
+            if isinstance(error, BudgetError) and run.record.plan is None and folder is not None:
                 folder.discard()  # there is nothing to resume: what was asked cannot be done
             raise
+
+
+@contextmanager
+def _folder_of(
+    asked: RunRecord, settings: RunSettings
+) -> Iterator[tuple[RunRecord, RunFolder | None]]:
+    """Yield the record to go on with, and the folder that it is in: the main process has it."""
+    opened: list[RunFolder] = []
+
+    def opening() -> RunRecord:
+        assert settings.out is not None
+        folder = RunFolder(settings.out, resume=settings.resume, overwrite=settings.overwrite)
+        opened.append(folder)
+        earlier = folder.earlier
+        return asked if earlier is None else _resumed(earlier, asked, settings.out)
+
+    try:
+        yield on_main(opening), next(iter(opened), None)
     finally:
-        folder.close()
+        for folder in opened:
+            folder.close()
 
 
 @contextmanager
@@ -247,7 +277,8 @@ def _reported(run: Run, settings: RunSettings) -> Iterator[None]:
     """Report a run to the services that the settings name, and end it there."""
     config = {name: words_of(value) for name, value in settings.deciding.items()}
     folder = None if run.folder is None else run.folder.path
-    run.trackers = trackers_of(settings.log, run.record.source.name, config, folder)
+    if is_main():
+        run.trackers = trackers_of(settings.log, run.record.source.name, config, folder)
     try:
         yield
     finally:

@@ -54,6 +54,6 @@ def _trained(run: Run, network: nn.Module, examples: Data, settings: TrainRunSet
         if run.folder is not None:
             run.folder.save_network(trained.model)
     with run.stage("measure"):
-        measure_alone(run, trained.model, examples)
+        run.on_main(lambda: measure_alone(run, trained.model, examples))
     run.finish()
     return Shrunk(evaluation_copy(trained.model, device="cpu"), run.record)

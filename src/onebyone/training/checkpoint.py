@@ -11,6 +11,7 @@ import torch
 
 from onebyone.core.errors import OptionError, RecordError, first_line
 from onebyone.core.identity import differences
+from onebyone.core.processes import count, is_main, on_main
 from onebyone.core.records import Epoch
 from onebyone.core.write_files import write_file
 from onebyone.training.job import Decision, Job
@@ -20,9 +21,9 @@ _CHECKPOINT_PARTS = ("settings", "decision", "model", "optimizer", "average", "b
 
 
 def save(job: Job) -> None:
-    """Write a checkpoint if the settings name a file for it."""
+    """Write a checkpoint if the settings name a file for it; the main process does."""
     path = job.options.checkpoint
-    if path is None:
+    if path is None or not is_main():
         return
     state = {
         "format": CHECKPOINT_FORMAT,
@@ -51,18 +52,25 @@ def _readable(path: Path) -> None:
 
 def decision_in(checkpoint: str | Path | None) -> Decision | None:
     """Return the decision of the trials that a checkpoint holds; ``None`` without a checkpoint."""
-    if checkpoint is None or not Path(checkpoint).exists():
+    if checkpoint is None:
         return None
-    kept = _read(Path(checkpoint), torch.device("cpu"))["decision"]
+    kept = on_main(lambda: _decision_at(Path(checkpoint)))
     return None if kept is None or not kept[2] else Decision(*kept)
+
+
+def _decision_at(path: Path) -> Any:
+    return _read(path, torch.device("cpu"))["decision"] if path.exists() else None
 
 
 def resume(job: Job) -> bool:
     """Restore the state from a checkpoint, and return whether there is one."""
     path = job.options.checkpoint
-    if path is None or not path.exists():
+    if path is None:
         return False
-    state = _read(path, job.device)
+    place = job.device if count() == 1 else torch.device("cpu")  # each process has its own GPU
+    state = on_main(lambda: _read(path, place) if path.exists() else None)
+    if state is None:
+        return False
     different = differences(state["settings"], job.settings)
     if different:
         raise OptionError(

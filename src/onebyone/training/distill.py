@@ -16,6 +16,7 @@ from onebyone.calibration.infer_task import look_at
 from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import OptionError
 from onebyone.core.precision import float32_in
+from onebyone.core.processes import on_main
 from onebyone.core.settings.signature import takes
 from onebyone.core.settings.training import DistillSettings
 from onebyone.core.tensor_trees import fresh
@@ -171,14 +172,11 @@ def _decided(
     if resumed is not None:
         return resumed
     judge = (examples.validation or examples.train).take(TRIAL_EXAMPLES, seed)
-    measured = partial(
-        distances,
-        settings.teacher,
-        meaning=meaning,
-        mine=mine,
-        split=judge,
-        device=settings.device,
-    )
+    how: Any = {"meaning": meaning, "mine": mine, "split": judge, "device": settings.device}
+
+    def measured(students: Sequence[nn.Module]) -> list[float]:
+        return on_main(lambda: distances(settings.teacher, students, **how))
+
     settled = norms is not None or only_labels
     at_start = math.inf if settled and rate is not None else measured([model])[0]
     norms = only_labels or at_start > NEAR if norms is None else norms
@@ -278,7 +276,7 @@ def _nearer(
 ) -> Trained:
     """Return the network after or before training, whichever is nearer to the teacher."""
     before = evaluation_copy(start)
-    at_start, at_end = apart([before, trained.model])
+    at_start, at_end = on_main(lambda: apart([before, trained.model]))
     if at_end < at_start:
         return trained
     return Trained(before, replace(trained.log, chosen_epoch=0))

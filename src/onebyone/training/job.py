@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from onebyone.calibration.infer_task import Known, meaning_of
 from onebyone.calibration.meaning import Meaning, TaskLike
+from onebyone.core import processes
 from onebyone.core.errors import DataError, NotComparableError, OptionError
 from onebyone.core.metrics import MetricFunction
 from onebyone.core.precision import Precision, uses_bf16
@@ -311,11 +312,14 @@ def prepare(
             iter(tensor_batches(first, len(first), device=where, channels_last=True, stage="train"))
         )
         added = add_norms(student, inputs)
+    # Processors of several kinds may have rounded in their own ways.
+    processes.copy_from_main([*student.parameters(), *student.buffers()])
     rate = options.learning_rate
     if rate is None:
         rate = default_rate * math.sqrt(options.batch_size / 128)
     bf16 = uses_bf16(options.precision, where)
-    captures = options.capture and where.type == "cuda"
+    # What several processes add up within a step is not captured.
+    captures = options.capture and where.type == "cuda" and processes.count() == 1
     settings = {
         "objective": name,
         "epochs": options.epochs,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from onebyone.core import processes
 from onebyone.core.errors import ModelError, OptionError
 from onebyone.core.randomness import seed_generators, seeded
 from onebyone.core.records import Epoch, TrainLog
@@ -23,6 +25,7 @@ from onebyone.training.checkpoint import resume, save
 from onebyone.training.cuda_graph import CapturedStep, TakeStep
 from onebyone.training.fused_chains import composed
 from onebyone.training.job import Job, LoopSettings, Trained, forward
+from onebyone.training.synced_norms import synced_norms
 from onebyone.training.temporary_norms import take_in
 from onebyone.training.validation import Score, validation
 
@@ -53,16 +56,19 @@ def fit(job: Job, objective: Objective) -> Trained:
             started = time.perf_counter()
             # Seeded in each epoch, so that a resumed training draws the same.
             seed = (options.seed * 1_000_003 + epoch) % 2**63
-            seed_generators(seed, job.device)
+            # What the network draws differs between processes, as their examples do.
+            seed_generators(seed + processes.rank(), job.device)
             with composed(job.student, bf16=job.bf16, device=job.device):
                 loss = _epoch(job, take_step, epoch, seed)
+            # Of what the network notes by itself, besides batch norms, the main process's counts.
+            processes.copy_from_main([*job.student.buffers()])
             trained_seconds = time.perf_counter() - started
             with job.averaged():
                 job.log.append(
                     Epoch(
                         epoch=epoch,
                         loss=loss,
-                        validation=None if score is None else score.measure(job),
+                        validation=None if score is None else _measured(job, score),
                         learning_rate=_rate(job, (epoch - 1) * job.steps),
                         seconds=trained_seconds,
                     )
@@ -70,12 +76,13 @@ def fit(job: Job, objective: Objective) -> Trained:
                 if options.patience is not None and job.best_epoch == epoch:
                     job.best = _copied(job.student.state_dict())
             save(job)
-            if options.on_epoch is not None:
+            if options.on_epoch is not None and processes.is_main():
                 options.on_epoch(_log(job, score))
     if job.average is not None:
         job.average.put_in()
     if job.best is not None:
         job.student.load_state_dict(job.best)
+    processes.copy_from_main([*job.student.parameters(), *job.student.buffers()])
     job.student.eval()
     take_in(job.student, job.added)
     job.student.to(job.home)
@@ -83,6 +90,10 @@ def fit(job: Job, objective: Objective) -> Trained:
     for parameter in job.student.parameters():
         parameter.grad = None
     return Trained(job.student, _log(job, score))
+
+
+def _measured(job: Job, score: Score) -> float:
+    return processes.on_main(lambda: score.measure(job))
 
 
 def _copied(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +129,7 @@ def _epoch(job: Job, take_step: TakeStep, epoch: int, seed: int) -> float:
         if step % look == 0 or step == job.steps:
             mean = float(total) / step
             _check_finite(mean, job, epoch, step)
-            if options.progress is not None:
+            if options.progress is not None and processes.is_main():
                 message = f"epoch {epoch} of {options.epochs}, loss {mean:.4f}"
                 options.progress(first + step, total_steps, message)
     return float(total) / job.steps
@@ -145,6 +156,8 @@ def _step(job: Job, objective: Objective, inputs: Tensor, targets: Tensor) -> Te
         for part, wanted in pairs:
             share = len(part) / len(inputs)
             total = total + _gradients(job, objective, part, wanted, share=share)
+    if processes.count() > 1:
+        _add_up_gradients(job, total)
     nn.utils.clip_grad_norm_(job.trained, CLIP)
     job.optimizer.step()
     return total
@@ -153,11 +166,34 @@ def _step(job: Job, objective: Objective, inputs: Tensor, targets: Tensor) -> Te
 def _gradients(
     job: Job, objective: Objective, inputs: Tensor, targets: Tensor, *, share: float = 1.0
 ) -> Tensor:
-    """Add the gradients of a batch's loss, times its share of the step; return that loss."""
-    loss = objective(inputs, forward(job, inputs), targets)
+    """Add the gradients of a batch's loss, times its share of the step; return that loss.
+
+    Of several processes each takes its part of the batch; its loss and gradients are parts too.
+    """
+    everywhere = len(inputs) < processes.count()  # too few to divide
+    if processes.count() > 1:
+        mine = slice(0, len(inputs)) if everywhere else processes.share(len(inputs))
+        parts = processes.count() if everywhere else 1
+        share *= (mine.stop - mine.start) / len(inputs) / parts
+        inputs, targets = inputs[mine], targets[mine]
+    divided = processes.count() > 1 and not everywhere
+    with synced_norms() if divided else nullcontext():
+        loss = objective(inputs, forward(job, inputs), targets)
     loss = loss if share == 1 else loss * share
     backward(loss, job.student)
     return loss.detach()
+
+
+def _add_up_gradients(job: Job, loss: Tensor) -> None:
+    """Replace a step's loss and gradients by their sums over all processes, in place."""
+    given = [parameter.grad is not None for parameter in job.trained]
+    present = torch.tensor(given, dtype=torch.float32, device=loss.device)
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in job.trained]
+    processes.add_up([loss, present, *gradients])
+    if not all(given):  # a parameter that no process used must not be decayed either
+        used = (present > 0).tolist()
+        for parameter, gradient, is_used in zip(job.trained, gradients, used, strict=True):
+            parameter.grad = gradient if is_used else None
 
 
 def _check_finite(mean: float, job: Job, epoch: int, step: int) -> None:

@@ -1,0 +1,81 @@
+"""Works that one process and several must do alike; as a script, those of torchrun do them."""
+
+import sys
+
+import torch
+from torch import nn
+
+from onebyone.core import processes
+from onebyone.data import Augmentation, Data, TensorSplit
+from onebyone.training.distill import distill
+from onebyone.training.train import train
+
+EXAMPLES = 66  # the last batch has two examples: too few for three processes
+
+
+def network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3),
+        ).eval()  # fmt: skip
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (EXAMPLES, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    how = {"augmentation": Augmentation(shift=1)}
+    split = TensorSplit(images, torch.arange(EXAMPLES) % 3, **how)
+    return Data(name="d", train=split, validation=split, test=split, classes=tuple("abc"))
+
+
+def trained():
+    how = {"accumulate": 2, "ema": 0.9}
+    return train(network(), data(), epochs=3, batch_size=16, precision="float32", **how)
+
+
+def distilled():
+    """Distil with trials, mixed images and temporary norms."""
+    plain = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, 3),
+    )  # fmt: skip
+    torch.manual_seed(1)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    how = {"teacher": network(), "precision": "float32", "norms": True, "mix": 0.5}
+    return distill(plain.eval(), data(), epochs=20, batch_size=6, **how)
+
+
+def told():
+    """Say how often callbacks are called."""
+    calls = []
+    how = {"on_epoch": calls.append, "progress": lambda *_: calls.append(None)}
+    train(network(), data(), epochs=1, batch_size=33, **how)
+    return [len(each) for each in processes.gathered(calls)]
+
+
+WORKS = {"train": trained, "distil": distilled}
+
+
+def done(names):
+    """Return the weights and the log of each work."""
+    torch.set_num_threads(1)
+    results = {}
+    for name in names:
+        model, log = WORKS[name]()
+        losses = [(epoch.loss, epoch.validation) for epoch in log.epochs]
+        results[name] = (model.state_dict(), losses, log.objective)
+    return results
+
+
+if __name__ == "__main__":
+    out, *names = sys.argv[1:]
+    with processes.joined():
+        results = done(names)
+        alike = processes.gathered({name: each[0] for name, each in results.items()})
+        calls = told()
+        if processes.is_main():
+            torch.save({"results": results, "alike": alike, "calls": calls}, out)
