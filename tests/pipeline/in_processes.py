@@ -1,10 +1,13 @@
 """Works that one process and several must do alike; as a script, those of torchrun do them."""
 
+import copy
 import sys
 
 import torch
 from torch import nn
 
+from onebyone.calibration.collect import Across, collect
+from onebyone.calibration.moments import Enough
 from onebyone.core import processes
 from onebyone.data import Augmentation, Data, TensorSplit
 from onebyone.training.distill import distill
@@ -49,6 +52,23 @@ def distilled():
     return distill(plain.eval(), data(), epochs=20, batch_size=6, **how)
 
 
+def moments():
+    """Measure layers whose maps are sampled, in groups, and a linear layer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(2),
+            nn.Linear(36, 5), nn.Flatten(), nn.Linear(20, 3),
+        ).eval()  # fmt: skip
+    images = torch.rand(EXAMPLES, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 10
+    names, few = ["0", "2", "4", "6"], Enough(macs=0, fewest=4)
+    # The last batch has two examples, fewer than three processes.
+    found = collect(net, names, lambda: images.split(16), examples=EXAMPLES, enough=few)
+    other = copy.deepcopy(net)
+    across = Across(net, lambda: images.split(16), examples=EXAMPLES, start=other, sites=names)
+    return found, [across.moments(other, [name]) for name in names]
+
+
 def told():
     """Say how often callbacks are called."""
     calls = []
@@ -76,6 +96,6 @@ if __name__ == "__main__":
     with processes.joined():
         results = done(names)
         alike = processes.gathered({name: each[0] for name, each in results.items()})
-        calls = told()
+        found = {"results": results, "alike": alike, "calls": told(), "moments": moments()}
         if processes.is_main():
-            torch.save({"results": results, "alike": alike, "calls": calls}, out)
+            torch.save(found, out)

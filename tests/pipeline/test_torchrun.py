@@ -86,6 +86,17 @@ def test_all_processes_have_the_same_weights(of_three):
             assert all(torch.equal(first[work][name], other[work][name]) for name in first[work])
 
 
+def test_three_processes_sum_the_moments_of_one(of_three):
+    ours, across = in_processes.moments()
+    theirs, theirs_across = of_three["moments"]
+    for one, other in zip([ours, *across], [theirs, *theirs_across], strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            for mine, yours in zip(one[name], other[name], strict=True):
+                for value, wanted in zip(vars(yours).values(), vars(mine).values(), strict=True):
+                    assert_close(value, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_only_the_main_process_reports(of_three):
     main, *others = of_three["calls"]
     assert main > 1

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.calibration.inputs import Batches
-from onebyone.calibration.moments import TO_FIT, Enough, LayerSum, Moments
+from onebyone.calibration.moments import TO_FIT, Enough, LayerSum, Moments, Part
 from onebyone.calibration.prefix_cache import Advancing
 from onebyone.calibration.resumed_pass import Reached
+from onebyone.core import processes
 from onebyone.core.errors import DataError
-from onebyone.core.tensor_trees import Inputs
+from onebyone.core.tensor_trees import Inputs, batch_size, sliced
 from onebyone.networks.surgery import evaluation_copy, hooks_removed, run
 
 
@@ -27,6 +28,8 @@ def collect(
     enough: Enough = TO_FIT,
 ) -> dict[str, tuple[Moments, ...]]:
     """Return the moments of layers' inputs and outputs, per group, from one pass over the data.
+
+    Several processes each run their part of every batch; all return the moments of the whole.
 
     Args:
         model: Not modified; a copy in evaluation mode is run.
@@ -42,9 +45,11 @@ def collect(
         for name in names
     }
 
+    part: Part | None = None
+
     def recorder(total: LayerSum) -> Callable[..., None]:
         def record(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            total.add(_input(args, kwargs), output, own=True)
+            total.add(_input(args, kwargs), output, own=True, part=part)
 
         return record
 
@@ -53,9 +58,30 @@ def collect(
         for total in sums.values()
     ]
     with hooks_removed(handles), torch.no_grad():
-        for inputs in batches():
+        for batch in batches():
+            inputs, part = _part_of(batch)
             run(network, inputs)
+    _add_up(sums)
     return {name: total.moments() for name, total in sums.items() if total.ran}
+
+
+def _part_of(batch: Inputs) -> tuple[Inputs, Part | None]:
+    """Return the part of a batch that this process runs, and which one it is."""
+    if processes.count() == 1:
+        return batch, None
+    n = batch_size(batch)
+    mine = processes.share(n)
+    if n >= processes.count():
+        part = sliced(batch, mine.start, mine.stop)
+        if batch_size(part) == mine.stop - mine.start:
+            return part, Part(mine.start, mine.stop, n)
+    return batch, Part(0, n, n, counts=processes.is_main())  # it cannot be divided
+
+
+def _add_up(sums: Mapping[str, LayerSum]) -> None:
+    if processes.count() > 1:
+        for total in sums.values():
+            total.add_up()
 
 
 def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -100,7 +126,7 @@ class Across:
         self._passes: tuple[Advancing, ...] = ()
         self.resumed: frozenset[str] = frozenset()
         if start is not None and examples is not None:
-            first = next(iter(batches()))
+            first, _ = _part_of(next(iter(batches())))
             both = [Advancing(network, first, sites, examples) for network in (start, original)]
             self._passes = tuple(both)
             self.resumed = frozenset(both[0].resumed) & frozenset(both[1].resumed)
@@ -127,14 +153,16 @@ class Across:
         inputs = _Watched(rewritten, names, before=True)
         outputs = _Watched(self._original, names, before=False)
         with hooks_removed([*inputs.handles, *outputs.handles]), torch.no_grad():
-            for place, batch in enumerate(self._batches()):
+            for place, whole in enumerate(self._batches()):
+                batch, part = _part_of(whole)
                 for turn, watched in enumerate((inputs, outputs)):
                     watched.seen.clear()
                     with self._going_to(turn, watched.network, place, [*since, *names]):
                         _run_until_reached(watched.network, batch)
                     _check_ran(names, watched.seen)
                 for name in names:
-                    sums[name].add(inputs.seen[name], outputs.seen[name], own=False)
+                    sums[name].add(inputs.seen[name], outputs.seen[name], own=False, part=part)
+        _add_up(sums)
         return {name: total.moments() for name, total in sums.items()}
 
     def _going_to(

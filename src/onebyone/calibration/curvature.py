@@ -13,6 +13,7 @@ from onebyone.calibration.inputs import Batches, CalibrationData
 from onebyone.calibration.meaning import Meaning
 from onebyone.calibration.moments import is_summable, largest_absolute, working_precision
 from onebyone.core.errors import GradientError
+from onebyone.core.processes import on_main
 from onebyone.core.tensor_trees import batch_size, map_tensors
 from onebyone.networks.conv_layers import output_rows
 from onebyone.networks.gradients import backward
@@ -45,7 +46,8 @@ def curvature_of(
     places = places_of(comparable(run(network, data.example()), network, 1))
     if places > 1:
         enough = enough.first(max(FEWEST_WITH_MAPS, DIRECTIONS // places))
-    return output_curvature(model, names, enough.batches, meaning=meaning)
+    # Labels are drawn batch by batch: other batches would draw others.
+    return on_main(lambda: output_curvature(model, names, enough.batches, meaning=meaning))
 
 
 def places_of(outputs: Outputs) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from onebyone.core import processes
 from onebyone.core.errors import DataError, ModelError
 from onebyone.networks.conv_layers import (
     bias_of,
@@ -82,6 +83,37 @@ class Moments:
     xx: Tensor | None
     yx: Tensor | None
     yy: Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a batch that one of several processes runs.
+
+    Attributes:
+        start: Its first example.
+        stop: After its last example.
+        of: Examples of the batch.
+        counts: Whether it counts here; a batch that cannot be divided counts in one process.
+    """
+
+    start: int
+    stop: int
+    of: int
+    counts: bool = True
+
+    def batch_of(self, y: Tensor) -> Tensor:
+        """Return a tensor of the shape that the whole batch gives, without its values."""
+        return y[:1].expand(len(y) * self.of // (self.stop - self.start), *y.shape[1:])
+
+    def own(self, places: Tensor, rows: int) -> Tensor:
+        """Return which of the places in the rows of the whole batch are this part's, and where.
+
+        Args:
+            places: Of the whole batch.
+            rows: Of this part.
+        """
+        start = rows * self.start // (self.stop - self.start)
+        return places[(places >= start) & (places < start + rows)] - start
 
 
 class MomentSum:
@@ -164,6 +196,35 @@ class MomentSum:
             else:
                 self._sums[name] = recent
         self._recent_rows = 0
+
+    def seen(self) -> tuple[int, dict[str, Tensor]]:
+        """Return the number of rows, and the origins of their sums in float64 on the CPU."""
+        self._add_recent()
+        return self.rows, {name: o.detach().cpu().double() for name, o in self._origins.items()}
+
+    def add_up(self, rows: int, origins: Mapping[str, Tensor]) -> None:
+        """Add the sums of all processes.
+
+        Args:
+            rows: Of all processes.
+            origins: From where all are to be counted; not of this process alone.
+        """
+        for name in origins.keys() - self._origins.keys():  # nothing ran here
+            self._origins[name] = origins[name]
+            self._sums[name] = torch.zeros_like(origins[name])
+        kinds = [a + b for a, b in ("xx", "yx", "yy") if {a, b} <= origins.keys()]
+        kinds = [kind for kind in kinds if not self.outputs_only or kind == "yy"]
+        moved = {name: self._origins[name].cpu().double() - origins[name] for name in origins}
+        for kind in kinds:
+            first, second = moved[kind[0]], moved[kind[1]]
+            total = self._sums.setdefault(kind, first.new_zeros(len(first), len(second)))
+            total.addr_(first, self._sums[kind[1]]).addr_(self._sums[kind[0]], second)
+            total.addr_(first, second, alpha=self.rows)
+        for name in origins:
+            self._sums[name] += self.rows * moved[name]
+            self._origins[name] = origins[name]
+        processes.add_up([self._sums[name] for name in (*sorted(origins), *kinds)])
+        self.rows = rows
 
     def moments(self, *, weight: Tensor | None = None, bias: Tensor | None = None) -> Moments:
         """Return the centered moments. This consumes the sums: call it once.
@@ -263,28 +324,39 @@ class LayerSum:
         """Whether anything was added."""
         return any(total.rows for total in self._sums)
 
-    def add(self, x: Tensor, y: Tensor, *, own: bool) -> None:
-        """Add a batch.
+    def add(self, x: Tensor, y: Tensor, *, own: bool, part: Part | None = None) -> None:
+        """Add a batch, or a part of one.
 
         Args:
             x: The layer's input.
             y: Its output, or the output it should have.
             own: Whether ``y`` is the layer's own output; its moments are then computed from those
                 of ``x``.
+            part: Which part of the batch it is, if not all of it.
 
         Raises:
             ModelError: If a value is NaN or infinite.
         """
         x, y = _summable(x, y, self._name)
-        places = None
-        if self._examples is not None:
-            places = choose_places(self.module, y, self._wanted(y), self._generator)
+        places = None if self._examples is None else self._places(y, part)
+        if part is not None and not part.counts:
+            return
         for inputs, outputs in self._parts(x, y, places):
             rows = input_rows(self.module, inputs, places=places)
             given = None
             if self._outputs_only or not own:
                 given = output_rows(self.module, outputs, places=places)
             self._add_rows(rows, given)
+
+    def _places(self, y: Tensor, part: Part | None) -> list[Tensor] | None:
+        """Draw the positions; those of a part are its own among those of the batch."""
+        if part is None or y.ndim < 2:
+            return choose_places(self.module, y, self._wanted(y), self._generator)
+        batch = part.batch_of(y)
+        places = choose_places(self.module, batch, self._wanted(batch), self._generator)
+        if places is None or not is_linear(self.module):
+            return places
+        return [part.own(places[0], output_places(self.module, y))]
 
     def _wanted(self, y: Tensor) -> int:
         """Return the number of positions to sample per example (per batch for a linear layer)."""
@@ -312,6 +384,14 @@ class LayerSum:
             out = slice(group * self.shape.group_out, (group + 1) * self.shape.group_out)
             seen = slice(group * self.shape.values, (group + 1) * self.shape.values)
             total.add(rows[:, seen], None if given is None else given[:, out])
+
+    def add_up(self) -> None:
+        """Add the sums of all processes, of which each has seen its part of every batch."""
+        everywhere = processes.gathered([total.seen() for total in self._sums])
+        for total, *each in zip(self._sums, *everywhere, strict=True):
+            seen = [(rows, origins) for rows, origins in each if rows]
+            if seen:
+                total.add_up(sum(rows for rows, _ in seen), seen[0][1])
 
     def moments(self) -> tuple[Moments, ...]:
         """Return the centered moments of each group."""
