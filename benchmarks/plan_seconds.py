@@ -38,7 +38,7 @@ from onebyone.core.records import Plan
 from onebyone.core.tables import Table
 from onebyone.core.write_files import write_text
 from onebyone.data.splits import TensorSplit
-from onebyone.planning import layer_options, planner, survey
+from onebyone.planning import choosing, layer_options, planner, survey
 from onebyone.planning.latency import planner as deployed
 from onebyone.report.console import print_table
 from onebyone.rewrites.registry import LAYER_REWRITES
@@ -128,7 +128,7 @@ def stages_of_a_plan() -> list[tuple[Any, str, str]]:
         (survey, "fit_heads", "head"),
         (planner.Deployed, "survey", "timing"),
         (deployed.Deployed, "measure", "timing"),
-        (planner, "choose", "solving"),
+        (choosing, "choose", "solving"),
     ]
     found += [(how, "errors", f"{name} errors") for name, how in LAYER_REWRITES.items()]
     return found

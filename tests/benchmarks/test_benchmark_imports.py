@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,9 @@ def test_what_a_script_imports_is_there(file):
         for alias in node.names:
             if not hasattr(module, alias.name):
                 importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_the_stages_of_a_plan_are_functions_of_the_package(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    stages = importlib.import_module("plan_seconds").stages_of_a_plan()
+    assert [name for owner, name, _ in stages if not callable(getattr(owner, name, None))] == []

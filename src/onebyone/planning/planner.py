@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -14,16 +14,13 @@ from torch import nn
 from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import CalibrationData, as_calibration
 from onebyone.calibration.meaning import Meaning, TaskLike
-from onebyone.core.budget import check_budgets, counted_budgets, parse_budgets
+from onebyone.core.budget import check_budgets, parse_budgets
 from onebyone.core.errors import BudgetError, OptionError
 from onebyone.core.randomness import seeded
 from onebyone.core.records import (
-    COUNTED,
     Budget,
-    CalibrationInfo,
     Deployment,
     FrontPoint,
-    InputSpec,
     LeftAlone,
     Option,
     Plan,
@@ -33,28 +30,16 @@ from onebyone.core.records import (
 from onebyone.core.settings.common import Progress
 from onebyone.core.settings.planning import PlanSettings
 from onebyone.core.settings.signature import takes_calibration
-from onebyone.core.tensor_trees import (
-    Inputs,
-    device_of,
-    first_examples,
-    repeated,
-    to_device,
-)
+from onebyone.core.tensor_trees import Inputs, device_of, first_examples, repeated, to_device
 from onebyone.core.torch_state import ordinary_torch
-from onebyone.core.units import format_percent
 from onebyone.networks.examples import given_example, inputs_of
-from onebyone.networks.surgery import (
-    as_network,
-    check_finite,
-    floating_type,
-    home_of,
-)
+from onebyone.networks.surgery import as_network, check_finite, floating_type, home_of
 from onebyone.planning.applicability import left_alone
+from onebyone.planning.choosing import check_reachable, nearest_counted, plan_within
 from onebyone.planning.fallback import never_slower_in_int8
 from onebyone.planning.front import front_of
 from onebyone.planning.head_options import HeadChoice
 from onebyone.planning.int8_harm import int8_harms
-from onebyone.planning.knapsack import choose, nearest
 from onebyone.planning.latency.cache import Timings, cache_folder
 from onebyone.planning.latency.correction import Worth
 from onebyone.planning.latency.front import FRONT_SECONDS, timed_front
@@ -66,7 +51,6 @@ from onebyone.planning.survey import Survey, survey
 from onebyone.profiling.latency import threads
 from onebyone.profiling.subnormals import subnormals_of, with_times
 from onebyone.quantizing.flow import flow_of
-from onebyone.rewrites.registry import is_group_rewrite, is_layer_rewrite
 from onebyone.runtimes.onnx import to_onnx
 
 HEAD_CHOICES = ("auto", "keep", "exact", "gap")
@@ -207,7 +191,7 @@ class Planner:
                 every_form=deployment is not None,
                 with_groups=precision == FLOAT32,
                 meaning=task if isinstance(task, Meaning) else None,
-                check=partial(_check_reachable, asked, deployment) if asked else None,
+                check=partial(check_reachable, asked, deployment) if asked else None,
                 progress=progress,
             )
         self._flow, self._alone_harm = None, 0.0
@@ -229,7 +213,7 @@ class Planner:
         whole = repeated(self._example, batch)
         self._batched: Inputs = to_device(whole, home_of(self._model))
         self._made = partial(
-            _plan_within,
+            plan_within,
             network=self._name,
             inputs=inputs_of(self._model, self._batched),
             calibration=self._data,
@@ -418,7 +402,7 @@ class Planner:
         """
 
         def within(bounds: Sequence[Budget]) -> Plan:
-            reached = _nearest_counted(found, bounds) if closest else bounds
+            reached = nearest_counted(found, bounds) if closest else bounds
             return self._made(found, reached, fastest=FASTEST if fastest else None)
 
         memory = [budget for budget in budgets if budget.quantity == "memory"]
@@ -436,49 +420,10 @@ class Planner:
         )
 
 
-def _nearest_counted(found: Survey, budgets: Sequence[Budget]) -> tuple[Budget, ...]:
-    """Return budgets with those of what is counted raised to what can be reached."""
-    counted = [budget for budget in budgets if budget.quantity in COUNTED]
-    reached = nearest(found.options, counted, found.start, forced=found.forced)
-    raised = {budget.quantity: budget for budget in reached}
-    return tuple(raised.get(budget.quantity, budget) for budget in budgets)
-
-
-def _check_reachable(texts: Sequence[str], deployment: Deployment | None, found: Survey) -> None:
-    """Refuse budgets of what is counted that no choice of the options meets."""
-    found = in_precision(found, deployment)
-    budgets = counted_budgets(texts, found.before)
-    choose(found.options, budgets, found.start, forced=found.forced, obstacles=_obstacles(found))
-
-
 def _folder(cache: str | Path | Literal[False] | None) -> Path | None:
     if cache is False:
         return None
     return cache_folder() if cache is None else Path(cache)
-
-
-def plan_from(
-    found: Survey,
-    budget: str | Iterable[str],
-    *,
-    network: str,
-    inputs: InputSpec,
-    calibration: CalibrationInfo | None,
-) -> Plan:
-    """Choose among options already surveyed: a moment's work, for any number of budgets.
-
-    Args:
-        found: The options.
-        budget: As for :func:`plan`, of what is counted: ``macs``, ``params`` and ``size``.
-        network: What to call the network.
-        inputs: What the network takes, with the batch that the plan is for.
-        calibration: What harm was measured on.
-
-    Raises:
-        BudgetError: If a budget cannot be read or reached; says what is reachable.
-    """
-    budgets = parse_budgets(budget, found.before)
-    return _plan_within(found, budgets, network=network, inputs=inputs, calibration=calibration)
 
 
 def _example(
@@ -497,46 +442,6 @@ def _example(
     return given.first().on(model, device)
 
 
-def _plan_within(
-    found: Survey,
-    budgets: Sequence[Budget],
-    *,
-    network: str,
-    inputs: InputSpec,
-    calibration: CalibrationInfo | None,
-    fastest: float | None = None,
-) -> Plan:
-    exact = found.exact if found.exact_asked else None
-    chosen = choose(
-        found.options,
-        budgets,
-        found.start,
-        forced=found.forced,
-        obstacles=_obstacles(found),
-        fastest=fastest,
-    )
-    taken = chosen.options
-    if found.exact is not None and any(_is_inside(option, found.exact) for option in taken):
-        exact = found.exact
-    after = found.base
-    choices = taken if exact is None else (exact, *taken)
-    for option in choices:
-        after = after - option.saved
-    return Plan(
-        network=network,
-        inputs=inputs,
-        budgets=tuple(budgets),
-        before=found.before,
-        after=after,
-        choices=choices,
-        left_alone=_left_alone(found, choices, exact),
-        calibration=calibration,
-        harm=sum(option.harm or 0.0 for option in taken),
-        gap=chosen.gap,
-        task=None if found.meaning is None else found.meaning.info(),
-    )
-
-
 def _never_slower(made: Plan, found: Survey, *, fastest: bool) -> Plan:
     """Return a plan, or one that changes nothing where it is only for speed and shows no gain."""
     if is_shown_faster(made) or not made.choices or not fastest:
@@ -548,49 +453,4 @@ def _never_slower(made: Plan, found: Survey, *, fastest: bool) -> Plan:
     left = [LeftAlone(site=option.site, reason=reason) for option in made.choices]
     return replace(
         made, choices=(), left_alone=(*left, *made.left_alone), after=found.before, harm=0.0
-    )
-
-
-def _is_inside(option: Option, head: Option) -> bool:
-    """Whether an option's site is a layer that only the exact head has."""
-    if not (is_layer_rewrite(option.first.rewrite) or is_group_rewrite(option.first.rewrite)):
-        return False
-    return any(name.startswith(f"{head.site}.") for name in (option.site, *option.occupies))
-
-
-def _left_alone(
-    found: Survey, choices: Sequence[Option], exact: Option | None
-) -> tuple[LeftAlone, ...]:
-    touched = {name for option in choices for name in (*option.occupies, option.site)}
-    reasons = {item.site: item.reason for item in found.left_alone if item.site not in touched}
-    for option in found.options:
-        if option.site not in touched:
-            reasons[option.site] = "the budget is met with less harm elsewhere"
-    if found.exact is not None and exact is None:
-        # The layers of the exact head are not in the network that the plan is for.
-        inside = f"{found.exact.site}."
-        gone = [site for site in reasons if site.startswith(inside)]
-        for site in gone:
-            reason = reasons.pop(site)
-            if found.exact.site not in touched:
-                reasons[found.exact.site] = reason
-    order = {layer.name: place for place, layer in enumerate(found.layers)}
-    return tuple(
-        LeftAlone(site=site, reason=reason)
-        for site, reason in sorted(reasons.items(), key=lambda x: order.get(x[0], len(order)))
-    )
-
-
-def _obstacles(found: Survey) -> str:
-    """Say what share of the MACs the sites hold that cannot be rewritten."""
-    fixed = {item.site for item in found.left_alone}
-    held = sum(layer.macs for layer in found.layers if layer.name in fixed)
-    if not held:
-        return ""
-    worst = max((layer for layer in found.layers if layer.name in fixed), key=lambda x: x.macs)
-    reason = next(item.reason for item in found.left_alone if item.site == worst.name)
-    share = format_percent(held / max(found.before.macs, 1))
-    return (
-        f"Layers that cannot be rewritten hold {share} of the MACs, the largest "
-        f"{worst.name!r} ({reason}). "
     )
