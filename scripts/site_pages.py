@@ -112,7 +112,7 @@ PYTHON = {
                      "bench"],
     "Rewrites that stay the same function": ["fold", "deepen", "flush_subnormals"],
     "Without data": ["applies", "uniform_plan", "restructure"],
-    "Layers": ["Pointwise", "MLPConv", "GlobalAverageHead"],
+    "Layers and views": ["Pointwise", "MLPConv", "GlobalAverageHead", "RawDetector"],
     "Data, tasks and records": ["Data", "Task", "Plan", "Profile", "Comparison", "Compared",
                                 "RunRecord", "Reconstruction", "BenchRecord", "ExportRecord"],
     "Extending": ["check_rewrite", "check_runtime"],

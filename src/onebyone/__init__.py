@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onebyone.evaluation.compare import compare as compare
     from onebyone.evaluation.scores import evaluate as evaluate
     from onebyone.explaining import explain as explain
+    from onebyone.networks.detectors import RawDetector as RawDetector
     from onebyone.networks.layers import GlobalAverageHead as GlobalAverageHead
     from onebyone.networks.layers import MLPConv as MLPConv
     from onebyone.networks.layers import Pointwise as Pointwise
@@ -62,6 +63,7 @@ _HOMES = {
     "Plan": "core.records",
     "Pointwise": "networks.layers",
     "Profile": "core.records",
+    "RawDetector": "networks.detectors",
     "Reconstruction": "core.records",
     "RunRecord": "core.records",
     "Task": "core.task",

@@ -51,6 +51,9 @@ class Shrunk(NamedTuple):
     model: nn.Module
     record: RunRecord
 
+    def __str__(self) -> str:
+        return str(self.record)
+
 
 @dataclass
 class Run:

@@ -53,6 +53,9 @@ class Trained(NamedTuple):
     model: nn.Module
     log: TrainLog
 
+    def __str__(self) -> str:
+        return str(self.log)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:

@@ -84,6 +84,9 @@ class Reconstructed(NamedTuple):
     model: nn.Module
     log: Reconstruction
 
+    def __str__(self) -> str:
+        return str(self.log)
+
 
 @ordinary_torch()
 @float32_in("float32")
