@@ -1,8 +1,8 @@
 import pytest
 from known_machine import Machine
 
+from onebyone.planning.latency import builds
 from onebyone.planning.latency import layer_timer as timing
-from onebyone.planning.latency import planner as deployed
 from onebyone.runtimes import RUNTIMES, Runtime
 
 
@@ -11,7 +11,7 @@ def machine(monkeypatch):
     def install(**settings):
         made = Machine(**settings)
         monkeypatch.setitem(RUNTIMES, "known", Runtime("known", made.prepare))
-        for module in (deployed, timing):
+        for module in (builds, timing):
             monkeypatch.setattr(module, "interleave", made.interleave)
         return made
 

@@ -42,8 +42,9 @@ from onebyone.planning.head_options import HeadChoice
 from onebyone.planning.int8_harm import int8_harms
 from onebyone.planning.latency.cache import Timings, cache_folder
 from onebyone.planning.latency.correction import Worth
+from onebyone.planning.latency.deployment import deployment_of
 from onebyone.planning.latency.front import FRONT_SECONDS, timed_front
-from onebyone.planning.latency.planner import Deployed, deployment_of, is_shown_faster
+from onebyone.planning.latency.planner import Deployed
 from onebyone.planning.latency.precision import AUTO, FLOAT32, in_precision, runtime_for
 from onebyone.planning.memory_budget import memory_bytes, within_memory
 from onebyone.planning.mixed import with_int8
@@ -444,7 +445,7 @@ def _example(
 
 def _never_slower(made: Plan, found: Survey, *, fastest: bool) -> Plan:
     """Return a plan, or one that changes nothing where it is only for speed and shows no gain."""
-    if is_shown_faster(made) or not made.choices or not fastest:
+    if _is_shown_faster(made) or not made.choices or not fastest:
         return made
     if any(budget.quantity != "latency" for budget in made.budgets):
         return made  # asked for smaller, too: that it is
@@ -454,3 +455,8 @@ def _never_slower(made: Plan, found: Survey, *, fastest: bool) -> Plan:
     return replace(
         made, choices=(), left_alone=(*left, *made.left_alone), after=found.before, harm=0.0
     )
+
+
+def _is_shown_faster(plan: Plan) -> bool:
+    """Whether a plan's network was measured and shown to be faster than the original."""
+    return plan.latency is not None and plan.latency.ratio.verdict == "faster"

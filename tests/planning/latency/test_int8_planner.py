@@ -8,8 +8,8 @@ from onebyone import plan
 from onebyone.core.errors import BudgetError, OptionError, UnknownNameError
 from onebyone.core.records import Deployment, Plan
 from onebyone.planning import planner as planner_module
+from onebyone.planning.latency import builds
 from onebyone.planning.latency import layer_timer as timing
-from onebyone.planning.latency import planner as deployed
 from onebyone.planning.latency.cache import Timings
 from onebyone.planning.latency.precision import Preparing, runtime_for
 from onebyone.planning.recount import recounted
@@ -35,7 +35,7 @@ def int8_machine(machine, monkeypatch):
             assert deployment.precision == "int8"
             return Preparing(in_int8.prepare, in_int8.prepare, is_quick=False)
 
-        for module in (deployed, timing):
+        for module in (builds, timing):
             monkeypatch.setattr(module, "preparing", preparing)
         monkeypatch.setattr(planner_module, "runtime_for", lambda _, runtime: runtime)
 

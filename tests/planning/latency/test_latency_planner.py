@@ -13,6 +13,7 @@ from onebyone.planning import planner as planner_module
 from onebyone.planning.latency import layer_timer as timing
 from onebyone.planning.latency import planner as deployed
 from onebyone.planning.latency.cache import Timed, Timings
+from onebyone.planning.latency.deployment import deployment_of
 from onebyone.profiling.trace import trace_layers
 from onebyone.runtimes import RUNTIMES, Runtime
 
@@ -148,7 +149,7 @@ def test_a_broken_cache_is_measured_anew(machine, net, tmp_path):
 
 def test_the_cache_that_is_read_again_is_what_was_put_in(machine, tmp_path):
     machine()
-    where = deployed.deployment_of("known", device="cpu", batch=1, num_threads=1)
+    where = deployment_of("known", device="cpu", batch=1, num_threads=1)
     from onebyone.core.records import Ratio
     from onebyone.planning.latency.cache import Site, Timed
 
