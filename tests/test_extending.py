@@ -15,6 +15,7 @@ import onebyone as obo
 from onebyone.core import plugins
 from onebyone.core.errors import PluginError, UnknownNameError
 from onebyone.core.records import Step
+from onebyone.rewrites import registry
 from onebyone.rewrites.registry import layer_rewrite, layer_rewrites
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -45,6 +46,8 @@ def page(monkeypatch):
     }
 
     def entry_points(group):
+        if group not in entries:
+            return ()
         name, value = entries[group]
         return (importlib.metadata.EntryPoint(name, value, group),)
 
@@ -61,7 +64,8 @@ def network():
 
 def test_the_entry_points_are_those_of_the_page():
     assert set(re.findall(r'entry-points\."(.*?)"', "".join(blocks("toml")))) == {
-        "onebyone.rewrites",
+        registry.PLUGINS,
+        registry.GROUP_PLUGINS,
         "onebyone.runtimes",
     }
 

@@ -20,7 +20,7 @@ from onebyone.networks.surgery import aliases, as_network, module_at, parameter_
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.rewrites.head import rewrite as head
 from onebyone.rewrites.plain import why_not_plain
-from onebyone.rewrites.registry import GROUP_REWRITES, layer_rewrites
+from onebyone.rewrites.registry import group_rewrites, layer_rewrites
 
 HEAD = "(head)"
 
@@ -94,7 +94,7 @@ def applies(model: nn.Module, inputs: Inputs | tuple[int, ...]) -> Applicability
 
 
 def _group_rewrites(model: nn.Module, example: Inputs) -> Iterator[SiteRewrite]:
-    for name, rewrite in GROUP_REWRITES.items():
+    for name, rewrite in group_rewrites().items():
         found = rewrite.find(model, example)
         reasons: dict[str, str | None] = {group.site: None for group in found.groups}
         reasons.update(found.reasons)

@@ -16,7 +16,7 @@ from onebyone.networks.surgery import module_at, replace_module
 from onebyone.planning.applicability import is_left
 from onebyone.planning.harm import SiteHarms
 from onebyone.rewrites.low_rank.reduced_rank import Problem
-from onebyone.rewrites.registry import GROUP_REWRITES
+from onebyone.rewrites.registry import group_rewrite, group_rewrites
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def group_sites(
         leave: Names of modules to leave alone, with all inside them.
     """
     found = []
-    for rewrite, how in GROUP_REWRITES.items():
+    for rewrite, how in group_rewrites().items():
         for group in how.find(network, example).groups:
             if not set(group.readers) <= set(free):
                 continue
@@ -75,7 +75,7 @@ def group_options(
         layers: By name, as they were seen.
         asked: Settings of the rewrite.
     """
-    how = GROUP_REWRITES[rewrite]
+    how = group_rewrite(rewrite)
     before = how.cost(network, group, layers, None)
     return [
         Option.of(
@@ -131,7 +131,7 @@ def judged(
         ModelError: If outputs are not finite.
         torch.linalg.LinAlgError: If the equations cannot be solved.
     """
-    fits = GROUP_REWRITES[site.rewrite].fits(network, site.group, problems)
+    fits = group_rewrite(site.rewrite).fits(network, site.group, problems)
     options = [replace(o, error=fits.error(o.first.settings)) for o in site.options]
     options.sort(key=lambda option: option.error or 0.0)
     spots = np.linspace(0, len(options) - 1, min(probes, len(options))).round().astype(int)

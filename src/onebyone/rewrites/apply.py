@@ -19,7 +19,6 @@ from onebyone.core.errors import PlanError, UnknownNameError
 from onebyone.core.precision import float32_in
 from onebyone.core.randomness import seeded
 from onebyone.core.records import Option, Plan
-from onebyone.core.rewrite_rows import REWRITES
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples, only_tensor, to_device
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.networks.examples import example_of
@@ -54,10 +53,10 @@ from onebyone.rewrites.head import rewrite as head
 from onebyone.rewrites.head.fit import fit_gap
 from onebyone.rewrites.registry import (
     GRAPH_REWRITES,
-    GROUP_REWRITES,
+    group_rewrite,
     is_group_rewrite,
     is_layer_rewrite,
-    layer_rewrites,
+    rewrite_names,
 )
 from onebyone.rewrites.steps import are_exact, built
 
@@ -372,7 +371,7 @@ def _first_step(
     """Return the network with an option's first step as a structure; it may be modified."""
     step = option.first
     if groups and is_group_rewrite(step.rewrite):
-        return GROUP_REWRITES[step.rewrite].build(network, groups[option.site], step.settings)
+        return group_rewrite(step.rewrite).build(network, groups[option.site], step.settings)
     if is_layer_rewrite(step.rewrite):
         old = planned_layer(network, option)
         return replace_module(network, option.site, built(old, [step], site=option.site))
@@ -386,7 +385,7 @@ def _first_step(
             hidden=hidden,
             context=context,
         )
-    raise UnknownNameError("rewrite", step.rewrite, (*REWRITES, *layer_rewrites()))
+    raise UnknownNameError("rewrite", step.rewrite, rewrite_names())
 
 
 def _later_steps(network: nn.Module, option: Option, *, fit: bool = False) -> nn.Module:

@@ -1,10 +1,11 @@
-"""What every rewrite of one layer must do, checked on small layers."""
+"""What every rewrite of a layer, or of a group of layers, must do, checked on small ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,15 @@ from onebyone.core.errors import ContractError
 from onebyone.core.records import Settings, Step
 from onebyone.networks.conv_layers import is_linear
 from onebyone.networks.weight_bytes import weight_bytes
+from onebyone.rewrites.group_contract import check_group_rewrite
 from onebyone.rewrites.low_rank.reduced_rank import Problem, problems_of
-from onebyone.rewrites.registry import METHODS, LayerRewrite
+from onebyone.rewrites.registry import (
+    GROUP_METHODS,
+    METHODS,
+    GroupRewrite,
+    LayerRewrite,
+    missing_of,
+)
 from onebyone.rewrites.steps import roughly_fitted
 
 # A fit in float64 whose relative squared error is below this is the same function.
@@ -84,8 +92,10 @@ def _zeros() -> nn.Module:
 
 
 @checked
-def check_rewrite(rewrite: LayerRewrite, *, name: str) -> None:
-    """Check that a rewrite of one layer does what every such rewrite must.
+def check_rewrite(rewrite: LayerRewrite | GroupRewrite, *, name: str) -> None:
+    """Check that a rewrite of a layer, or of a group of layers, does what every such one must.
+
+    Of one layer:
 
     - It takes a layer, or what another rewrite made of one, or says in words why not; what is no
       layer of weights it does not take.
@@ -96,16 +106,38 @@ def check_rewrite(rewrite: LayerRewrite, *, name: str) -> None:
     - Where a fit has no error, or the rewrite says that an option is exact, the result is the same
       function.
 
+    Of a group of layers that share channels, on networks that have such groups and one that has
+    none:
+
+    - It finds groups, with a reason in words for each that it does not take.
+    - The network that it is given to look at stays as it was.
+    - Its options save what they say: parameters, bytes of weights, and MACs as torch counts them.
+    - Its stand-ins, and fresh structure + saved weights, give what the carried-out option gives.
+    - The error that it promises is not far better than the one that is reached.
+    - With all channels (`channels` in its settings), with no error, or where it says so, the result
+      is the same function.
+    - Settings that do not fit are refused by a :class:`PlanError` that names the group's site.
+
     Args:
         rewrite: A module or an object with the functions of
-            :class:`onebyone.rewrites.registry.LayerRewrite`.
+            :class:`onebyone.rewrites.registry.LayerRewrite` or
+            :class:`onebyone.rewrites.registry.GroupRewrite`; the latter is known by its ``find``.
         name: What it is called in plans.
 
     Raises:
-        ContractError: Naming the rewrite, the layer and what does not hold.
+        ContractError: Naming the rewrite, the layer or network, and what does not hold.
     """
-    missing = [each for each in METHODS if not callable(getattr(rewrite, each, None))]
-    _hold(not missing, f"The rewrite {name!r} must have the functions {', '.join(METHODS)}")
+    of_group = callable(getattr(rewrite, "find", None))
+    methods = GROUP_METHODS if of_group else METHODS
+    missing = missing_of(rewrite, methods)
+    _hold(not missing, f"The rewrite {name!r} must have the functions {', '.join(methods)}")
+    if of_group:
+        check_group_rewrite(cast("GroupRewrite", rewrite), name)
+    else:
+        _check_layer_rewrite(cast("LayerRewrite", rewrite), name)
+
+
+def _check_layer_rewrite(rewrite: LayerRewrite, name: str) -> None:
     for foreign in (nn.ReLU(), nn.BatchNorm2d(4), nn.Identity()):
         reason = rewrite.why_not(foreign)
         words = f"The rewrite {name!r} must say in words why it does not take a"

@@ -22,8 +22,8 @@ from onebyone.rewrites.low_rank.built import why_not_as_solved
 from onebyone.rewrites.low_rank.reduced_rank import Problem, problems_of
 from onebyone.rewrites.plain import why_not_plain
 from onebyone.rewrites.registry import (
-    GROUP_REWRITES,
     LAYER_REWRITES,
+    group_rewrite,
     is_group_rewrite,
     layer_rewrite,
 )
@@ -63,7 +63,7 @@ def groups_at(
         if group is None:
             reason = found.reasons.get(option.site, "no other layer reads its channels alone")
             raise PlanError(f"The plan's site {option.site!r} cannot be rewritten: {reason}.")
-        how = GROUP_REWRITES[option.first.rewrite]
+        how = group_rewrite(option.first.rewrite)
         how.is_exact(group, option.first.settings)  # raises if the settings do not fit
         groups[option.site] = group
     if proved:
@@ -74,9 +74,10 @@ def groups_at(
 def _check_groups(
     network: nn.Module, example: Inputs, options: Sequence[Option], groups: Groups
 ) -> None:
-    for rewrite, how in GROUP_REWRITES.items():
+    for rewrite in dict.fromkeys(option.first.rewrite for option in options):
+        how = group_rewrite(rewrite)
         mine = [groups[option.site] for option in options if option.first.rewrite == rewrite]
-        if not mine or how.why_other(network, example, mine) is None:
+        if how.why_other(network, example, mine) is None:
             continue
         for group in mine:
             reason = how.why_other(network, example, [group])
@@ -110,7 +111,7 @@ def leading_exact(network: nn.Module, options: Sequence[Option], groups: Groups)
 
 def _is_exact(network: nn.Module, option: Option, groups: Groups) -> bool:
     if is_group_rewrite(option.first.rewrite):
-        how = GROUP_REWRITES[option.first.rewrite]
+        how = group_rewrite(option.first.rewrite)
         return how.is_exact(groups[option.site], option.first.settings)
     try:
         return are_exact(planned_layer(network, option), option.steps, site=option.site)
@@ -272,7 +273,7 @@ def _group_fitted(
             module_at(network, name), moments.pop(name, None), metric=metrics.get(name)
         )
     ]
-    how = GROUP_REWRITES[option.first.rewrite]
+    how = group_rewrite(option.first.rewrite)
     return how.fits(network, group, problems).carried_out(option.first.settings)
 
 

@@ -161,7 +161,11 @@ GRAPH_REWRITES: dict[str, GraphRewrite] = _ours("graph")
 PLUGINS = "onebyone.rewrites"
 """The group of entry points by which another package adds a :class:`LayerRewrite`."""
 
+GROUP_PLUGINS = "onebyone.group_rewrites"
+"""The group of entry points by which another package adds a :class:`GroupRewrite`."""
+
 METHODS = ("why_not", "grid", "cost", "is_exact", "build", "errors", "fit")
+GROUP_METHODS = ("find", "why_other", "grid", "cost", "is_exact", "build", "fits")
 
 
 def layer_rewrites() -> dict[str, LayerRewrite]:
@@ -169,13 +173,16 @@ def layer_rewrites() -> dict[str, LayerRewrite]:
 
     A package's rewrite that cannot be used is left out with a warning.
     """
-    found = dict(LAYER_REWRITES)
-    for name, plugin in plugins(PLUGINS, REWRITES).items():
-        try:
-            found[name] = _loaded(plugin)
-        except PluginError as error:
-            warnings.warn(f"Left out: {error}", stacklevel=2)
-    return found
+    return {**LAYER_REWRITES, **_usable(plugins(PLUGINS, REWRITES), METHODS)}
+
+
+def group_rewrites() -> dict[str, GroupRewrite]:
+    """Return all rewrites of a group of layers by name, as :func:`layer_rewrites`."""
+    return {**GROUP_REWRITES, **_usable(_group_plugins(), GROUP_METHODS)}
+
+
+def _group_plugins() -> dict[str, Plugin]:
+    return plugins(GROUP_PLUGINS, (*REWRITES, *plugins(PLUGINS, REWRITES)))
 
 
 def layer_rewrite(name: str) -> LayerRewrite:
@@ -190,7 +197,29 @@ def layer_rewrite(name: str) -> LayerRewrite:
     added = plugins(PLUGINS, REWRITES)
     if name not in added:
         raise UnknownNameError("rewrite", name, (*LAYER_REWRITES, *added))
-    return _loaded(added[name])
+    found: LayerRewrite = _loaded(added[name], METHODS)
+    return found
+
+
+def group_rewrite(name: str) -> GroupRewrite:
+    """Return the rewrite of a group of layers of that name.
+
+    Raises:
+        UnknownNameError: If there is none.
+        PluginError: If another package adds it, and it cannot be used.
+    """
+    if name in GROUP_REWRITES:
+        return GROUP_REWRITES[name]
+    added = _group_plugins()
+    if name not in added:
+        raise UnknownNameError("rewrite", name, (*GROUP_REWRITES, *added))
+    found: GroupRewrite = _loaded(added[name], GROUP_METHODS)
+    return found
+
+
+def rewrite_names() -> tuple[str, ...]:
+    """Return the names of all rewrites, those of other installed packages last."""
+    return (*REWRITES, *plugins(PLUGINS, REWRITES), *_group_plugins())
 
 
 def is_layer_rewrite(name: str) -> bool:
@@ -199,20 +228,38 @@ def is_layer_rewrite(name: str) -> bool:
 
 
 def is_group_rewrite(name: str) -> bool:
-    """Whether a rewrite changes a group of layers that share channels."""
-    return name in GROUP_REWRITES
+    """Whether a rewrite changes a group of layers that share channels; nothing is imported."""
+    return name in GROUP_REWRITES or name in _group_plugins()
 
 
-def _loaded(plugin: Plugin) -> LayerRewrite:
-    found: LayerRewrite = plugin.load()
-    missing = [each for each in METHODS if not callable(getattr(found, each, None))]
+def _usable(added: Mapping[str, Plugin], methods: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for name, plugin in added.items():
+        try:
+            found[name] = _loaded(plugin, methods)
+        except PluginError as error:
+            warnings.warn(f"Left out: {error}", stacklevel=3)
+    return found
+
+
+def _loaded(plugin: Plugin, methods: Sequence[str]) -> Any:
+    found = plugin.load()
+    missing = missing_of(found, methods)
     if missing:
+        cure = "Check it with onebyone.check_rewrite."
+        for group, others in ((PLUGINS, METHODS), (GROUP_PLUGINS, GROUP_METHODS)):
+            if not missing_of(found, others):
+                cure = f"It has the functions of {group!r}: name it in that group of entry points."
         raise PluginError(
             f"{plugin.name!r} of the package {plugin.package!r} must have the functions "
-            f"{', '.join(METHODS)}, but {', '.join(missing)} is missing. Check it with "
-            "onebyone.check_rewrite."
+            f"{', '.join(methods)}, but {', '.join(missing)} is missing. {cure}"
         )
     return found
+
+
+def missing_of(rewrite: object, methods: Sequence[str]) -> list[str]:
+    """Return the functions that a rewrite lacks."""
+    return [each for each in methods if not callable(getattr(rewrite, each, None))]
 
 
 def cost_before(module: nn.Module, layer: LayerCost) -> Cost:

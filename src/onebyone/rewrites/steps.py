@@ -13,7 +13,12 @@ from onebyone.core.records import Cost, LayerCost, Step
 from onebyone.core.rewrite_rows import REWRITES
 from onebyone.networks.conv_layers import is_linear, shape_of, why_unknown
 from onebyone.rewrites.low_rank.reduced_rank import Problem, problems_of
-from onebyone.rewrites.registry import LayerRewrite, is_layer_rewrite, layer_rewrite
+from onebyone.rewrites.registry import (
+    LayerRewrite,
+    is_group_rewrite,
+    is_layer_rewrite,
+    layer_rewrite,
+)
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,11 @@ def carry_out(
     """
     for step in steps:
         name = step.rewrite
-        if name in REWRITES and not is_layer_rewrite(name):
+        if is_group_rewrite(name) or (name in REWRITES and not is_layer_rewrite(name)):
+            kind = REWRITES[name].kind if name in REWRITES else "group"
             raise PlanError(
                 f"The step {name!r} of the plan's site {site!r} must be a rewrite of one layer to "
-                f"follow another step, but it changes the {REWRITES[name].kind}. Make it a choice "
+                f"follow another step, but it changes the {kind}. Make it a choice "
                 "of its own."
             )
         how = layer_rewrite(name)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from onebyone.core.records import Step
 from onebyone.networks.channel_groups import ChannelGroup
 from onebyone.networks.surgery import module_at
-from onebyone.rewrites.registry import GROUP_REWRITES
+from onebyone.rewrites.registry import group_rewrite
 
 
 class _Operation(nn.Module):
@@ -40,7 +40,7 @@ def group_chain(network: nn.Module, group: ChannelGroup, steps: Sequence[Step]) 
     for name in group.members:
         _put(alone, name, copy.deepcopy(module_at(network, name)))
     for step in steps:
-        alone = GROUP_REWRITES[step.rewrite].build(alone, group, step.settings)
+        alone = group_rewrite(step.rewrite).build(alone, group, step.settings)
     parts: list[nn.Module] = [alone.get_submodule(group.site)]
     for link in group.path:
         own = link.again is None
