@@ -130,9 +130,10 @@ def test_a_detector_is_planned_rewritten_and_put_together_and_the_callers_is_as_
     before = copy.deepcopy(detector.state_dict())
     raw = RawDetector(detector)
     x = raw.prepared(pictures(8))
-    # The heads of RetinaNet and FCOS run once for each map, and stay as they are.
-    plan = obo.plan(raw, x, budget="macs=95%")
+    plan = obo.plan(raw, x, budget="macs=70%")
     assert plan.choices
+    if name == "retinanet":  # its heads run once for each map
+        assert any(option.site.startswith("head.") for option in plan.choices)
     small = obo.apply(raw, plan, x).detector()
     assert sum(p.numel() for p in small.parameters()) < sum(
         p.numel() for p in detector.parameters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,7 +16,7 @@ from onebyone.calibration.prefix_cache import Advancing
 from onebyone.calibration.resumed_pass import Reached
 from onebyone.core import processes
 from onebyone.core.errors import DataError
-from onebyone.core.tensor_trees import Inputs, batch_size, sliced
+from onebyone.core.tensor_trees import Inputs, batch_size, first_examples, sliced
 from onebyone.networks.surgery import evaluation_copy, hooks_removed, run
 
 
@@ -123,6 +124,8 @@ class Across:
         self._original = original
         self._batches = batches
         self._examples = examples
+        # A layer that runs for several maps is fitted to all of them.
+        self._calls = _count_calls(original, next(iter(batches())))
         self._passes: tuple[Advancing, ...] = ()
         self.resumed: frozenset[str] = frozenset()
         if start is not None and examples is not None:
@@ -150,8 +153,9 @@ class Across:
             name: LayerSum(rewritten.get_submodule(name), self._examples, generator, name=name)
             for name in names
         }
-        inputs = _Watched(rewritten, names, before=True)
-        outputs = _Watched(self._original, names, before=False)
+        calls = {name: self._calls[name] for name in names}
+        inputs = _Watched(rewritten, calls, before=True)
+        outputs = _Watched(self._original, calls, before=False)
         with hooks_removed([*inputs.handles, *outputs.handles]), torch.no_grad():
             for place, whole in enumerate(self._batches()):
                 batch, part = _part_of(whole)
@@ -159,9 +163,10 @@ class Across:
                     watched.seen.clear()
                     with self._going_to(turn, watched.network, place, [*since, *names]):
                         _run_until_reached(watched.network, batch)
-                    _check_ran(names, watched.seen)
+                    _check_ran(calls, watched.seen)
                 for name in names:
-                    sums[name].add(inputs.seen[name], outputs.seen[name], own=False, part=part)
+                    for pair in zip(inputs.seen[name], outputs.seen[name], strict=True):
+                        sums[name].add(*pair, own=False, part=part)
         _add_up(sums)
         return {name: total.moments() for name, total in sums.items()}
 
@@ -173,46 +178,78 @@ class Across:
         return self._passes[turn].going_to(network, batch, names)
 
 
-class _Watched:
-    """Records the inputs or outputs of layers, and ends a pass when all have run."""
+def _count_calls(network: nn.Module, batch: Inputs) -> Counter[str]:
+    """Return how often each layer runs in one pass."""
+    found: Counter[str] = Counter()
 
-    def __init__(self, network: nn.Module, names: Sequence[str], *, before: bool) -> None:
+    def counter(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: object) -> None:
+            found[name] += 1
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(counter(name))
+        for name, module in network.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # takes no hooks
+    ]
+    with hooks_removed(handles), torch.no_grad():
+        run(network, first_examples(batch, 1))
+    return found
+
+
+class _Watched:
+    """Records the inputs or outputs of layers, and ends a pass when all have run.
+
+    Args:
+        network: Runs the passes.
+        calls: The layers, and how often each of them runs in one pass.
+        before: Whether inputs are recorded, not outputs.
+    """
+
+    def __init__(self, network: nn.Module, calls: Mapping[str, int], *, before: bool) -> None:
         self.network = network
-        self.seen: dict[str, Tensor] = {}
+        self.seen: dict[str, list[Tensor]] = defaultdict(list)
+        self._wanted = sum(calls.values())
         self.handles: list[Any] = []
-        for name in names:
+        for name in calls:
             layer = network.get_submodule(name)
             if before:
-                hook = self._input_of(name, len(names))
+                hook = self._input_of(name)
                 self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                self.handles.append(layer.register_forward_hook(self._output_of(name, len(names))))
+                self.handles.append(layer.register_forward_hook(self._output_of(name)))
 
-    def _input_of(self, name: str, count: int) -> Callable[..., None]:
+    def _input_of(self, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            self._keep(name, _input(args, kwargs), count)
+            self._keep(name, _input(args, kwargs))
 
         return hook
 
-    def _output_of(self, name: str, count: int) -> Callable[..., None]:
+    def _output_of(self, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-            self._keep(name, output, count)
+            self._keep(name, output)
 
         return hook
 
-    def _keep(self, name: str, value: Tensor, count: int) -> None:
+    def _keep(self, name: str, value: Tensor) -> None:
         # Cloned, because a later operation may write into it.
-        self.seen[name] = value.detach().clone()
-        if len(self.seen) == count:
+        self.seen[name].append(value.detach().clone())
+        if sum(map(len, self.seen.values())) == self._wanted:
             raise Reached
 
 
-def _check_ran(names: Sequence[str], seen: dict[str, Tensor]) -> None:
-    for name in names:
+def _check_ran(calls: Mapping[str, int], seen: Mapping[str, list[Tensor]]) -> None:
+    for name, expected in calls.items():
         if name not in seen:
             raise DataError(
                 f"The layer {name!r} does not run on the calibration data, so it cannot be "
                 f"fitted. Skip it."
+            )
+        if len(seen[name]) != expected:
+            raise DataError(
+                f"The layer {name!r} must run as often for all of the calibration data, but it "
+                f"runs {expected} and {len(seen[name])} times, so it cannot be fitted. Skip it."
             )
 
 

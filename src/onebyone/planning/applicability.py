@@ -218,6 +218,17 @@ def _obstacle(layer: LayerCost, module: nn.Module, tied: Mapping[int, str]) -> s
         return tied[id(module)]
     if layer.calls == 0:
         return "does not run on this input"
-    if layer.calls > 1:
-        return f"runs {layer.calls} times in one pass"
+    if layer.calls > 1 and not _keeps_size(layer, module):
+        return f"runs {layer.calls} times in one pass, and changes the size of its input"
     return why_not_its_class(module) if is_site(layer, module) else None
+
+
+def _keeps_size(layer: LayerCost, module: nn.Module) -> bool:
+    """Whether a layer gives as many positions as it is given, whatever these are.
+
+    Then what a rewrite costs is in the same proportion to the layer's own cost in all of its calls,
+    of which each may have a size of its own, as for the maps of a feature pyramid.
+    """
+    if isinstance(module, nn.Linear):
+        return True
+    return not layer.macs or layer.input_shape[1:] == layer.output_shape[1:]

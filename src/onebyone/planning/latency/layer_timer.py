@@ -190,6 +190,8 @@ class LayerTimer:
             return Site(f"{text} {self._dtype}", (rows, *first.input_shape))
         module, layer = module_at(self.network, option.site), self.layers[option.site]
         text = f"{type(module).__qualname__}({module.extra_repr()}) {self._dtype}"
+        if layer.calls > 1:
+            text += f" {_times_longer(module, layer):.6g} times"
         return Site(text, (_rows(module, layer), *layer.input_shape))
 
     def _run(self, options: Sequence[Option]) -> dict[str, Timed]:
@@ -216,6 +218,9 @@ class LayerTimer:
                 taken += held
             found |= self._compared(contenders)
         longer = self.deployment.batch / self._examples(options[0])
+        rewrite, site = options[0].first.rewrite, options[0].site
+        if rewrite != "head" and not is_group_rewrite(rewrite):
+            longer *= _times_longer(module_at(self.network, site), self.layers[site])
         leaving = {_key_of(option): self._leaving(option) for option in options}
         return {
             name: replace(
@@ -381,8 +386,18 @@ def _fill(module: nn.Module) -> None:
             parameter.normal_(std=0.05)
 
 
+def _times_longer(module: nn.Module, layer: LayerCost) -> float:
+    """Return how much longer all calls of a layer take than the rows it is timed with, by MACs."""
+    return _exact_rows(module, layer) / _rows(module, layer) if layer.calls > 1 else 1.0
+
+
 def _rows(module: nn.Module, layer: LayerCost) -> int:
     """Return how many rows a layer sees for one input of the network: windows of a map, regions."""
+    return max(1, round(_exact_rows(module, layer)))
+
+
+def _exact_rows(module: nn.Module, layer: LayerCost) -> float:
+    """Return the MACs of all calls by those that one row of the first call's map takes."""
     shape = shape_of(module)
     inner, outer = (
         (layer.input_shape[:-1], layer.output_shape[:-1])
@@ -391,7 +406,7 @@ def _rows(module: nn.Module, layer: LayerCost) -> int:
     )
     places = int(np.prod(inner if shape.transposed else outer))
     own = shape.values * shape.out * places
-    return max(1, round(layer.macs / own)) if own else 1
+    return layer.macs / own if own else 1.0
 
 
 def _key_of(option: Option) -> str:
