@@ -1,10 +1,13 @@
 """A task is inferred only where it is certain, and what is given counts first."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+import onebyone as obo
 from onebyone.calibration.infer_task import Known, meaning_of
 from onebyone.core.errors import ModelError
 from onebyone.data import Data, TensorSplit
@@ -119,3 +122,34 @@ def test_why_it_is_not_known_is_said():
     assert "the data has no labels" in str(info)
     assert "--task" in str(info)
     assert "one-hot" in found(net(), torch.eye(4)[integers(4, 48)])[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "outputs", "task"),
+    [
+        ("ResNetForImageClassification", None, net(4), "classification"),
+        ("ViTForImageClassification", "multi_label_classification", net(4), "multilabel"),
+        ("ViTForImageClassification", "regression", net(4), "unknown"),
+        ("ViTForImageClassification", None, net(5), "unknown"),
+        ("SegformerForSemanticSegmentation", None, mapped(4), "segmentation"),
+        ("ViTModel", None, net(4), "unknown"),
+    ],
+)
+def test_the_configuration_of_transformers_is_evidence(name, problem, outputs, task):
+    # With classes of the same names, since the package is no dependency.
+    kind = type(name, (type(outputs),), {"__module__": "transformers.models.any.modeling_any"})
+    network = kind(*outputs)
+    network.config = SimpleNamespace(num_labels=4, problem_type=problem)
+    assert found(network.eval(), None)[0] == task
+
+
+def test_a_network_of_transformers_is_planned():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1] * 4}
+    config = transformers.ResNetConfig(**sizes, num_labels=5)
+    network = transformers.ResNetForImageClassification(config).eval()
+    images = torch.randn(8, 3, 32, 32)
+    plan = obo.plan(network, images, budget="macs=80%")
+    assert plan.task.name == "classification"
+    assert obo.apply(network, plan, images)(images).logits.shape == (8, 5)

@@ -38,6 +38,11 @@ SURE = 1e-3
 # Packages of torchvision whose networks do not classify.
 _TORCHVISION_OTHERS = ("segmentation", "detection", "optical_flow", "feature_extraction")
 _SEGMENTERS = "torchvision.models.segmentation"
+# What transformers calls the tasks of a network for images with several labels.
+_PROBLEMS = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+}
 _LIBRARY_CLASSES = (1000, 21_843, 21_841, 11_821, 365)
 
 
@@ -239,6 +244,7 @@ def _inferred(
         recorded
         or (_of_what_is_known(network, outputs, seen, known) if vector else None)
         or _of_segmenters(network, outputs)
+        or _of_transformers(network, outputs)
         or _of_probabilities(outputs)
         or (UNKNOWN, doubt)
     )
@@ -270,6 +276,23 @@ def _of_segmenters(network: nn.Module, outputs: Tensor) -> tuple[Task, str] | No
     if outputs.ndim == 4 and outputs.shape[1] > 1 and home.startswith(_SEGMENTERS):
         return TASKS["segmentation"], "a segmentation network of torchvision"
     return None
+
+
+def _of_transformers(network: nn.Module, outputs: Tensor) -> tuple[Task, str] | None:
+    """Return the task of Hugging Face's networks for images, if their configuration says it."""
+    kind, config = type(network), getattr(network, "config", None)
+    labels = getattr(config, "num_labels", 0)
+    if not kind.__module__.startswith("transformers.models.") or labels < 2:
+        return None
+    if outputs.ndim < 2 or outputs.shape[1] != labels:
+        return None
+    if kind.__name__.endswith("ForSemanticSegmentation") and outputs.ndim == 4:
+        return TASKS["segmentation"], "a segmentation network of transformers"
+    if not kind.__name__.endswith("ForImageClassification") or outputs.ndim != 2:
+        return None
+    problem = getattr(config, "problem_type", None) or "single_label_classification"
+    name = _PROBLEMS.get(problem)
+    return None if name is None else (TASKS[name], f"transformers says {problem}")
 
 
 def _of_probabilities(outputs: Tensor) -> tuple[Task, str] | None:
