@@ -156,3 +156,33 @@ def test_an_impossible_batch_is_refused_before_the_first_one_is_asked_for():
     split = TreeSplit({"x": torch.rand(4, 3)})
     with pytest.raises(OptionError, match="batch"):
         split.batches(0)
+
+
+def test_inputs_with_their_targets_are_one_part_of_data():
+    data = as_data(({"x": IMAGES, "ids": IDS}, LABELS))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [8, 1, 1]
+    assert data.classes == ("0", "1", "2")
+    two = as_data(((torch.rand(N, 3), torch.rand(N, 2)), LABELS))
+    assert two.inputs.call == "(input_0, input_1)"
+    assert two.train.targets.shape == (8,)
+
+
+def test_a_labelled_part_and_inputs_to_test_on_stay_two_parts():
+    inputs = torch.rand(N, 3)
+    data = as_data(((inputs, LABELS), torch.rand(4, 3)))
+    assert (len(data.test), data.test.targets) == (4, None)
+    assert data.inputs.is_single
+
+
+def test_the_hash_of_tensors_in_memory_sees_each_value():
+    many = torch.zeros(1000, 2)
+    before = hash_split(TreeSplit({"x": torch.zeros(1000, 3), "y": many}))
+    many[777, 1] = 1
+    assert hash_split(TreeSplit({"x": torch.zeros(1000, 3), "y": many})) != before
+
+
+def test_whole_numbers_are_pictures_too():
+    depth = torch.arange(N * 12).reshape(N, 1, 3, 4)
+    picture = TreeSplit({"depth": depth, "x": IMAGES}).image(2)
+    assert picture.shape == (3, 4, 3)
+    assert (picture.min(), picture.max()) == (0, 255)

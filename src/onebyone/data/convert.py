@@ -107,7 +107,8 @@ def as_data(
     """
     if isinstance(source, Data):
         return source
-    if isinstance(source, (tuple, list)) and not _is_pair(source):
+    one = _is_pair(source) or _is_one_tree(source)
+    if isinstance(source, (tuple, list)) and not one:
         if len(source) not in {2, 3}:
             raise DataError(
                 "Data must be (train, validation, test) or (train, test), got "
@@ -216,6 +217,17 @@ def _is_tree_and_targets(value: Any) -> bool:
         and isinstance(value[1], (Tensor, np.ndarray))
         and bool(value[0])
     )
+
+
+def _is_one_tree(value: Any) -> bool:
+    """Whether this is one part of data, not ``(train, test)``."""
+    if not _is_tree_and_targets(value):
+        return False
+    inputs, targets = value
+    if not _is_pair(inputs):
+        return True
+    # ((a, b), c) is two parts, of which the second has no targets, if `c` is of the shape of `a`.
+    return bool(targets.ndim < 2 or targets.shape[1:] != inputs[0].shape[1:])
 
 
 def _arrays(inputs: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from onebyone.core.identity import Digest
 from onebyone.core.tensor_trees import tensors_in
 from onebyone.data.splits import Data, Split, TensorSplit
+from onebyone.data.trees import TreeSplit
 
 # Inputs in memory up to this many bytes are hashed in full, in a second or two. Of larger ones, and
 # of inputs that must be loaded, only this many examples of each part are hashed, always the same
@@ -18,7 +19,7 @@ SAMPLED = 128
 def hash_data(data: Data) -> str:
     """Return the SHA-256 of a data set: classes, all labels known in advance, and inputs.
 
-    Inputs in memory are hashed in full up to 2 GB. Otherwise 128 examples of each part are read
+    Tensors in memory are hashed in full up to 2 GB. Otherwise 128 examples of each part are read
     twice; values that differ between the two readings, due to random transforms, are left out.
     """
     digest = Digest()
@@ -41,18 +42,20 @@ def _add_split(digest: Digest, split: Split, seen: set[int]) -> None:
     targets = split.targets
     if targets is not None:
         digest.tensor("targets", targets)
-    if not isinstance(split, TensorSplit):
+    if not isinstance(split, TensorSplit | TreeSplit):
         _add_sample(digest, split)
         return
-    digest.text(f"{split.mean} {split.std}")
+    if isinstance(split, TensorSplit):
+        digest.text(f"{split.mean} {split.std}")
     inputs, rows = split.stored()
     if rows is not None:
         digest.tensor("rows", rows)
-    if inputs.data_ptr() in seen:  # parts of one data set share their memory
-        return
-    seen.add(inputs.data_ptr())
-    step = 1 if inputs.nbytes <= WHOLE_BYTES else max(1, len(inputs) // SAMPLED)
-    digest.tensor("inputs", inputs[::step])
+    for tensor in tensors_in(inputs):
+        if tensor.data_ptr() in seen:  # parts of one data set share their memory
+            continue
+        seen.add(tensor.data_ptr())
+        whole = tensor.nbytes <= WHOLE_BYTES or not tensor.ndim
+        digest.tensor("inputs", tensor if whole else tensor[:: max(1, len(tensor) // SAMPLED)])
 
 
 def _add_sample(digest: Digest, split: Split) -> None:

@@ -484,6 +484,7 @@ def as_picture(value: Tensor) -> Picture | None:
     if value.ndim != 3 or value.shape[0] not in {1, 3}:
         return None
     if value.dtype != torch.uint8:
+        value = value if value.is_floating_point() else value.float()
         low, high = value.min(), value.max()
         span = (high - low).clamp_min(torch.finfo(value.dtype).tiny)
         value = ((value - low) / span * 255).round().to(torch.uint8)

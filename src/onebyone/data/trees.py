@@ -81,6 +81,13 @@ class TreeSplit:
         """What ``augment=True`` does, in words."""
         return "none"
 
+    def stored(self) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Return the stored tensors, and the rows that belong to this part (``None``: all).
+
+        They are shared, not copied, so do not modify them.
+        """
+        return tuple(tensors_in(self._inputs)), self._rows
+
     def __len__(self) -> int:
         return self._n if self._rows is None else len(self._rows)
 

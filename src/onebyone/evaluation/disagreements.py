@@ -62,9 +62,10 @@ def find_disagreements(
     sure = np.minimum(first.confidences[differ], second.confidences[differ])
     chosen = differ[np.argsort(-sure)][:most]
     rows = [int(row) for row in scored.counted[chosen]]
-    inputs = _inputs(split, rows)
-    networks = (before, after) if rows else ()
-    maps = [_class_maps(network, inputs.to(device)) for network in networks]
+    maps: list[Tensor | None] = [None, None]
+    if rows and split.inputs.is_single:  # of several inputs, a map could belong to any
+        inputs = _inputs(split, rows).to(device)
+        maps = [_class_maps(network, inputs) for network in (before, after)]
     found = []
     for place, (index, row) in enumerate(zip(chosen, rows, strict=True)):
         predictions = (int(first.predictions[index]), int(second.predictions[index]))

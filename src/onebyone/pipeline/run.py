@@ -23,11 +23,12 @@ from onebyone.core.processes import is_main, on_main
 from onebyone.core.records import Identity, ModelSource, Profile, RunRecord, Status, TrainLog
 from onebyone.core.settings.runs import RunSettings
 from onebyone.core.task import Task
+from onebyone.core.tensor_trees import first_examples, repeated
 from onebyone.core.units import format_seconds
 from onebyone.core.version import __version__
 from onebyone.data import Data, as_data, load_data
 from onebyone.data.hashing import hash_data
-from onebyone.networks.examples import Example
+from onebyone.networks.examples import Example, inputs_of
 from onebyone.networks.hashing import hash_network, hash_weights
 from onebyone.networks.surgery import as_device
 from onebyone.pipeline.run_folder import CHECKPOINT, ONE_SHOT, RunFolder, check_apart
@@ -210,7 +211,7 @@ def started(
     """Check all that can be checked early, then start a run, or resume one that is the same."""
     check_trackers(settings.log)
     device = str(as_device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    example = Example(data.inputs.with_batch(settings.batch))
+    example = _example(network, data, settings.batch)
     meaning = meaning.to(device)
     record = on_main(
         lambda: RunRecord(
@@ -273,6 +274,16 @@ def _folder_of(
     finally:
         for folder in opened:
             folder.close()
+
+
+def _example(network: nn.Module, data: Data, batch: int) -> Example:
+    """Return what networks are timed on: of several inputs real ones, which fit one another."""
+    if data.inputs.is_single:
+        return Example(data.inputs.with_batch(batch))
+    inputs, targets = next(iter(data.test.batches(batch)))
+    if len(targets) < batch:
+        inputs = repeated(first_examples(inputs, 1), batch)
+    return Example(inputs_of(network, inputs), inputs)
 
 
 @contextmanager

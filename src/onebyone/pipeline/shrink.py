@@ -88,7 +88,8 @@ def shrink_loaded(
     precision = settings.precision if settings.plan is None else settings.plan.precision
     check_runtimes(precision, settings.runtimes)
     examples = read_data(data, settings)
-    examples.inputs.single("shrink")
+    if precision != "float32":
+        examples.inputs.single("Int8")
     original = evaluation_copy(network, device="cpu")
     own = settings.task if settings.task is not None else examples.task
     if settings.plan is not None:

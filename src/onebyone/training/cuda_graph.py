@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from onebyone.core.errors import ModelError, first_line
+from onebyone.core.tensor_trees import Inputs, map_tensors, tensors_in
 
 STEPS_BEFORE_CAPTURE = 3
-TakeStep = Callable[[Tensor, Tensor], Tensor]  # (inputs, targets) -> loss
+TakeStep = Callable[[Inputs, Tensor], Tensor]  # (inputs, targets) -> loss
 
 
 class CapturedStep:
@@ -28,9 +29,10 @@ class CapturedStep:
         self._ahead = STEPS_BEFORE_CAPTURE
         self._waits = False  # whether a step waits for the GPU: it cannot be captured
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs = self._targets = self._loss = torch.empty(0)
+        self._inputs: Inputs = torch.empty(0)
+        self._targets = self._loss = torch.empty(0)
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """Take a step and return its loss, which is valid until the next step."""
         with torch.cuda.device(self._device):
             if self._ahead > 0:
@@ -38,15 +40,18 @@ class CapturedStep:
                 return self._beside(inputs, targets)
             if self._graph is None and not self._waits:
                 self._capture(inputs, targets)
-            alike = inputs.shape == self._inputs.shape and targets.shape == self._targets.shape
+            given, kept = (
+                [*tensors_in(each)] for each in ((inputs, targets), (self._inputs, self._targets))
+            )
+            alike = [each.shape for each in given] == [each.shape for each in kept]
             if self._graph is None or not alike:
                 return self._take(inputs, targets)
-            self._inputs.copy_(inputs)
-            self._targets.copy_(targets)
+            for old, new in zip(kept, given, strict=True):
+                old.copy_(new)
             self._graph.replay()
             return self._loss
 
-    def _beside(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _beside(self, inputs: Inputs, targets: Tensor) -> Tensor:
         # Warm up on another stream: libraries allocate in their first calls, which a graph must
         # not contain.
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
@@ -57,8 +62,8 @@ class CapturedStep:
         current.wait_stream(stream)
         return loss
 
-    def _capture(self, inputs: Tensor, targets: Tensor) -> None:
-        self._inputs, self._targets = inputs.clone(), targets.clone()
+    def _capture(self, inputs: Inputs, targets: Tensor) -> None:
+        self._inputs, self._targets = map_tensors(Tensor.clone, inputs), targets.clone()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):

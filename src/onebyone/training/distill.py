@@ -19,7 +19,7 @@ from onebyone.core.precision import float32_in
 from onebyone.core.processes import on_main
 from onebyone.core.settings.signature import takes
 from onebyone.core.settings.training import DistillSettings
-from onebyone.core.tensor_trees import fresh
+from onebyone.core.tensor_trees import Inputs, fresh
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import Data, Split
 from onebyone.evaluation.feature_error import feature_error
@@ -228,16 +228,16 @@ def _objective(
     weight, features = settings.label_weight, settings.features
     ours, theirs = modules
 
-    def objective(inputs: Tensor, given: Any, targets: Tensor) -> Tensor:
+    def objective(inputs: Inputs, given: Any, targets: Tensor) -> Tensor:
         assert job.guides is not None
-        total = torch.zeros((), device=inputs.device)
+        total = torch.zeros((), device=targets.device)
         if weight < 1 or features:
             with torch.no_grad(), job.autocast():
                 wanted = in_float32(call(guide, fresh(in_type_of(guide, inputs))))
         if weight < 1:
             both = (
-                comparable(wanted, guide, len(inputs)),
-                comparable(given, job.student, len(inputs)),
+                comparable(wanted, guide, len(targets)),
+                comparable(given, job.student, len(targets)),
             )
             imitation = job.guides.imitation_loss(*both, settings.temperature, job.meaning)
             total = total + (1 - weight) * imitation

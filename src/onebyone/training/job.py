@@ -23,10 +23,9 @@ from onebyone.core.records import Epoch, TrainLog
 from onebyone.core.settings.common import Progress
 from onebyone.core.settings.training import LearnSettings, Schedule
 from onebyone.core.task import UNKNOWN
-from onebyone.core.tensor_trees import fresh
+from onebyone.core.tensor_trees import Inputs, fresh
 from onebyone.data import Data, Split, as_split
 from onebyone.data.hashing import hash_split
-from onebyone.data.splits import tensor_batches
 from onebyone.networks.hashing import hash_weights
 from onebyone.networks.outputs import in_float32, the_one
 from onebyone.networks.surgery import (
@@ -289,7 +288,6 @@ def prepare(
     Raises:
         OptionError: If the network has no parameter to train, or one that is not float32.
     """
-    examples.train.inputs.single("train")
     student = copy_network(model)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if not trained:
@@ -311,9 +309,7 @@ def prepare(
     added: tuple[AddedNorm, ...] = ()
     if options.norms:
         first = examples.train.take(FIRST_EXAMPLES, options.seed)
-        inputs, _ = next(
-            iter(tensor_batches(first, len(first), device=where, channels_last=True, stage="train"))
-        )
+        inputs, _ = next(iter(first.batches(len(first), device=where, channels_last=True)))
         added = add_norms(student, inputs)
     # Processors of several kinds may have rounded in their own ways.
     processes.copy_from_main([*student.parameters(), *student.buffers()])
@@ -409,7 +405,7 @@ def _is_frozen(norm: nn.Module) -> bool:
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
-def forward(job: Job, inputs: Tensor) -> Any:
+def forward(job: Job, inputs: Inputs) -> Any:
     """Return the student's outputs in float32."""
     with job.autocast():
         given = call(job.student, fresh(inputs))

@@ -16,10 +16,10 @@ from onebyone.core import processes
 from onebyone.core.errors import ModelError, OptionError
 from onebyone.core.randomness import seed_generators, seeded
 from onebyone.core.records import Epoch, TrainLog
+from onebyone.core.tensor_trees import Inputs, sliced
 from onebyone.core.units import plural
 from onebyone.data import Split
 from onebyone.data.augment import cut_mixed
-from onebyone.data.splits import tensor_batches
 from onebyone.networks.gradients import backward
 from onebyone.training.checkpoint import resume, save
 from onebyone.training.cuda_graph import CapturedStep, TakeStep
@@ -33,7 +33,7 @@ WARM_UP = 0.1  # share of the steps
 # The largest norm of the whole gradient. Without clipping, deep networks without batch norm can
 # fail in the warm-up: a NiN with ReLU after its last layer stayed at chance on the digits.
 CLIP = 1.0
-Objective = Callable[[Tensor, Any, Tensor], Tensor]
+Objective = Callable[[Inputs, Any, Tensor], Tensor]
 
 
 def fit(job: Job, objective: Objective) -> Trained:
@@ -110,20 +110,19 @@ def _epoch(job: Job, take_step: TakeStep, epoch: int, seed: int) -> float:
     look = 1 if job.device.type == "cpu" else 16
     total = torch.zeros((), dtype=torch.float64, device=job.device)
     job.enter_training()
-    batches = tensor_batches(
-        job.examples.train,
+    batches = job.examples.train.batches(
         options.batch_size,
         seed=seed,
         augment=options.augment and epoch <= options.epochs - options.plain_epochs,
         device=job.device,
         channels_last=True,
-        stage="train",
     )
     generator = torch.Generator().manual_seed(seed)
     for step, (inputs, targets) in zip(range(1, job.steps + 1), batches, strict=False):
         _set_rate(job.optimizer, _rate(job, first + step - 1))
-        seen = cut_mixed(inputs, options.mix, generator) if options.mix else inputs
-        total += take_step(seen, targets)
+        if options.mix and isinstance(inputs, Tensor):
+            inputs = cut_mixed(inputs, options.mix, generator)  # noqa: PLW2901
+        total += take_step(inputs, targets)
         if job.average is not None:
             job.average.update()
         if step % look == 0 or step == job.steps:
@@ -143,19 +142,20 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def _step(job: Job, objective: Objective, inputs: Tensor, targets: Tensor) -> Tensor:
+def _step(job: Job, objective: Objective, inputs: Inputs, targets: Tensor) -> Tensor:
     """Take an optimizer step and return its loss."""
     job.optimizer.zero_grad(set_to_none=True)
     # Parts of one example have no variance for batch norms.
-    parts = max(1, min(job.options.accumulate, len(inputs) // 2))
+    parts = max(1, min(job.options.accumulate, len(targets) // 2))
     if parts == 1:
         total = _gradients(job, objective, inputs, targets)
     else:
-        total = torch.zeros((), device=inputs.device)
-        pairs = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
-        for part, wanted in pairs:
-            share = len(part) / len(inputs)
+        total, start = torch.zeros((), device=targets.device), 0
+        for wanted in targets.tensor_split(parts):
+            part = sliced(inputs, start, start + len(wanted))
+            share = len(wanted) / len(targets)
             total = total + _gradients(job, objective, part, wanted, share=share)
+            start += len(wanted)
     if processes.count() > 1:
         _add_up_gradients(job, total)
     nn.utils.clip_grad_norm_(job.trained, CLIP)
@@ -164,18 +164,18 @@ def _step(job: Job, objective: Objective, inputs: Tensor, targets: Tensor) -> Te
 
 
 def _gradients(
-    job: Job, objective: Objective, inputs: Tensor, targets: Tensor, *, share: float = 1.0
+    job: Job, objective: Objective, inputs: Inputs, targets: Tensor, *, share: float = 1.0
 ) -> Tensor:
     """Add the gradients of a batch's loss, times its share of the step; return that loss.
 
     Of several processes each takes its part of the batch; its loss and gradients are parts too.
     """
-    everywhere = len(inputs) < processes.count()  # too few to divide
+    everywhere = len(targets) < processes.count()  # too few to divide
     if processes.count() > 1:
-        mine = slice(0, len(inputs)) if everywhere else processes.share(len(inputs))
+        mine = slice(0, len(targets)) if everywhere else processes.share(len(targets))
         parts = processes.count() if everywhere else 1
-        share *= (mine.stop - mine.start) / len(inputs) / parts
-        inputs, targets = inputs[mine], targets[mine]
+        share *= (mine.stop - mine.start) / len(targets) / parts
+        inputs, targets = sliced(inputs, mine.start, mine.stop), targets[mine]
     divided = processes.count() > 1 and not everywhere
     with synced_norms() if divided else nullcontext():
         loss = objective(inputs, forward(job, inputs), targets)

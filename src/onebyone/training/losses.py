@@ -13,7 +13,6 @@ from onebyone.core.label_losses import labels_of_wrong_type
 from onebyone.core.task import Loss, label_loss_of
 from onebyone.core.tensor_trees import tensors_in
 from onebyone.core.user_code import users_code
-from onebyone.data.splits import tensor_batches
 from onebyone.evaluation.batch_scores import check_labels, is_unlabelled
 from onebyone.training.job import Job, forward
 
@@ -25,9 +24,7 @@ def check_classes(job: Job) -> None:
         DataError: If a label does not fit the task.
     """
     train = job.examples.train
-    inputs, targets = next(
-        iter(tensor_batches(train, min(2, len(train)), device=job.device, stage="train"))
-    )
+    inputs, targets = next(iter(train.batches(min(2, len(train)), device=job.device)))
     job.student.eval()
     with torch.no_grad():
         given = forward(job, inputs)

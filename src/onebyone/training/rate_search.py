@@ -11,7 +11,6 @@ from torch import nn
 from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import ModelError
 from onebyone.data import Split
-from onebyone.data.splits import tensor_batches
 from onebyone.networks.outputs import comparable
 from onebyone.networks.surgery import copy_to_run, evaluation_copy, home_of, in_type_of, run
 from onebyone.training.job import Trained
@@ -150,10 +149,11 @@ def distances(
     each = [copy_to_run(student, device=place) for student in students]
     totals = [0.0] * len(each)
     with torch.no_grad():
-        for inputs, _ in tensor_batches(split, 250, stage="distill", device=place):
-            wanted = comparable(run(guide, in_type_of(guide, inputs)), guide, len(inputs))
+        for inputs, targets in split.batches(250, device=place):
+            examples = len(targets)
+            wanted = comparable(run(guide, in_type_of(guide, inputs)), guide, examples)
             for position, student in enumerate(each):
                 given = run(student, in_type_of(student, inputs))
-                outputs = comparable(given, student, len(inputs))
+                outputs = comparable(given, student, examples)
                 totals[position] += float(meaning.divergence(wanted, outputs, mine).sum())
     return [total / len(split) if math.isfinite(total) else math.inf for total in totals]

@@ -25,14 +25,12 @@ from onebyone.core.errors import DataError, OptionError
 from onebyone.core.precision import Precision, float32_in, in_full, uses_bf16
 from onebyone.core.randomness import seeded
 from onebyone.core.records import Reconstruction
-from onebyone.core.tensor_trees import (
-    batch_size,
-    fresh,
-    only_tensor,
-)
+from onebyone.core.tensor_trees import Inputs, concatenated, fresh, to_device
+from onebyone.core.tensor_trees import batch_size as examples_in
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import DatasetSplit, Split, TensorSplit
-from onebyone.data.splits import held_out, tensor_batches
+from onebyone.data.splits import held_out
+from onebyone.data.trees import TreeSplit
 from onebyone.evaluation.feature_error import feature_error
 from onebyone.networks.gradients import backward
 from onebyone.networks.outputs import Outputs, comparable, the_one
@@ -167,7 +165,7 @@ def reconstruct(
     fitted, judge = _divided(data, seed)
     student = evaluation_copy(model, device=place)
     guide = evaluation_copy(teacher, device=place)
-    if fitted.inputs.is_image:
+    if any(len(tensor.sample) == 3 for tensor in fitted.inputs.tensors):  # images
         # Convolutions on the CPU run up to twice as fast with channels last.
         lay_channels_last(student)
         lay_channels_last(guide)
@@ -213,9 +211,9 @@ def _check(
 def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
     """Split the inputs into those to fit to and those to judge on."""
     split = data.split
-    if not isinstance(split, (TensorSplit, DatasetSplit)):
+    if not isinstance(split, (TensorSplit, TreeSplit, DatasetSplit)):
         raise DataError(
-            f"Calibration data must be a tensor, a torch data set or a loader, so that a part can "
+            f"Calibration data must be tensors, a torch data set or a loader, so that a part can "
             f"be held out, got {type(split).__name__}."
         )
     count = min(max(1, round(HELD_OUT * len(split))), MOST_HELD_OUT)
@@ -246,18 +244,20 @@ def inputs_for(split: Split, steps: int, seed: int) -> Split:
     return split.take(wanted, seed) if wanted < len(split) else split
 
 
-def _answered(fitted: Split, guide: nn.Module, judge: CalibrationData) -> TensorSplit | None:
+def _answered(fitted: Split, guide: nn.Module, judge: CalibrationData) -> Split | None:
     """Return the inputs with the teacher's outputs, so that the teacher runs only once on each."""
     inputs, outputs = [], []
     with torch.no_grad():
-        for given in replace(judge, split=fitted).batches():
-            batch = only_tensor(given, "reconstruct")
+        for batch in replace(judge, split=fitted).batches():
             answer = the_one(run(guide, batch))
-            if not isinstance(answer, Tensor) or len(answer) != len(batch):
+            if not isinstance(answer, Tensor) or len(answer) != examples_in(batch):
                 return None
-            inputs.append(batch.cpu())
+            inputs.append(to_device(batch, "cpu"))
             outputs.append(answer.cpu())
-    return TensorSplit(torch.cat(inputs).float(), torch.cat(outputs))
+    joined, answers = concatenated(inputs), torch.cat(outputs)
+    if isinstance(joined, Tensor):
+        return TensorSplit(joined.float(), answers)
+    return TreeSplit(joined, answers)
 
 
 @dataclass(frozen=True)
@@ -281,10 +281,10 @@ class _Job:
     temperature: float
     meaning: Meaning
     mine: Meaning
-    answers: TensorSplit | None = None
+    answers: Split | None = None
     bf16: bool = False
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self) -> Iterator[tuple[Inputs, Tensor | None]]:
         """Yield batches to fit to, in a new order in each pass.
 
         The second value is the teacher's outputs if they were computed once, else ``None``.
@@ -292,10 +292,8 @@ class _Job:
         device = self.judge.device
         for turn in range(1_000_000):
             source = self.fitted if self.answers is None else self.answers
-            for inputs, targets in tensor_batches(
-                source,
+            for inputs, targets in source.batches(
                 self.batch_size,
-                stage="reconstruct",
                 seed=self.seed + turn,
                 augment=self.augment,
                 device=device,
@@ -323,7 +321,7 @@ class _Job:
         """Return the teacher's outputs on the inputs to judge on."""
         with torch.no_grad():
             return [
-                comparable(run(self.guide, inputs), self.guide, batch_size(inputs))
+                comparable(run(self.guide, inputs), self.guide, examples_in(inputs))
                 for inputs in self.judge.batches()
             ]
 
@@ -332,7 +330,7 @@ class _Job:
         total = 0.0
         with torch.no_grad():
             for inputs, reference in zip(self.judge.batches(), references, strict=True):
-                outputs = comparable(run(self.student, inputs), self.student, batch_size(inputs))
+                outputs = comparable(run(self.student, inputs), self.student, examples_in(inputs))
                 total += float(self.meaning.divergence(reference, outputs, self.mine).sum())
         mean = total / len(self.judge)
         return mean if math.isfinite(mean) else math.inf
@@ -427,16 +425,16 @@ def _schedule(share: float) -> float:
 
 def _loss(
     job: _Job,
-    inputs: Tensor,
+    inputs: Inputs,
     wanted: Tensor | None,
     ours: dict[str, Tensor],
     theirs: dict[str, Tensor],
 ) -> Tensor:
     with torch.no_grad():
         known = call(job.guide, fresh(inputs)) if wanted is None else wanted
-    reference = comparable(known, job.guide, len(inputs))
+    reference = comparable(known, job.guide, examples_in(inputs))
     with torch.autocast(job.judge.device.partition(":")[0], torch.bfloat16, enabled=job.bf16):
-        given = comparable(call(job.student, fresh(inputs)), job.student, len(inputs))
+        given = comparable(call(job.student, fresh(inputs)), job.student, examples_in(inputs))
     outputs = tuple(in_full(tensor) for tensor in given)
     total = job.meaning.imitation_loss(reference, outputs, job.temperature, job.mine)
     for name in job.features:

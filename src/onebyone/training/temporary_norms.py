@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onebyone.core.tensor_trees import Inputs, first_examples
 from onebyone.networks.dataflow import Neighbours, find_neighbours
 from onebyone.networks.plain_layers import has_hooks
 from onebyone.networks.surgery import hooks_removed, module_at, run
@@ -52,7 +53,7 @@ class _Norming:
         return self.norm(output)
 
 
-def norm_sites(network: nn.Module, example: Tensor) -> dict[str, str]:
+def norm_sites(network: nn.Module, example: Inputs) -> dict[str, str]:
     """Return the convolutions whose output goes to an activation and nowhere else.
 
     A convolution must have a bias, and trained weights that it shares with no other layer: only
@@ -60,7 +61,7 @@ def norm_sites(network: nn.Module, example: Tensor) -> dict[str, str]:
 
     Args:
         network: Not modified.
-        example: An input ``(batch, …)``.
+        example: What the network is called with.
 
     Returns:
         Name of the convolution -> name of the outermost module that returns its output unchanged,
@@ -114,18 +115,18 @@ def _shared(network: nn.Module) -> set[str]:
     return {name for names in owners.values() if len(set(names)) > 1 for name in names}
 
 
-def add_norms(network: nn.Module, inputs: Tensor) -> tuple[AddedNorm, ...]:
+def add_norms(network: nn.Module, inputs: Inputs) -> tuple[AddedNorm, ...]:
     """Add batch norms, which start as the identity, before a network's activations.
 
     Args:
         network: Modified: convolutions get a child, and modules a hook, until :func:`take_in`.
-        inputs: Inputs ``(batch, …)`` for the norms' first statistics.
+        inputs: What the network is called with, for the norms' first statistics.
 
     Returns:
         The added norms; empty if no convolution can have one.
     """
     added = []
-    for site, host in norm_sites(network, inputs[:2]).items():
+    for site, host in norm_sites(network, first_examples(inputs, 2)).items():
         conv: Any = module_at(network, site)
         kind = next(norm for layer, norm in _NORMS.items() if isinstance(conv, layer))
         norm = kind(conv.out_channels).to(conv.weight)
@@ -154,7 +155,7 @@ def _norm_of(network: nn.Module, added: AddedNorm) -> nn.Module:
     return module_at(network, f"{added.site}.{_CHILD}")
 
 
-def _start_as_identity(norms: list[nn.Module], network: nn.Module, inputs: Tensor) -> None:
+def _start_as_identity(norms: list[nn.Module], network: nn.Module, inputs: Inputs) -> None:
     """Set each norm's statistics to those of its inputs, and its weights to undo them."""
 
     def measured(norm: Any, given: tuple[Tensor]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from onebyone.core.precision import float32_in
 from onebyone.core.settings.signature import takes
 from onebyone.core.settings.training import TrainSettings
+from onebyone.core.tensor_trees import Inputs
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import Data
 from onebyone.networks.surgery import as_network
@@ -69,7 +70,7 @@ def train(model: nn.Module, data: Data | Any, settings: TrainSettings) -> Traine
     rate, smoothing, loss = settings.learning_rate, settings.label_smoothing, settings.loss
     options = LoopSettings.of(settings, examples, ends_plain=True, learning_rate=rate)
 
-    def objective(_: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    def objective(_: Inputs, outputs: Tensor, targets: Tensor) -> Tensor:
         return label_loss(outputs, targets, meaning, loss=loss, label_smoothing=smoothing)
 
     name = "own loss" if loss is not None else "labels"

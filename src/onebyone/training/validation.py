@@ -9,7 +9,6 @@ from torch import Tensor
 
 from onebyone.core.metrics import MetricFunction, find_metric
 from onebyone.data import Split
-from onebyone.data.splits import tensor_batches
 from onebyone.evaluation.batch_scores import check_labels, default_metric, is_unlabelled
 from onebyone.evaluation.scores import evaluate
 from onebyone.evaluation.statistics import AGREEMENT
@@ -48,9 +47,7 @@ def validation(job: Job) -> Score | None:
     split, metric = job.examples.validation, job.options.metric
     if split is None:
         return None
-    inputs, targets = next(
-        iter(tensor_batches(split, min(2, len(split)), device=job.device, stage="train"))
-    )
+    inputs, targets = next(iter(split.batches(min(2, len(split)), device=job.device)))
     imitates = job.teacher is not None and is_unlabelled(targets)
     if callable(metric) or (metric is not None and not imitates):
         return Score(find_metric(metric)[0], split, metric)
@@ -74,9 +71,7 @@ def _agreement(job: Job, split: Split) -> float:
     same, of = 0, 0
     decisions = job.meaning.task.measure.decisions
     with torch.no_grad():
-        for inputs, _ in tensor_batches(
-            split, 250, device=job.device, channels_last=True, stage="train"
-        ):
+        for inputs, _ in split.batches(250, device=job.device, channels_last=True):
             ours = the_one(run(job.student, inputs))
             theirs = the_one(run(job.teacher, in_type_of(job.teacher, inputs)))
             mine, guides = job.meaning.parts[0], (job.guides or job.meaning).parts[0]

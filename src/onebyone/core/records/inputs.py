@@ -133,9 +133,13 @@ class InputSpec(Record):
         return self.is_single and len(self.tensors[0].sample) == 3
 
     def same_examples(self, other: InputSpec) -> bool:
-        """Whether one example is the same but for the types of its tensors."""
-        mine, theirs = ([each.sample for each in spec.tensors] for spec in (self, other))
-        return self.call == other.call and mine == theirs
+        """Whether one example is the same but for its tensors' types, and names in a position."""
+        return bool(self._samples() == other._samples())
+
+    def _samples(self) -> Any:
+        """Return the call's arguments with a text of its shape for each tensor."""
+        texts = {each.name: _Text(str(each.sample)) for each in self.tensors}
+        return _arguments(self.call, texts.__getitem__)
 
     @property
     def values(self) -> int:
