@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import Dataset
@@ -13,6 +14,7 @@ from onebyone.calibration.inputs import as_calibration
 from onebyone.calibration.prefix_cache import ResumedPasses
 from onebyone.core.errors import NetworkInputError
 from onebyone.core.records import Plan, Profile
+from onebyone.data import as_data
 from onebyone.profiling.bench import BenchRecord
 from onebyone.runtimes import difference, find_runtime, outputs_of
 
@@ -154,11 +156,12 @@ def test_a_plan_without_data_is_carried_out():
 
 
 def test_stages_that_take_one_tensor_say_so(tmp_path):
-    net, example = network(), by_keyword()
-    with pytest.raises(NetworkInputError, match=r"export needs .* one tensor"):
-        obo.export(net, tmp_path / "out", example=example)
-    with pytest.raises(NetworkInputError, match=r"export needs .* one tensor"):
-        obo.export(net, tmp_path / "out", data=several(12))
+    net, out = network(), tmp_path / "out"
+    with pytest.raises(NetworkInputError, match=r"Int8 needs .* one tensor .* Wrap it in a module"):
+        obo.export(net, out, data=several(12), precision="int8")
+    with pytest.raises(NetworkInputError, match=r"explain needs .* one tensor .* Wrap it"):
+        obo.explain(net, Image.new("RGB", (7, 9)), data=as_data(several(12)))
+    assert not out.exists()
 
 
 def several(count):

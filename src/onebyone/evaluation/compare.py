@@ -363,8 +363,7 @@ def measure(
 ) -> Measured:
     """Count a network's costs and return its record."""
     if isinstance(model, FileNetwork):
-        shape = example.spec.single("A comparison of a file").shape
-        costs, file_bytes, peak = model.costs(shape), model.file_bytes, None
+        costs, file_bytes, peak = model.costs(example.spec), model.file_bytes, None
     else:
         one = example.first().on(model, "cpu")
         traced = trace_layers(model, one)

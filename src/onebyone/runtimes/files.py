@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from onebyone.core.errors import MissingExtraError, ModelError
-from onebyone.core.records import InputSpec
+from onebyone.core.errors import MissingExtraError, ModelError, RecordError
+from onebyone.core.records import InputSpec, TensorSpec
+from onebyone.core.tensor_trees import batch_size, has_batch
+from onebyone.runtimes.named_inputs import named_tensors, names_in
 
 SUFFIXES = {".onnx": "onnxruntime", ".xml": "openvino"}
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
+
+
+# ONNX's names of types that torch calls otherwise.
+_TYPES = {"float": "float32", "double": "float64"}
+
+
+class _Port(NamedTuple):
+    """An input of a file; a size that is free is ``None``."""
+
+    name: str
+    sizes: tuple[int | None, ...]
+    dtype: torch.dtype
 
 
 class Costs(NamedTuple):
@@ -55,7 +70,7 @@ class FileNetwork(nn.Module):
         if not self.path.is_file():
             raise ModelError(f"The network's file {self.path} must exist, but it does not.")
         self.eval()
-        self._sizes = self._read_sizes()
+        self._ports = self._read_ports()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Open the file again, because sessions of runtimes cannot be copied."""
@@ -85,14 +100,34 @@ class FileNetwork(nn.Module):
     @property
     def inputs(self) -> InputSpec | None:
         """What one example is, from the file or ``preprocessing.json`` beside it, if known."""
-        sizes = self._sizes[1:]
-        if sizes and all(size is not None for size in sizes):
-            return InputSpec.of_shape((1, *(size for size in sizes if size is not None)))
+        if self.call is not None:
+            return self.call
+        known = [port for port in self._ports if port.sizes and None not in port.sizes[1:]]
+        if len(known) < len(self._ports):
+            return None
+        shapes = [(1, *(size or 1 for size in port.sizes[1:])) for port in known]
+        if len(known) == 1:
+            return InputSpec.of_shape(shapes[0])
+        return _call_by_name(known, shapes)
+
+    @cached_property
+    def call(self) -> InputSpec | None:
+        """The call that the file was written for, from ``preprocessing.json`` beside it, if known.
+
+        A file of one tensor with fixed sizes tells by itself.
+        """
+        sizes = self._ports[0].sizes[1:]
+        if len(self._ports) == 1 and sizes and None not in sizes:
+            return None
         try:
             text = (self.path.parent / "preprocessing.json").read_text(encoding="utf-8")
-            return InputSpec.from_json(json.dumps(json.loads(text)["inputs"]))
+            spec = InputSpec.from_json(json.dumps(json.loads(text)["inputs"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        if spec.is_single:
+            return spec if len(self._ports) == 1 else None
+        named = {tensor.name for tensor in spec.tensors}
+        return spec if all(port.name in named for port in self._ports) else None
 
     @property
     def made_with(self) -> tuple[str, ...] | None:
@@ -106,37 +141,72 @@ class FileNetwork(nn.Module):
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def forward(self, inputs: Tensor) -> Tensor | list[Tensor]:
-        """Return the file's outputs, a list if there are several."""
-        step = self._sizes[0] or max(len(inputs), 1)
-        parts = [self._run(part) for part in torch.split(inputs, step)]
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | list[Tensor]:
+        """Return the file's outputs, a list if there are several.
+
+        Args:
+            inputs: What the network takes: one tensor, or its positional arguments.
+            named: Its keyword arguments.
+        """
+        given: Any = named or (inputs[0] if len(inputs) == 1 else inputs)
+        whole = named_tensors(given, [port.name for port in self._ports], self.call)
+        count = batch_size(given)
+        # With a batch that is fixed in the file, it runs several times.
+        fixed = [
+            port.sizes[0]
+            for port in self._ports
+            if port.sizes and port.sizes[0] is not None and has_batch(whole[port.name], count)
+        ]
+        step = fixed[0] if fixed and fixed[0] else max(count, 1)
+        parts = []
+        for start in range(0, max(count, 1), step):
+            part = {
+                name: tensor[start : start + step] if has_batch(tensor, count) else tensor
+                for name, tensor in whole.items()
+            }
+            parts.append(self._run(part))
         outputs = [torch.cat(each) for each in zip(*parts, strict=True)]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def costs(self, shape: tuple[int, ...]) -> Costs:
-        """Return the parameters and MACs of the file's layers for an input shape ``(1, …)``."""
+    def costs(self, inputs: InputSpec | tuple[int, ...]) -> Costs:
+        """Return the parameters and MACs of the file's layers for one example.
+
+        Args:
+            inputs: What the network takes; of one tensor its shape ``(1, …)`` is enough.
+        """
+        spec = inputs if isinstance(inputs, InputSpec) else InputSpec.of_shape(inputs)
+        if any(tensor.batched for tensor in spec.tensors):
+            spec = spec.with_batch(1)
+        sizes = [tensor.shape for tensor in spec.tensors]
+        names = [port.name for port in self._ports]
+        own = names[:1] if spec.is_single else names_in(spec, self.call, names)
+        shapes = {name: size for name, size in zip(own, sizes, strict=True) if name in names}
         return (
-            _onnx_costs(self.content, shape)
+            _onnx_costs(self.content, shapes)
             if self.runtime == "onnxruntime"
-            else self._costs(shape)
+            else self._costs(shapes)
         )
 
-    def _run(self, inputs: Tensor) -> list[Tensor]:
-        array = inputs.detach().cpu().float().contiguous().numpy()
+    def _run(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        types = {port.name: port.dtype for port in self._ports}
+        arrays = {
+            name: tensor.detach().cpu().to(types[name]).contiguous().numpy()
+            for name, tensor in inputs.items()
+        }
         try:
-            found = self._call(array)
+            found = self._call(arrays)
         except RuntimeError as error:
+            shapes = ", ".join(str(array.shape) for array in arrays.values())
             raise ModelError(
-                f"The file {self.path} could not be run on an input of shape {array.shape}: {error}"
+                f"The file {self.path} could not be run on an input of shape {shapes}: {error}"
             ) from error
         return [torch.from_numpy(each.copy()) for each in found]
 
-    def _call(self, array: Any) -> list[Any]:
+    def _call(self, arrays: Mapping[str, Any]) -> list[Any]:
         if self.runtime == "openvino":
-            return list(self._loaded(array).values())
-        name = self._loaded.get_inputs()[0].name
+            return list(self._loaded([arrays[port.name] for port in self._ports]).values())
         try:
-            found: list[Any] = self._loaded.run(None, {name: array})
+            found: list[Any] = self._loaded.run(None, dict(arrays))
         except Exception as error:  # the runtime's own classes, which derive only from Exception
             raise RuntimeError(str(error)) from error
         return found
@@ -157,20 +227,34 @@ class FileNetwork(nn.Module):
         except Exception as error:
             raise ModelError(f"{self.runtime} cannot read the file {self.path}: {error}") from error
 
-    def _read_sizes(self) -> tuple[int | None, ...]:
+    def _read_ports(self) -> tuple[_Port, ...]:
         if self.runtime == "openvino":
-            shape = self._loaded.inputs[0].partial_shape
-            return tuple(size.get_length() if size.is_static else None for size in shape)
-        sizes = self._loaded.get_inputs()[0].shape
-        return tuple(size if isinstance(size, int) else None for size in sizes)
+            return tuple(
+                _Port(
+                    port.get_any_name(),
+                    tuple(
+                        size.get_length() if size.is_static else None for size in port.partial_shape
+                    ),
+                    _torch_type(port.get_element_type().to_dtype().name),
+                )
+                for port in self._loaded.inputs
+            )
+        return tuple(
+            _Port(
+                port.name,
+                tuple(size if isinstance(size, int) else None for size in port.shape),
+                _torch_type(port.type.removeprefix("tensor(").removesuffix(")")),
+            )
+            for port in self._loaded.get_inputs()
+        )
 
-    def _costs(self, shape: tuple[int, ...]) -> Costs:
+    def _costs(self, shapes: Mapping[str, tuple[int, ...]]) -> Costs:
         import openvino  # noqa: PLC0415 - an extra
 
         from onebyone.runtimes.openvino import openvino_core  # noqa: PLC0415 - imports this module
 
         model = openvino_core().read_model(str(self.path))
-        model.reshape(openvino.PartialShape([1, *shape[1:]]))
+        model.reshape({name: openvino.PartialShape([*shape]) for name, shape in shapes.items()})
         params = macs = 0
         for node in model.get_ordered_ops():
             kind = node.get_type_name()
@@ -187,13 +271,38 @@ class FileNetwork(nn.Module):
         return Costs(params, macs)
 
 
-def _onnx_costs(content: bytes, shape: tuple[int, ...]) -> Costs:
+def _torch_type(name: str) -> torch.dtype:
+    """Return the type of a file's input; it has ONNX's or NumPy's name."""
+    found: Any = getattr(torch, _TYPES.get(name, name), None)
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _call_by_name(ports: Sequence[_Port], shapes: Sequence[tuple[int, ...]]) -> InputSpec | None:
+    """Return a call with a file's inputs as keywords; ``None`` if their names are not Python's."""
+    try:
+        return InputSpec(
+            tensors=tuple(
+                TensorSpec(
+                    name=port.name,
+                    shape=shape,
+                    dtype=cast("Any", str(port.dtype).removeprefix("torch.")),
+                )
+                for port, shape in zip(ports, shapes, strict=True)
+            ),
+            call=f"({', '.join(f'{port.name}={port.name}' for port in ports)})",
+        )
+    except RecordError:
+        return None
+
+
+def _onnx_costs(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> Costs:
     import onnx  # noqa: PLC0415 - an extra
 
     model = onnx.load_from_string(content)
-    for place, size in zip(model.graph.input[0].type.tensor_type.shape.dim, shape, strict=False):
-        place.dim_value = size
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    for each in model.graph.input:
+        places = each.type.tensor_type.shape.dim
+        for place, size in zip(places, shapes.get(each.name, ()), strict=False):
+            place.dim_value = size
     graph = onnx.shape_inference.infer_shapes(model).graph
     sizes = {
         value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.core.errors import ModelError
+from onebyone.core.records import InputSpec
 from onebyone.core.shared_state import warnings_ignored
-from onebyone.core.tensor_trees import Inputs, arguments_of, fresh, spec_of, tensors_in, to_device
+from onebyone.core.tensor_trees import Inputs, arguments_of, fresh, spec_of, to_device
 from onebyone.networks.surgery import evaluation_copy
 from onebyone.runtimes.base import Prepared, need_device
 from onebyone.runtimes.files import FileNetwork
+from onebyone.runtimes.named_inputs import named_tensors
 
 
 def to_onnx(model: nn.Module, example: Inputs, *, traced: bool = False) -> bytes:
@@ -74,7 +76,7 @@ def layers_to_onnx(model: nn.Module, example: Tensor) -> bytes:
 
 def prepare_onnxruntime(model: nn.Module, example: Inputs) -> Prepared:
     """Run in ONNX Runtime's CPU provider."""
-    return prepare_onnx_in_onnxruntime(to_onnx(model, example), example)
+    return prepare_onnx_in_onnxruntime(to_onnx(model, example), example, call_of(model, example))
 
 
 def prepare_layers_onnxruntime(model: nn.Module, example: Tensor) -> Prepared:
@@ -82,11 +84,19 @@ def prepare_layers_onnxruntime(model: nn.Module, example: Tensor) -> Prepared:
     return prepare_onnx_in_onnxruntime(layers_to_onnx(model, example), example)
 
 
-def prepare_onnx_in_onnxruntime(content: bytes, example: Inputs) -> Prepared:
-    """Run the content of an ONNX file in ONNX Runtime's CPU provider."""
+def prepare_onnx_in_onnxruntime(
+    content: bytes, example: Inputs, known: InputSpec | None = None
+) -> Prepared:
+    """Run the content of an ONNX file in ONNX Runtime's CPU provider.
+
+    Args:
+        content: The file's.
+        example: What the network is called with.
+        known: The call that the file was written for, if it is known.
+    """
     need_device(example, "cpu", "onnxruntime")
     session = onnxruntime_session(content)
-    feed = arrays_for([each.name for each in session.get_inputs()], example)
+    feed = arrays_for([each.name for each in session.get_inputs()], example, known)
     return Prepared(
         lambda: session.run(None, feed),
         {
@@ -97,18 +107,27 @@ def prepare_onnx_in_onnxruntime(content: bytes, example: Inputs) -> Prepared:
     )
 
 
-def arrays_for(names: Sequence[str], example: Inputs) -> dict[str, np.ndarray[Any, Any]]:
+def call_of(model: nn.Module, example: Inputs) -> InputSpec | None:
+    """Return the call that a network's file is written for, as far as it is known.
+
+    Args:
+        model: A file knows its own; of others :func:`to_onnx` makes one for the example.
+        example: What the network is called with.
+    """
+    return model.call if isinstance(model, FileNetwork) else spec_of(example)
+
+
+def arrays_for(
+    names: Sequence[str], example: Inputs, known: InputSpec | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays of a file's inputs.
 
     Args:
         names: Of the file's inputs. A network that does not read a tensor gives no input for it.
         example: What the network is called with, on the CPU.
+        known: The call that the file was written for, if it is known.
     """
-    if isinstance(example, Tensor):
-        return {names[0]: example.numpy()}
-    specs = spec_of(example).tensors
-    arrays = {spec.name: each for spec, each in zip(specs, tensors_in(example), strict=True)}
-    return {name: arrays[name].numpy() for name in names}
+    return {name: each.numpy() for name, each in named_tensors(example, names, known).items()}
 
 
 def onnxruntime_session(model: bytes | str) -> Any:

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.core.errors import OptionError
+from onebyone.core.records import InputSpec
 from onebyone.core.tensor_trees import Inputs
 from onebyone.runtimes.base import Prepared, need_device
 from onebyone.runtimes.files import FileNetwork
-from onebyone.runtimes.onnx import arrays_for, layers_to_onnx, to_onnx
+from onebyone.runtimes.onnx import arrays_for, call_of, layers_to_onnx, to_onnx
 
 
 def prepare_openvino(model: nn.Module, example: Inputs) -> Prepared:
     """Run in float32; without this setting OpenVINO chooses bf16 on some processors."""
     if isinstance(model, FileNetwork) and model.runtime == "openvino":
-        return _prepare(str(model.path), example, "f32")
-    return _prepare(to_onnx(model, example), example, "f32")
+        return _prepare(str(model.path), example, "f32", model.call)
+    return _prepare(to_onnx(model, example), example, "f32", call_of(model, example))
 
 
 def prepare_layers_openvino(model: nn.Module, example: Tensor) -> Prepared:
@@ -41,7 +42,7 @@ def prepare_openvino_bf16(model: nn.Module, example: Inputs) -> Prepared:
         OptionError: If OpenVINO has no bf16 kernels for this processor; it would run float32.
     """
     _check_bf16()
-    return _prepare(to_onnx(model, example), example, "bf16")
+    return _prepare(to_onnx(model, example), example, "bf16", call_of(model, example))
 
 
 def prepare_layers_openvino_bf16(model: nn.Module, example: Tensor) -> Prepared:
@@ -62,12 +63,14 @@ def _check_bf16() -> None:
         )
 
 
-def _prepare(content: bytes | str, example: Inputs, precision: str) -> Prepared:
+def _prepare(
+    content: bytes | str, example: Inputs, precision: str, known: InputSpec | None = None
+) -> Prepared:
     need_device(example, "cpu", "openvino")
     options = settings(precision)
     compiled = compile_openvino(content, options)
     names = [each.get_any_name() for each in compiled.inputs]
-    arrays = arrays_for(names, example)
+    arrays = arrays_for(names, example, known)
     return Prepared(runner(compiled, [arrays[name] for name in names]), options)
 
 

@@ -20,15 +20,22 @@ from onebyone.core.errors import (
 )
 from onebyone.core.records import DataInfo, InputSpec, Plan
 from onebyone.core.shared_state import warnings_ignored
-from onebyone.core.tensor_trees import spec_of
+from onebyone.core.tensor_trees import (
+    Inputs,
+    batch_size,
+    first_examples,
+    repeated,
+    spec_of,
+    tensors_in,
+)
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.core.write_files import check_folder, write_text, written_together
 from onebyone.data import Data, as_split
-from onebyone.data.splits import tensor_batches
-from onebyone.networks.examples import Example, given_example
-from onebyone.networks.surgery import as_network, evaluation_copy, run
+from onebyone.networks.examples import Example, given_example, inputs_of
+from onebyone.networks.surgery import as_network, evaluation_copy, in_type_of, run
 from onebyone.pipeline.exporting.failure import why_it_failed
 from onebyone.pipeline.exporting.formats import BATCH, DYNAMIC, FORMATS, Format, Source
+from onebyone.pipeline.exporting.loaders import loader_of
 from onebyone.pipeline.exporting.record import ExportCheck, ExportRecord, Preprocessing
 from onebyone.quantizing import Quantized, quantize
 from onebyone.runtimes import outputs_of
@@ -76,10 +83,13 @@ def export(
             end: after an error the folder is unchanged.
         formats: ``safetensors`` (weights only), ``onnx``, ``pt2``, ``openvino``, ``executorch``.
         data: Real inputs to compare on: an :class:`onebyone.data.Data` (its test part is used), a
-            split, or a tensor ``(n, …)``. The default is random inputs.
+            split, a tensor ``(n, …)`` or a mapping of keyword arguments. The default is random
+            inputs.
         input_shape: Shape of the input with the batch in front; required without data or an
             example. The file's batch size is free anyway.
-        example: In place of ``input_shape``: an example tensor, whose values are then compared on.
+        example: In place of ``input_shape``: a tensor, a tuple of positional arguments or a mapping
+            of keyword arguments, whose values are then compared on. A file's inputs have the names
+            of the arguments; numbers and other values beside tensors are fixed in it.
         preprocessing: How pictures become inputs; default: taken from the data.
         plan: Written beside the weights.
         name: Name for the network; default: its class.
@@ -112,7 +122,8 @@ def export(
     name = name or (type(model).__name__ if given is None else given.record.network)
     shown = calibration if data is None and input_shape is None and example is None else data
     inputs, words = _inputs(model, shown, input_shape, example)
-    spec = spec_of(inputs[:1])
+    spec = _spec(model, inputs)
+    _check_taken(spec, chosen, precision)
     network = evaluation_copy(model, device="cpu")
     quantized = None
     if precision == "int8":
@@ -121,7 +132,7 @@ def export(
         network = quantized.network
     sizes = _shapes(network, inputs)
     tolerance = SAME_OUTPUTS if quantized is None else SAME_STEPS
-    source = Source(network.requires_grad_(requires_grad=False), inputs, tolerance)
+    source = Source(network.requires_grad_(requires_grad=False), inputs, spec, tolerance)
     info = _preprocessing(preprocessing, data, spec)
     with written_together(out) as aside:
         checks = tuple(_checked(item, source, sizes, aside, words) for item in chosen)
@@ -133,7 +144,7 @@ def export(
             precision="float32" if quantized is None else "int8",
         )
         for item in chosen:
-            write_text(aside / f"load_{item}.py", FORMATS[item].loader)
+            write_text(aside / f"load_{item}.py", loader_of(item, spec))
         info.save(aside / "preprocessing.json")
         record.save(aside / "export.json")
         if quantized is not None:
@@ -141,6 +152,15 @@ def export(
         if plan is not None:
             plan.save(aside / "plan.json")
     return record
+
+
+def _check_taken(spec: InputSpec, formats: Sequence[str], precision: str) -> None:
+    """Check that each format takes a network's inputs."""
+    if precision == "int8":
+        spec.single("Int8")
+    for item in formats:
+        if not FORMATS[item].takes_trees:
+            spec.single(f"The format {item!r}")
 
 
 def _check_int8_formats(formats: Sequence[str]) -> None:
@@ -172,25 +192,30 @@ def _find_format(name: str) -> str:
 
 def _inputs(
     model: nn.Module, data: object, input_shape: tuple[int, ...] | None, example: object
-) -> tuple[Tensor, str]:
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+) -> tuple[Inputs, str]:
     if data is None:
         if input_shape is None and example is None:
             raise OptionError("`input_shape` must be given without data, got None.")
         given = given_example(model, input_shape=input_shape, example=example)
-        given.spec.single("export")
         if given.given is None:
             given = Example(given.spec.with_batch(CHECKED))
         inputs = given.on(model, "cpu")
-        assert isinstance(inputs, Tensor)
         count = given.spec.batch
         kind = "random" if example is None else "given"
         return inputs, f"{count} {kind} input{'s' if count > 1 else ''}"
     split = data.test if isinstance(data, Data) else as_split(data)
-    images, _ = next(iter(tensor_batches(split, CHECKED, stage="export")))
+    inputs, targets = next(iter(split.batches(CHECKED)))
     of = f" of {data.name}" if isinstance(data, Data) else ""
-    plural = "s" if len(images) > 1 else ""
-    return images.to(dtype or images.dtype), f"{len(images)} real input{plural}{of}"
+    plural = "s" if len(targets) > 1 else ""
+    return in_type_of(model, inputs), f"{len(targets)} real input{plural}{of}"
+
+
+def _spec(model: nn.Module, inputs: Inputs) -> InputSpec:
+    """Return the record of one example; its tensors have the names of the network's arguments."""
+    if isinstance(inputs, Tensor):
+        return spec_of(inputs[:1])
+    spec = inputs_of(model, inputs)
+    return spec.with_batch(1) if any(tensor.batched for tensor in spec.tensors) else spec
 
 
 def _preprocessing(
@@ -207,16 +232,19 @@ def _preprocessing(
     )
 
 
-def _shapes(network: nn.Module, inputs: Tensor) -> Mapping[tuple[str, ...], list[Tensor]]:
+def _shapes(network: nn.Module, inputs: Inputs) -> Mapping[tuple[str, ...], list[Inputs]]:
     """Return the inputs to compare on, for each set of free dimensions that the network allows."""
-    alone: dict[tuple[str, ...], list[Tensor]] = {(): [inputs[:1]]}
-    run(network, inputs[:1])
+    one = first_examples(inputs, 1)
+    alone: dict[tuple[str, ...], list[Inputs]] = {(): [one]}
+    run(network, one)
+    if not isinstance(inputs, Tensor) and batch_size(inputs) == 1:
+        inputs = repeated(one, 2)
     try:
         run(network, inputs)
     except ModelError:
         return alone
-    batches = {(BATCH,): [inputs[:1], inputs], **alone}
-    if inputs.ndim != 4:
+    batches = {(BATCH,): [one, inputs], **alone}
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4:
         return batches
     height, width = inputs.shape[2] + LARGER[0], inputs.shape[3] + LARGER[1]
     larger = F.interpolate(inputs[:2], size=(height, width), mode="nearest")
@@ -224,13 +252,13 @@ def _shapes(network: nn.Module, inputs: Tensor) -> Mapping[tuple[str, ...], list
         run(network, larger)
     except ModelError:
         return batches
-    return {DYNAMIC[0]: [inputs[:1], inputs, larger], **batches}
+    return {DYNAMIC[0]: [one, inputs, larger], **batches}
 
 
 def _checked(
     name: str,
     source: Source,
-    sizes: Mapping[tuple[str, ...], list[Tensor]],
+    sizes: Mapping[tuple[str, ...], list[Inputs]],
     aside: Path,
     words: str,
 ) -> ExportCheck:
@@ -259,7 +287,9 @@ def _checked(
             version=importlib.metadata.version(form.package),
             dynamic=dynamic,
             inputs=words,
-            shapes=tuple(tuple(batch.shape) for batch in sizes[dynamic]),
+            shapes=tuple(
+                tuple(tensor.shape) for batch in sizes[dynamic] for tensor in tensors_in(batch)
+            ),
             difference=gap,
             tolerance=source.tolerance,
             fixed=fixed,
@@ -271,13 +301,13 @@ def _checked(
 
 
 def _write_and_compare(
-    form: Format, source: Source, dynamic: tuple[str, ...], batches: list[Tensor], aside: Path
+    form: Format, source: Source, dynamic: tuple[str, ...], batches: list[Inputs], aside: Path
 ) -> OutputDifference:
     path = aside / form.file
     with warnings_ignored():
         # Exporters warn about their own internals, which users cannot change.
         form.write(source, dynamic, path)
-        loaded = form.read(path, source.network)
+        loaded = form.read(path, source.network, source.spec)
         gaps = [
             difference(outputs_of(run(source.network, batch)), outputs_of(loaded(batch)))
             for batch in batches

@@ -1,26 +1,36 @@
-"""Export formats: how to write a network, load it in its runtime, and load it as a user."""
+"""Export formats: how to write a network, and how to load it in its runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from onebyone.core.errors import ModelError
+from onebyone.core.records import InputSpec
+from onebyone.core.tensor_trees import (
+    Inputs,
+    arguments_of,
+    batch_size,
+    first_examples,
+    map_tensors,
+    repeated,
+)
 from onebyone.networks.surgery import evaluation_copy, run, writes_into_inputs
 from onebyone.networks.zoo import load_weights, save_weights
 from onebyone.runtimes.executorch import load_executorch, to_executorch
-from onebyone.runtimes.onnx import onnxruntime_session
+from onebyone.runtimes.onnx import arrays_for, onnxruntime_session
 from onebyone.runtimes.openvino import compile_openvino, openvino_core, runner, settings
 from onebyone.runtimes.output_check import SAME_OUTPUTS
 
-Loaded = Callable[[Tensor], Any]
+Loaded = Callable[[Inputs], Any]
 
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
 # Sets of free dimensions, from most to least. The first that can be written and gives the same
@@ -34,65 +44,113 @@ class Source:
 
     Attributes:
         network: The network.
-        example: Inputs ``(batch, …)`` for tracing.
+        example: Inputs for tracing, with the batch in front.
+        spec: The record of one example, with the names that its tensors have in a file.
         tolerance: Largest difference of a file's outputs from the network's, as a share of their
             standard deviation.
         programs: The traced graphs, by their free dimensions.
     """
 
     network: nn.Module
-    example: Tensor
+    example: Inputs
+    spec: InputSpec
     tolerance: float = SAME_OUTPUTS
     programs: dict[tuple[str, ...], ExportedProgram] = field(default_factory=dict)
 
     @property
     def sizes(self) -> tuple[str, ...]:
         """The dimensions of the input that can be free."""
-        return DYNAMIC[0] if self.example.ndim == 4 else (BATCH,)
+        images = isinstance(self.example, Tensor) and self.example.ndim == 4
+        return DYNAMIC[0] if images else (BATCH,)
+
+    @property
+    def names(self) -> list[str]:
+        """The names that a file's inputs have."""
+        return [tensor.name for tensor in self.spec.tensors]
 
     def program(self, dynamic: tuple[str, ...]) -> ExportedProgram:
         """Return the graph with these dimensions free."""
         if dynamic not in self.programs:
             network = self.network
-            if writes_into_inputs(network, self.example[:1]):
+            if writes_into_inputs(network, first_examples(self.example, 1)):
                 network = _OnCopies(network)
-            shapes = dict.fromkeys(_places(dynamic), Dim.AUTO) or None
-            # torch.export treats a batch of 1 as a constant, so the example is repeated.
-            example = self.example.repeat_interleave(2, 0)[:2] if dynamic else self.example[:1]
+            example = self._traced_on(dynamic)
+            args, named = arguments_of(example)
             exported = torch.export.export(
-                network, (example,), dynamic_shapes=None if shapes is None else (shapes,)
+                network,
+                args,
+                kwargs=named,
+                dynamic_shapes=self._free(network, example, dynamic) if dynamic else None,
             )
-            _check_free(exported, dynamic)
+            _check_free(exported, dynamic, self.spec)
             # They would be saved in the file: the user's pictures, several times its size.
             exported.example_inputs = None
             self.programs[dynamic] = exported
         return self.programs[dynamic]
 
+    def _traced_on(self, dynamic: tuple[str, ...]) -> Inputs:
+        """Return the example that the graph is traced on."""
+        one: Inputs = first_examples(self.example, 1)
+        if not dynamic:
+            return one
+        # torch.export treats a batch of 1 as a constant, so there are two examples.
+        if isinstance(one, Tensor):
+            return one.repeat_interleave(2, 0)
+        two: Inputs = first_examples(self.example, 2)
+        return two if batch_size(two) == 2 else repeated(one, 2)
+
+    def _free(self, network: nn.Module, example: Inputs, dynamic: tuple[str, ...]) -> Any:
+        """Return the free dimensions in the form of the network's arguments."""
+        batched = iter(self.spec.tensors)
+
+        def free(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return dict.fromkeys(_places(dynamic), Dim.AUTO) if next(batched).batched else None
+            if isinstance(value, Mapping):
+                return {key: free(item) for key, item in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)(map(free, value))
+            return None
+
+        if isinstance(example, Tensor):
+            return (free(example),)
+        if not isinstance(example, Mapping):
+            return self._bound(network, tuple(map(free, example)), {})
+        return self._bound(network, (), {name: free(value) for name, value in example.items()})
+
+    @staticmethod
+    def _bound(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return dict(inspect.signature(network.forward).bind(*args, **named).arguments)
+
 
 class _OnCopies(nn.Module):
-    """Runs a network on a copy of its input, because a file must not modify its inputs."""
+    """Runs a network on copies of its inputs, because a file must not modify them."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.training = network.training
 
-    def forward(self, inputs: Tensor) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the network."""
-        return self.network(inputs.clone())
+        copies = map_tensors(Tensor.clone, (inputs, named))
+        return self.network(*copies[0], **copies[1])
 
 
 def _places(dynamic: Sequence[str]) -> list[int]:
     return [place for name, place in ((BATCH, 0), (HEIGHT, 2), (WIDTH, 3)) if name in dynamic]
 
 
-def _check_free(exported: ExportedProgram, dynamic: tuple[str, ...]) -> None:
-    name = exported.graph_signature.user_inputs[0]
-    node = next(node for node in exported.graph.nodes if node.name == name)
-    shape = node.meta["val"].shape
-    for place in _places(dynamic):
-        if isinstance(shape[place], int):
-            raise ModelError(f"the graph fixes dimension {place} of its input to {shape[place]}")
+def _check_free(exported: ExportedProgram, dynamic: tuple[str, ...], spec: InputSpec) -> None:
+    nodes = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+    values = [nodes.get(name) for name in exported.graph_signature.user_inputs]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    for tensor, known in zip(tensors, spec.tensors, strict=True):
+        for place in _places(dynamic) if known.batched else ():
+            if isinstance(tensor.shape[place], int):
+                raise ModelError(
+                    f"the graph fixes dimension {place} of its input to {tensor.shape[place]}"
+                )
 
 
 @dataclass(frozen=True)
@@ -102,22 +160,22 @@ class Format:
     Attributes:
         file: Name of its file.
         write: Writes the file with the given free dimensions.
-        read: Loads the file in its runtime.
-        loader: A short Python file that runs it without this package.
+        read: Loads the file in its runtime; of several inputs it needs the record.
         package: The distribution that loads it.
         extra: The extra that installs it, if it is optional.
         dynamic: The sets of free dimensions to try, largest first.
         beside: Other files that belong to it.
+        takes_trees: Whether it takes several inputs.
     """
 
     file: str
     write: Callable[[Source, tuple[str, ...], Path], None]
-    read: Callable[[Path, nn.Module], Loaded]
-    loader: str
+    read: Callable[..., Loaded]  # (path, network, spec of the inputs)
     package: str = "torch"
     extra: str | None = None
     dynamic: tuple[tuple[str, ...], ...] = DYNAMIC
     beside: tuple[str, ...] = ()
+    takes_trees: bool = True
 
 
 def _write_safetensors(source: Source, dynamic: tuple[str, ...], path: Path) -> None:
@@ -125,7 +183,7 @@ def _write_safetensors(source: Source, dynamic: tuple[str, ...], path: Path) -> 
     save_weights(source.network, path)
 
 
-def _read_safetensors(path: Path, network: nn.Module) -> Loaded:
+def _read_safetensors(path: Path, network: nn.Module, _: InputSpec | None = None) -> Loaded:
     empty = evaluation_copy(network)
     with torch.no_grad():
         for tensor in (*empty.parameters(), *empty.buffers()):
@@ -138,14 +196,14 @@ def _write_pt2(source: Source, dynamic: tuple[str, ...], path: Path) -> None:
     torch.export.save(source.program(dynamic), path)
 
 
-def _read_pt2(path: Path, network: nn.Module) -> Loaded:
+def _read_pt2(path: Path, network: nn.Module, _: InputSpec | None = None) -> Loaded:
     del network
     return partial(run, torch.export.load(path).module())
 
 
 def _onnx(source: Source, dynamic: tuple[str, ...]) -> bytes:
     program = torch.onnx.export(
-        source.program(dynamic), dynamo=True, input_names=["input"], verbose=False
+        source.program(dynamic), dynamo=True, input_names=source.names, verbose=False
     )
     assert program is not None
     content: bytes = program.model_proto.SerializeToString()
@@ -156,10 +214,11 @@ def _write_onnx(source: Source, dynamic: tuple[str, ...], path: Path) -> None:
     path.write_bytes(_onnx(source, dynamic))
 
 
-def _read_onnx(path: Path, network: nn.Module) -> Loaded:
+def _read_onnx(path: Path, network: nn.Module, spec: InputSpec | None = None) -> Loaded:
     del network
     session = onnxruntime_session(str(path))
-    return lambda inputs: session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    names = [each.name for each in session.get_inputs()]
+    return lambda inputs: session.run(None, arrays_for(names, inputs, spec))
 
 
 def _write_openvino(source: Source, dynamic: tuple[str, ...], path: Path) -> None:
@@ -169,87 +228,30 @@ def _write_openvino(source: Source, dynamic: tuple[str, ...], path: Path) -> Non
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
-def _read_openvino(path: Path, network: nn.Module) -> Loaded:
+def _read_openvino(path: Path, network: nn.Module, spec: InputSpec | None = None) -> Loaded:
     del network
     compiled = compile_openvino(str(path), settings("f32"))
-    return lambda inputs: runner(compiled, [inputs.numpy()])()
+    names = [each.get_any_name() for each in compiled.inputs]
+    return lambda inputs: runner(compiled, [*arrays_for(names, inputs, spec).values()])()
 
 
 def _write_executorch(source: Source, dynamic: tuple[str, ...], path: Path) -> None:
     path.write_bytes(to_executorch(source.program(dynamic)))
 
 
-def _read_executorch(path: Path, network: nn.Module) -> Loaded:
+def _read_executorch(path: Path, network: nn.Module, _: InputSpec | None = None) -> Loaded:
     del network
-    return load_executorch(path.read_bytes())
+    loaded: Any = load_executorch(path.read_bytes())  # takes one tensor
+    return cast("Loaded", loaded)
 
-
-_LOADER = '''"""Runs {file}; only needs {needs}. Prepare inputs as preprocessing.json says."""
-
-import json
-from pathlib import Path
-
-{imports}
-
-here = Path(__file__).parent
-{load}
-
-
-def run(inputs):
-    """Return the outputs for float32 inputs of shape (batch, …)."""
-    return {call}
-
-
-if __name__ == "__main__":
-    inputs = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))["inputs"]
-    shape = inputs["tensors"][0]["shape"]
-    outputs = run({zeros})
-    print({show})
-'''
-_WEIGHTS_LOADER = '''"""Loads model.safetensors into its network: needs torch and safetensors."""
-
-from pathlib import Path
-
-from safetensors.torch import load_model
-
-
-def load(network):
-    """Load the weights into a torch.nn.Module of the same structure, and return it."""
-    load_model(network, Path(__file__).parent / "model.safetensors")
-    return network.eval()
-'''
-_NUMPY = {"zeros": 'np.zeros(shape, "float32")', "show": "[o.shape for o in outputs]"}
 
 FORMATS: dict[str, Format] = {
-    "safetensors": Format(
-        "model.safetensors", _write_safetensors, _read_safetensors, _WEIGHTS_LOADER
-    ),
-    "pt2": Format(
-        "model.pt2",
-        _write_pt2,
-        _read_pt2,
-        _LOADER.format(
-            file="model.pt2",
-            needs="torch",
-            imports="import torch",
-            load='network = torch.export.load(here / "model.pt2").module()',
-            call="network(inputs)",
-            zeros="torch.zeros(shape)",
-            show="outputs.shape if hasattr(outputs, 'shape') else outputs",
-        ),
-    ),
+    "safetensors": Format("model.safetensors", _write_safetensors, _read_safetensors),
+    "pt2": Format("model.pt2", _write_pt2, _read_pt2),
     "onnx": Format(
         "model.onnx",
         _write_onnx,
         _read_onnx,
-        _LOADER.format(
-            file="model.onnx",
-            needs="onnxruntime",
-            imports="import numpy as np\nimport onnxruntime",
-            load='session = onnxruntime.InferenceSession(here / "model.onnx")',
-            call='session.run(None, {"input": inputs})',
-            **_NUMPY,
-        ),
         package="onnxruntime",
         extra="onnx",
     ),
@@ -257,16 +259,6 @@ FORMATS: dict[str, Format] = {
         "model.xml",
         _write_openvino,
         _read_openvino,
-        _LOADER.format(
-            file="model.xml and model.bin",
-            needs="openvino",
-            imports="import numpy as np\nimport openvino",
-            load="# Full float32; without this OpenVINO chooses bf16 on some processors.\n"
-            'options = {"INFERENCE_PRECISION_HINT": "f32"}\n'
-            'network = openvino.Core().compile_model(here / "model.xml", "CPU", options)',
-            call="list(network(inputs).values())",
-            **_NUMPY,
-        ),
         package="openvino",
         extra="openvino",
         beside=("model.bin",),
@@ -275,18 +267,9 @@ FORMATS: dict[str, Format] = {
         "model.pte",
         _write_executorch,
         _read_executorch,
-        _LOADER.format(
-            file="model.pte",
-            needs="executorch",
-            imports="import torch\nfrom executorch.runtime import Runtime",
-            load='program = Runtime.get().load_program((here / "model.pte").read_bytes())\n'
-            'method = program.load_method("forward")',
-            call="method.execute([inputs])",
-            zeros="torch.zeros(shape)",
-            show="[o.shape for o in outputs]",
-        ),
         package="executorch",
         extra="executorch",
         dynamic=((),),  # it plans its memory for one size
+        takes_trees=False,
     ),
 }

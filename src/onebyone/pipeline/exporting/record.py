@@ -48,7 +48,7 @@ class ExportCheck(Record):
         version: The version of that package.
         dynamic: Free dimensions of the input.
         inputs: The inputs that it was compared on, in words.
-        shapes: Shapes of these inputs.
+        shapes: Shapes of these inputs; of several tensors, one after the other.
         difference: Difference of the outputs from the network's.
         tolerance: Largest allowed difference, as a share of the outputs' standard deviation.
         fixed: Why other dimensions are not free, in words; empty if all are.
