@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from onebyone.cli.options import add_settings, group
-from onebyone.cli.values import whole
+from onebyone.cli.values import shape, whole
 from onebyone.core.settings.common import ScoreSettings, TaskSettings
 from onebyone.core.settings.runs import RunSettings
 
@@ -16,7 +16,7 @@ MODEL_HELP = (
 DATA_HELP = (
     "digits, mnist, fashion-mnist, cifar10, imagefolder:DIR, or file.py:factory, a function that "
     "returns (train, validation, test) or (train, test), each (inputs, labels), a torch Dataset or "
-    "a DataLoader"
+    "a DataLoader; inputs may be a mapping of keyword arguments"
 )
 
 
@@ -65,6 +65,28 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
         metavar="PIXELS",
         help="height and width to resize pictures to (default: 224 for imagefolder, else as they "
         "are); not for file.py",
+    )
+
+
+def add_input(parser: argparse.ArgumentParser, *, place: str | None = None) -> None:
+    """Add what a network is called with: the shape of a tensor, or an example.
+
+    Args:
+        parser: Gets the arguments.
+        place: Name of the group that they stand in; by default none.
+    """
+    at = parser if place is None else group(parser, place)
+    at.add_argument(
+        "--input-shape",
+        type=shape,
+        metavar="N,C,H,W",
+        help="shape of the input, batch first, if the network's is not known",
+    )
+    at.add_argument(
+        "--example",
+        metavar="FILE.PY:NAME",
+        help="for several inputs: a function of a file that returns a tensor, a tuple of "
+        "positional arguments or a mapping of keyword arguments",
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from onebyone.cli.arguments import add_measuring, add_model, add_output
-from onebyone.cli.loading import device_of, input_size, load
+from onebyone.cli.arguments import add_input, add_measuring, add_model, add_output
+from onebyone.cli.loading import device_of, input_of, load
 from onebyone.cli.output import check_output, progress, show, write_record
-from onebyone.cli.values import shape, whole
+from onebyone.cli.values import whole
 
 EPILOG = """examples:
   onebyone bench torchvision:resnet18
@@ -19,9 +19,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``onebyone bench``."""
     add_model(parser)
-    parser.add_argument(
-        "--input-shape", type=shape, metavar="N,C,H,W", help="shape of the input, batch first"
-    )
+    add_input(parser)
     add_measuring(parser, default="all that are installed")
     parser.add_argument(
         "--rounds", type=whole("rounds"), default=30, metavar="N", help="interleaved rounds (30)"
@@ -40,13 +38,13 @@ def run(args: argparse.Namespace) -> None:
     loaded = load(
         args.model, args.weights, args.model_option, needs_weights=False, original=args.original
     )
-    size = input_size(args, loaded, batch=args.batch)
+    given = input_of(args, loaded, batch=args.batch)
     from onebyone.profiling.bench import bench
 
     with progress("bench") as update:
         record = bench(
             loaded.model,
-            input_shape=size,
+            **given,
             runtimes=args.runtimes,
             rounds=args.rounds,
             num_threads=args.num_threads,

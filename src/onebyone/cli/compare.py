@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onebyone.cli.arguments import (
     MODEL_HELP,
@@ -14,11 +14,21 @@ from onebyone.cli.arguments import (
     add_output,
     add_seed,
 )
-from onebyone.cli.loading import data_of, device_of, load, load_metric, load_task, runtimes_of
+from onebyone.cli.loading import (
+    data_of,
+    device_of,
+    load,
+    load_example,
+    load_metric,
+    load_task,
+    runtimes_of,
+)
 from onebyone.cli.output import progress, say, show
 from onebyone.core.errors import OptionError
 
 if TYPE_CHECKING:
+    from onebyone.core.records import InputSpec
+    from onebyone.data import Data
     from onebyone.networks.zoo import Loaded
 
 RECORD = "compare.json"
@@ -61,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, required=False)
     add_metric(parser)
     add_measuring(parser)
+    parser.add_argument(
+        "--example",
+        metavar="FILE.PY:NAME",
+        help="of several inputs without data: a function of a file that returns what networks are "
+        "timed on, a tuple of positional arguments or a mapping of keyword arguments",
+    )
     add_seed(parser, "seed of the data's split (0)")
     add_output(parser, "folder for report.html and compare.json")
 
@@ -82,13 +98,16 @@ def run(args: argparse.Namespace) -> None:
     data = None if args.data is None else data_of(args)
     known = [network.inputs for network in networks if network.inputs is not None]
     inputs = data.inputs if data is not None else known[0] if known else None
-    if inputs is None:
-        raise OptionError("The input shape of these networks is not known: give --data.")
+    if inputs is None and args.example is None:
+        raise OptionError(
+            "The input shape of these networks is not known: give --data, or --example "
+            "FILE.PY:FUNCTION."
+        )
     with progress("compare") as update:
         record = compare(
             *(network.model for network in networks),
             data=data,
-            input_shape=inputs.with_batch(args.batch).single("compare").shape,
+            **_timed_on(args, networks[0], inputs, data),
             runtimes=runtimes,
             metric=metric,
             task=task,
@@ -110,6 +129,22 @@ def run(args: argparse.Namespace) -> None:
     show(record, args, *record.tables())
     if folder is not None:
         say(args, f"Report: {folder / PAGE}")
+
+
+def _timed_on(
+    args: argparse.Namespace, first: Loaded, inputs: InputSpec | None, data: Data | None
+) -> dict[str, Any]:
+    """Return what the networks are timed on, as the argument ``input_shape`` or ``example``."""
+    if args.example is not None:
+        return {"example": load_example(args.example, args.batch)}
+    assert inputs is not None
+    if inputs.is_single:
+        return {"input_shape": inputs.with_batch(args.batch).single("compare").shape}
+    from onebyone.networks.examples import example_of
+
+    if data is not None and len(data.test) >= args.batch:  # real values fit one another
+        return {"example": next(iter(data.test.batches(args.batch)))[0]}
+    return {"example": example_of(first.model, inputs.with_batch(args.batch), device="cpu")}
 
 
 def _of_files(specs: list[str]) -> list[str] | None:

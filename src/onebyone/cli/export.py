@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onebyone.cli.arguments import add_json, add_model
-from onebyone.cli.loading import input_size, load
+from onebyone.cli.arguments import add_input, add_json, add_model
+from onebyone.cli.loading import input_of, input_size, load
 from onebyone.cli.output import check_output, progress, say, show
-from onebyone.cli.values import shape
 from onebyone.core.errors import OneByOneError, OptionError
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ EPILOG = """examples:
   onebyone export torchvision:resnet18 --weights r18.safetensors --format openvino --out r18
   onebyone export runs/small --precision int8 --data digits --format openvino --out exports/int8
   onebyone export net.py:make --input-shape 1,3,64,64 --format safetensors --out exports/net
+  onebyone export net.py:make --example net.py:two_pictures --out exports/net
 """
 # The number of examples of a check.
 EXAMPLES = 64
@@ -55,12 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="DATA", help="real inputs to check on (a run's own data, else random)"
     )
-    parser.add_argument(
-        "--input-shape",
-        type=shape,
-        metavar="N,C,H,W",
-        help="shape of an input, batch first; the file's batch is free",
-    )
+    add_input(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder for the files")
     add_json(parser)
 
@@ -71,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     loaded = load(
         args.model, args.weights, args.model_option, needs_weights=True, original=args.original
     )
-    from onebyone.core.records import InputSpec, RunRecord
+    from onebyone.core.records import RunRecord
     from onebyone.data import load_data
     from onebyone.pipeline.exporting import export
     from onebyone.pipeline.run_folder import RECORD, is_run
@@ -86,23 +81,39 @@ def run(args: argparse.Namespace) -> None:
         data = load_data(args.data, limit=examples, image_size=_image_size(record, args.data))
     elif record is not None:
         data = _own_data(record, examples)
-    inputs = loaded.inputs
-    if args.input_shape is not None or (inputs is None and data is None):
-        inputs = InputSpec.of_shape(input_size(args, loaded))
+    given, preprocessing = _given(args, loaded, data)
     with progress("export"):
         made = export(
             network,
             args.out,
             formats=args.format or ["onnx"],
             data=data,
-            input_shape=None if inputs is None else inputs.with_batch(1).single("export").shape,
-            preprocessing=None if data is not None else _preprocessing(loaded, args.model, inputs),
+            **given,
+            preprocessing=preprocessing,
             plan=None if record is None else record.plan,
             name=loaded.source.name,
             precision="float32" if isinstance(network, Quantized) else precision,
         )
     show(made, args, made.table())
     say(args, f"Wrote {args.out}")
+
+
+def _given(
+    args: argparse.Namespace, loaded: Loaded, data: Data | None
+) -> tuple[dict[str, Any], Preprocessing | None]:
+    """Return what is exported for beside data, as a keyword, and how pictures become inputs."""
+    from onebyone.core.records import InputSpec
+
+    inputs = loaded.inputs
+    if args.example is not None or (inputs is not None and not inputs.is_single):
+        if args.example is not None and args.data is not None:
+            raise OptionError("Give either --data or --example, got both.")
+        return ({} if data is not None and args.example is None else input_of(args, loaded)), None
+    if args.input_shape is not None or (inputs is None and data is None):
+        inputs = InputSpec.of_shape(input_size(args, loaded))
+    known = None if data is not None else _preprocessing(loaded, args.model, inputs)
+    shape = None if inputs is None else inputs.with_batch(1).single("export").shape
+    return {"input_shape": shape}, known
 
 
 def _of_run(args: argparse.Namespace, loaded: Loaded, record: RunRecord) -> Module | Quantized:

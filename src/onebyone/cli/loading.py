@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -150,6 +150,69 @@ def runtimes_of(names: list[str] | None) -> tuple[str, ...]:
     return wanted
 
 
+def input_of(args: argparse.Namespace, loaded: Loaded, *, batch: int = 1) -> dict[str, Any]:
+    """Return what a network is called with, as the argument ``input_shape`` or ``example``.
+
+    That is the given example or shape, else what is known of the network.
+
+    Raises:
+        OptionError: If it is not known, or both are given.
+    """
+    if args.example is not None:
+        if args.input_shape is not None:
+            raise OptionError("Give either --input-shape or --example, got both.")
+        return {"example": load_example(args.example, batch)}
+    known = loaded.inputs
+    if known is None or known.is_single:
+        return {"input_shape": input_size(args, loaded, batch=batch)}
+    if args.input_shape is not None:
+        raise OptionError(
+            f"--input-shape is the shape of one tensor, but {args.model} is called with "
+            f"({known.example_text()}). Give --example FILE.PY:FUNCTION, or neither for random "
+            "values."
+        )
+    from onebyone.networks.examples import example_of
+
+    return {"example": example_of(loaded.model, known.with_batch(batch), device="cpu")}
+
+
+def load_example(text: str, batch: int = 1) -> Any:
+    """Return the inputs that a function of a file returns.
+
+    Args:
+        text: ``path/file.py:function``.
+        batch: If above 1, an example of one is repeated to this batch.
+
+    Raises:
+        OptionError: If the file fails, or its example has another batch.
+        UnknownNameError: If there is no such file or function.
+    """
+    from torch import Tensor
+
+    from onebyone.core.tensor_trees import batch_size, repeated
+    from onebyone.core.user_files import call_user_function, user_function
+
+    path, _, name = text.rpartition(":")
+    if not path.endswith(".py") or not name:
+        raise OptionError(
+            f"--example must be a function of a Python file, such as net.py:make_example, got "
+            f"{text!r}."
+        )
+    file = Path(path).expanduser()
+    found = call_user_function(
+        user_function(file, name, raises=OptionError), file, raises=OptionError
+    )
+    if batch == 1 or not isinstance(found, Mapping | tuple | Tensor):
+        return found  # what is not an example is refused by name where it is used
+    own = batch_size(found)
+    if own not in (1, batch):
+        raise OptionError(
+            f"--batch must be that of the example, {own}, or be left out, got {batch}. An example "
+            "of one is repeated to any batch."
+        )
+    return found if own == batch else repeated(found, batch)
+
+
 def input_size(args: argparse.Namespace, loaded: Loaded, *, batch: int = 1) -> tuple[int, ...]:
     """Return the shape of an input: the given one, else the known shape of the network's input.
 
@@ -163,7 +226,8 @@ def input_size(args: argparse.Namespace, loaded: Loaded, *, batch: int = 1) -> t
         if known is None:
             raise OptionError(
                 f"The input shape of {args.model} is not known. Give --input-shape "
-                "BATCH,CHANNELS,HEIGHT,WIDTH, such as 1,3,224,224."
+                "BATCH,CHANNELS,HEIGHT,WIDTH, such as 1,3,224,224; for several inputs --example "
+                "FILE.PY:FUNCTION."
             )
         return (batch, *known)
     given: tuple[int, ...] = args.input_shape.sizes

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from onebyone.cli.arguments import add_data, add_model, add_output
-from onebyone.cli.loading import data_of, device_of, input_size, load, settings_of
+from onebyone.cli.arguments import add_data, add_input, add_model, add_output
+from onebyone.cli.loading import data_of, device_of, input_of, load, settings_of
 from onebyone.cli.options import add_settings, group, offered
 from onebyone.cli.output import check_output, progress, show, write_record
-from onebyone.cli.values import shape
 from onebyone.core.errors import OptionError
 from onebyone.core.settings.planning import PlanSettings
 from onebyone.core.settings.runs import ShrinkSettings
@@ -62,12 +61,7 @@ def _add_uniform(parser: argparse.ArgumentParser) -> None:
         help="reduce, expand, tucker2, spatial, spatial-expand, pair, or the first "
         "that saves anything (auto)",
     )
-    place.add_argument(
-        "--input-shape",
-        type=shape,
-        metavar="N,C,H,W",
-        help="shape of the input, batch first, if the network's is not known",
-    )
+    add_input(parser, place="plan without data")
 
 
 def share(text: str) -> float:
@@ -116,10 +110,10 @@ def _uniform(args: argparse.Namespace) -> Plan:
     )
     from onebyone.planning import uniform_plan
 
-    size = input_size(args, loaded)
+    given = input_of(args, loaded)
     return uniform_plan(
         loaded.model,
-        size,
+        next(iter(given.values())),
         ranks=args.ranks,
         form=args.form,
         leave=args.leave or (),

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from onebyone.cli.arguments import add_measuring, add_model, add_output
-from onebyone.cli.loading import device_of, input_size, load, runtimes_of
+from onebyone.cli.arguments import add_input, add_measuring, add_model, add_output
+from onebyone.cli.loading import device_of, input_of, load, runtimes_of
 from onebyone.cli.output import check_output, progress, show, write_record
-from onebyone.cli.values import shape
 
 EPILOG = """examples:
   onebyone profile torchvision:resnet18
   onebyone profile timm:convnext_atto --threads 1 --runtime eager --runtime channels-last
   onebyone profile net.py:make --input-shape 1,3,64,64 --json
+  onebyone profile net.py:make --example net.py:two_pictures
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``onebyone profile``."""
     add_model(parser)
-    parser.add_argument(
-        "--input-shape", type=shape, metavar="N,C,H,W", help="shape of the input, batch first"
-    )
+    add_input(parser)
     parser.add_argument("--no-time", action="store_true", help="count only")
     add_measuring(parser)
     add_output(parser, "folder for profile.json")
@@ -34,14 +32,14 @@ def run(args: argparse.Namespace) -> None:
     loaded = load(
         args.model, args.weights, args.model_option, needs_weights=False, original=args.original
     )
-    size = input_size(args, loaded, batch=args.batch)
+    given = input_of(args, loaded, batch=args.batch)
     from onebyone.profiling import profile
 
     with progress("profile") as update:
         update(0, 1, loaded.source.name)
         record = profile(
             loaded.model,
-            input_shape=size,
+            **given,
             name=loaded.source.name,
             runtimes=runtimes,
             device=device_of(args.device),
