@@ -32,10 +32,10 @@ from onebyone.core.rounds import limited
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.core.version import __version__
 from onebyone.data import Data, Split, as_split
-from onebyone.evaluation.scores import Together, score
+from onebyone.evaluation.scores import Together, copies_to_score, score
 from onebyone.evaluation.statistics import agreement, paired_difference
 from onebyone.networks.examples import Example, given_example
-from onebyone.networks.surgery import as_network
+from onebyone.networks.surgery import as_device, as_network
 from onebyone.networks.zoo import save_weights
 from onebyone.profiling.activation_memory import peak_activation_bytes
 from onebyone.profiling.latency import Samples, interleave, threads
@@ -251,9 +251,12 @@ def _measure_all(
             networks[0], shown, task, known=known, ignore_index=ignore_index, device=device
         )
         how: Any = {"metric": metric, "task": meaning, "device": device, "progress": progress}
-        scored = score(networks, test, **how)
+        how["copied"] = True
+        copies = copies_to_score(networks, as_device(device))
+        scored = score(copies, test, **how)
         if train is not None:
-            scored_train = score(networks, train.take(TRAIN_EXAMPLES, 0), **how)
+            scored_train = score(copies, train.take(TRAIN_EXAMPLES, 0), **how)
+        del copies
     with threads(num_threads):
         # Subnormal weights slow a CPU down. All networks are timed without them, to be fair.
         bare = [_without_subnormals(network, example) for network in networks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -155,19 +155,21 @@ def score(
     batch_size: int = 250,
     device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
+    copied: bool = False,
 ) -> Together:
     """Run networks side by side on the same batches and score every example.
 
     Without labels the score is the agreement with the first network; for outputs without
     decisions it is 1 minus the divergence from the first network's.
-    See :func:`evaluate` for the arguments and the errors.
+    See :func:`evaluate` for the arguments and the errors; ``copied`` says that the networks are
+    copies from :func:`copies_to_score`, which may be run themselves.
     """
     if metric is not None:
         find_metric(metric)
     if len(split) == 0:
         raise DataError("Data to evaluate on must have at least one example, got none.")
     place = as_device(device)
-    networks = [copy_to_run(as_network(model, scripted=True), device=place) for model in models]
+    networks = models if copied else copies_to_score(models, place)
     if metric == "accuracy":
         known = replace(known or Known(), asks_accuracy=True)
     meaning = meaning_of(
@@ -213,6 +215,11 @@ def score(
         counted=positions,
         meaning=meaning,
     )
+
+
+def copies_to_score(models: Sequence[nn.Module], device: torch.device | str) -> list[nn.Module]:
+    """Return copies of networks on a device, which serve for any number of splits."""
+    return [copy_to_run(as_network(model, scripted=True), device=device) for model in models]
 
 
 def check_scorable(

@@ -439,3 +439,16 @@ def outputs_of_modules(network: nn.Module, names: Sequence[str]) -> Iterator[dic
 
             handles.append(module_at(network, name).register_forward_hook(keep))
         yield kept
+
+
+@contextmanager
+def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put modules in the places of those of their names while in this context; none is the root."""
+    own = {name: module_at(network, name) for name in modules}
+    try:
+        for name, module in modules.items():
+            replace_module(network, name, module)
+        yield
+    finally:
+        for name, module in own.items():
+            replace_module(network, name, module)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import nn
 from onebyone.core.records import LayerCost, Option, Settings
 from onebyone.core.tensor_trees import Inputs
 from onebyone.networks.channel_groups import ChannelGroup
-from onebyone.networks.surgery import module_at, replace_module
+from onebyone.networks.surgery import replaced
 from onebyone.planning.applicability import is_left
 from onebyone.planning.harm import SiteHarms
 from onebyone.rewrites.low_rank.reduced_rank import Problem
@@ -138,20 +137,8 @@ def judged(
     measured: dict[int, float] = {}
     for spot in sorted({int(each) for each in spots}):
         (first, new), *others = fits.stand_ins(options[spot].first.settings).items()
-        with _replaced(network, dict(others)):
+        with replaced(network, dict(others)):
             measured[spot] = harm_with(first, new)
     felt = sum(problem.felt for problem in problems) / 2
     predicted = [felt * (option.error or 0.0) for option in options]
     return tuple(options), SiteHarms(predicted, measured)
-
-
-@contextmanager
-def _replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    own = {name: module_at(network, name) for name in modules}
-    try:
-        for name, module in modules.items():
-            replace_module(network, name, module)
-        yield
-    finally:
-        for name, module in own.items():
-            replace_module(network, name, module)

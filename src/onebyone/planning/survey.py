@@ -156,7 +156,7 @@ def survey(
             site = None
         else:
             network, exact = changed, exact_option(site)
-    costs = trace_layers(network, example)
+    costs = original if network is base else trace_layers(network, example)
     why = reasons(network, example, costs, leave)
     if known is not None and meaning is None:
         meaning = meaning_of(base, known, device=known.device)

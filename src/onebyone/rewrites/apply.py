@@ -37,7 +37,7 @@ from onebyone.networks.surgery import (
     run,
 )
 from onebyone.profiling.subnormals import without_subnormals
-from onebyone.rewrites.equivalence import TOLERANCES, versions_of
+from onebyone.rewrites.equivalence import TOLERANCES, version_of
 from onebyone.rewrites.fit_layers import (
     Groups,
     carried_out,
@@ -307,7 +307,7 @@ def _check_outputs(
     if not exact:
         _check_finite_outputs(reference, network, witness)
         return
-    version = versions_of(reference, witness)[0]
+    version = version_of(reference, witness)
     own, most = version.like(network), _ROUNDED_WEIGHTS.get(floating_type(network))
     reason = None if version.decides else version.why_changed(own, within=most)
     if reason is None:

@@ -138,6 +138,24 @@ def difference(before: Tensor, after: Tensor) -> float:
     return float(apart.max()) / max(scale, 1e-300)
 
 
+def version_of(network: nn.Module, example: Inputs) -> Version:
+    """Return the first of :func:`versions_of`, for which the network is copied once.
+
+    Args:
+        network: Not modified.
+        example: An input of the network.
+
+    Raises:
+        ModelError: If it cannot be copied or run on the example.
+    """
+    own = Version(evaluation_copy(network), (example,))
+    assert own.outputs is not None  # it runs
+    if not _is_narrow(own.network):
+        return replace(own, inputs=(example, *_noises(own.network, example)))
+    double = _in_double(own.network, example)
+    return Version(evaluation_copy(network), (example,)) if double is None else double
+
+
 def versions_of(network: nn.Module, example: Inputs) -> list[Version]:
     """Return a network in float64, if it runs so, and in its own type.
 
@@ -153,17 +171,31 @@ def versions_of(network: nn.Module, example: Inputs) -> list[Version]:
     """
     own = Version(evaluation_copy(network), (example,))
     assert own.outputs is not None  # it runs
-    types = {tensor.dtype for tensor in own.network.state_dict().values() if _is_tensor(tensor)}
-    if not types & {torch.float32, torch.float16, torch.bfloat16}:
+    if not _is_narrow(own.network):
         return [replace(own, inputs=(example, *_noises(own.network, example)))]
     try:
-        network_in_double = copy_network(own.network).double()
-        double = Version(network_in_double, (_mapped(example, _doubled),), doubled=True)
+        copied = copy_network(own.network)
+    except ModelError:
+        return [own]
+    double = _in_double(copied, example)
+    return [own] if double is None else [double, own]
+
+
+def _is_narrow(network: nn.Module) -> bool:
+    """Whether a network has values of less than 64 bits."""
+    types = {tensor.dtype for tensor in network.state_dict().values() if _is_tensor(tensor)}
+    return bool(types & {torch.float32, torch.float16, torch.bfloat16})
+
+
+def _in_double(network: nn.Module, example: Inputs) -> Version | None:
+    """Return a version in float64 of a network, modified; ``None`` if it does not run so."""
+    try:
+        double = Version(network.double(), (_mapped(example, _doubled),), doubled=True)
         assert double.outputs is not None
     except (ModelError, RuntimeError, TypeError):
-        return [own]
+        return None
     noises = _noises(double.network, double.inputs[0])
-    return [replace(double, inputs=(*double.inputs, *noises)), own]
+    return replace(double, inputs=(*double.inputs, *noises))
 
 
 def _is_tensor(value: object) -> bool:

@@ -26,7 +26,7 @@ from onebyone.networks.conv_layers import (
 )
 from onebyone.networks.stand_ins import REASON, stand_ins
 from onebyone.networks.surgery import hooks_removed, module_at, replace_module
-from onebyone.rewrites.equivalence import TOLERANCES, Version, difference, keeping, versions_of
+from onebyone.rewrites.equivalence import TOLERANCES, Version, difference, keeping, version_of
 
 
 def plain_layer(module: nn.Module) -> nn.Module:
@@ -64,9 +64,11 @@ def why_not_plain(network: nn.Module, example: Inputs, names: Sequence[str]) -> 
     Raises:
         ModelError: If the network cannot be copied or run on the example.
     """
-    if not names:
-        return {}
-    version = versions_of(network, example)[0]
+    return not_plain_in(version_of(network, example), names) if names else {}
+
+
+def not_plain_in(version: Version, names: Sequence[str]) -> dict[str, str]:
+    """Return the same of a version of a network, which is as it was afterwards."""
     layers = {name: plain_layer(module_at(version.network, name)) for name in names}
     found = _otherwise(version, layers)
     left = [name for name in names if name not in found]

@@ -275,11 +275,10 @@ def _nearer(
     start: nn.Module, trained: Trained, apart: Callable[[Sequence[nn.Module]], list[float]]
 ) -> Trained:
     """Return the network after or before training, whichever is nearer to the teacher."""
-    before = evaluation_copy(start)
-    at_start, at_end = on_main(lambda: apart([before, trained.model]))
+    at_start, at_end = on_main(lambda: apart([start, trained.model]))
     if at_end < at_start:
         return trained
-    return Trained(before, replace(trained.log, chosen_epoch=0))
+    return Trained(evaluation_copy(start), replace(trained.log, chosen_epoch=0))
 
 
 def _share_mixed(settings: DistillSettings, examples: Examples, meaning: Meaning) -> float:

@@ -20,7 +20,7 @@ from onebyone.core.tensor_trees import Inputs
 from onebyone.networks.layers import GlobalAverageHead, Pointwise
 from onebyone.networks.surgery import evaluation_copy
 from onebyone.networks.weight_bytes import weight_bytes
-from onebyone.rewrites.equivalence import Version, versions_of
+from onebyone.rewrites.equivalence import Version, version_of
 from onebyone.rewrites.head.chain import Call, Chain, NotFound, is_norm
 from onebyone.rewrites.head.edit_forward import Action, carry_out, edits_of
 from onebyone.rewrites.head.find import find_chain
@@ -351,7 +351,7 @@ def rewrite(
         raise PlanError(
             f"The head {name!r} cannot be rewritten: {str(reason).rstrip('.')}."
         ) from reason
-    before = versions_of(copied, example)[0] if form == "exact" else None
+    before = version_of(copied, example) if form == "exact" else None
     carry_out(copied, edits)
     if before is not None:
         _check_same(before, copied, name)

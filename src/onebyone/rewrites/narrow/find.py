@@ -25,11 +25,11 @@ from onebyone.networks.surgery import (
     evaluation_copy,
     module_at,
     parameter_owners,
-    replace_module,
+    replaced,
 )
-from onebyone.rewrites.equivalence import Version, keeping, versions_of
+from onebyone.rewrites.equivalence import Version, keeping, version_of
 from onebyone.rewrites.narrow.carry_out import narrowed, values_of
-from onebyone.rewrites.plain import plain_layer, why_not_plain
+from onebyone.rewrites.plain import not_plain_in, plain_layer
 
 
 def find(network: nn.Module, example: Inputs) -> FoundGroups:
@@ -52,13 +52,16 @@ def find(network: nn.Module, example: Inputs) -> FoundGroups:
             free.append(group)
         else:
             reasons[group.site] = reason
-    otherwise = why_not_plain(network, example, list(dict.fromkeys(_layers(network, free))))
+    if not free:
+        return FoundGroups((), reasons)
+    version = version_of(network, example)
+    otherwise = not_plain_in(version, list(dict.fromkeys(_layers(network, free))))
     for group in list(free):
         wrong = next((name for name in group.members if name in otherwise), None)
         if wrong is not None:
             free.remove(group)
             reasons[group.site] = f"{wrong!r}: {otherwise[wrong]}"
-    proved, rejected = _proved(network, example, free)
+    proved, rejected = _proved(version, free)
     reasons |= rejected
     return FoundGroups(tuple(proved), reasons)
 
@@ -101,12 +104,9 @@ def _why_not_free(
 
 
 def _proved(
-    network: nn.Module, example: Inputs, groups: Sequence[ChannelGroup]
+    version: Version, groups: Sequence[ChannelGroup]
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Return the groups that give the same as if their readers ignored the removed channels."""
-    if not groups:
-        return [], {}
-    version = versions_of(network, example)[0]
     reasons: dict[str, str] = {}
     proved = list(groups)
     for part in (0, 1):  # each channel is removed once
@@ -137,7 +137,7 @@ def why_other(network: nn.Module, example: Inputs, groups: Sequence[ChannelGroup
         example: An input of the network.
         groups: All lose half of their channels, then the other half.
     """
-    version = versions_of(network, example)[0]
+    version = version_of(network, example)
     for part in (0, 1):
         reason = _why_changed(version, {group: _half(group, part) for group in groups})
         if reason is not None:
@@ -149,29 +149,32 @@ def _why_changed(version: Version, kept: Mapping[ChannelGroup, Sequence[int]]) -
     """Return how outputs without channels differ from those of readers that ignore them.
 
     Args:
-        version: The network, with what it is compared on. Not modified.
+        version: The network, with what it is compared on; as it was afterwards.
         kept: For each group the channels that stay.
     """
-    fewer, masked = copy_network(version.network), copy_network(version.network)
-    compared = version
+    fewer, compared = copy_network(version.network), version
     if version.decides:
         compared = version.at([name for group in kept for name in group.readers])
+    readers: dict[str, nn.Module] = {}
     for group, channels in kept.items():
         for name in group.readers:
-            masked = _ignoring(masked, name, group, channels)
+            layer = readers.get(name, module_at(version.network, name))
+            readers[name] = _ignoring(layer, group, channels)
         fewer = narrowed(fewer, group, channels)
     try:
-        return replace(compared, network=masked).why_changed(fewer)
+        with replaced(version.network, readers):
+            # Another version, for what this one gave is kept.
+            return replace(compared).why_changed(fewer)
     except (ModelError, PlanError) as error:
         return f"the network does not run with fewer channels: {error}"
 
 
-def _ignoring(network: nn.Module, name: str, group: ChannelGroup, kept: Sequence[int]) -> nn.Module:
-    """Return a network, modified, of which a reader does not use some of its channels."""
-    layer = plain_layer(copy.deepcopy(module_at(network, name)))
+def _ignoring(reader: nn.Module, group: ChannelGroup, kept: Sequence[int]) -> nn.Module:
+    """Return a layer that does what a reader does without some of its channels."""
+    layer = plain_layer(copy.deepcopy(reader))
     kernel = kernel_of(layer)
     gone = torch.ones(kernel.shape[2], dtype=torch.bool)
     gone[values_of(kept, values=shape_of(layer).channels // group.channels)] = False
     kernel[:, :, gone] = 0
     set_kernel(layer, kernel)
-    return replace_module(network, name, layer)
+    return layer
