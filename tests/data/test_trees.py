@@ -186,3 +186,16 @@ def test_whole_numbers_are_pictures_too():
     picture = TreeSplit({"depth": depth, "x": IMAGES}).image(2)
     assert picture.shape == (3, 4, 3)
     assert (picture.min(), picture.max()) == (0, 255)
+
+
+def test_a_list_of_pictures_is_not_divided():
+    pictures = TreeSplit({"images": [torch.rand(3, 4, 5) for _ in range(6)]}, torch.arange(6) % 3)
+    ((whole, targets),) = pictures.batches(8)
+    assert (len(whole["images"]), len(targets)) == (6, 6)
+    for batches in (
+        lambda: pictures.batches(4),
+        lambda: pictures.batches(8, seed=0),
+        lambda: pictures.take(3).batches(8),
+    ):
+        with pytest.raises(DataError, match=r"got a list of 6 pictures\. Stack them, or give"):
+            batches()

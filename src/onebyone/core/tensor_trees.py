@@ -57,6 +57,11 @@ def batch_size(inputs: Inputs) -> int:
     return max(1, next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 1))
 
 
+def lists_pictures(inputs: Inputs) -> bool:
+    """Whether the first argument is a list of single pictures, which no batch divides."""
+    return _pictures(inputs) is not None
+
+
 def _pictures(inputs: Inputs) -> list[Tensor] | tuple[Tensor, ...] | None:
     """Return the first argument if it is a list of single pictures, as detectors take."""
     first: Any = inputs

@@ -16,6 +16,7 @@ from onebyone.core.tensor_trees import (
     batch_size,
     first_examples,
     has_batch,
+    lists_pictures,
     map_tensors,
     spec_of,
     tensors_in,
@@ -49,6 +50,7 @@ class TreeSplit:
     def __init__(self, inputs: Inputs, targets: Tensor | None = None) -> None:
         self._inputs: Any = map_tensors(_plain, inputs)
         self._n = batch_size(inputs)
+        self._lists_pictures = lists_pictures(inputs)
         self._targets = None if targets is None else plain_targets(targets.detach())
         self._rows: Tensor | None = None
         self._spec = spec_of(first_examples(self._inputs, 1))
@@ -103,8 +105,19 @@ class TreeSplit:
         device: torch.device | str = "cpu",
         channels_last: bool = False,
     ) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yield inputs with their targets; see :meth:`Split.batches`."""
+        """Yield inputs with their targets; see :meth:`Split.batches`.
+
+        Raises:
+            DataError: If the inputs are a list of single pictures, which only go together.
+        """
         check_batches(batch_size, seed, augment=augment)
+        mixed = seed is not None and self._targets is not None
+        if self._lists_pictures and (batch_size < self._n or self._rows is not None or mixed):
+            raise DataError(
+                f"Examples in memory must be tensors with the examples in front to be divided into "
+                f"batches, got a list of {self._n} pictures. Stack them, or give a data set whose "
+                "items are single examples."
+            )
         return self._batches(batch_size, seed, torch.device(device), channels_last)
 
     def _batches(
