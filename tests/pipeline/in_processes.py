@@ -2,10 +2,13 @@
 
 import copy
 import sys
+from pathlib import Path
 
+import tiny
 import torch
 from torch import nn
 
+import onebyone
 from onebyone.calibration.collect import Across, collect
 from onebyone.calibration.moments import Enough
 from onebyone.core import processes
@@ -69,6 +72,30 @@ def moments():
     return found, [across.moments(other, [name]) for name in names]
 
 
+def planned():
+    """Plan and carry out a plan; some options are of groups of layers, some of the head."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(256, 3),
+    )  # fmt: skip
+    torch.manual_seed(3)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    images = torch.rand(EXAMPLES, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    how = {"budget": "macs=50%", "task": "classification"}
+    made = onebyone.plan(net.eval(), images, **how)
+    small = onebyone.apply(net, made, images)
+    return made, small.state_dict(), small(images).detach()
+
+
+def timed():
+    """Plan for a latency, which each process would measure in its own way."""
+    images = data().train.batches(EXAMPLES).__next__()[0]
+    how = {"budget": "latency=90%", "closest": True, "runtime": "eager", "num_threads": 1}
+    return onebyone.plan(network(), images, task="classification", cache=False, **how)
+
+
 def told():
     """Say how often callbacks are called."""
     calls = []
@@ -97,5 +124,8 @@ if __name__ == "__main__":
         results = done(names)
         alike = processes.gathered({name: each[0] for name, each in results.items()})
         found = {"results": results, "alike": alike, "calls": told(), "moments": moments()}
+        found["plans"] = processes.gathered(planned())
+        found["timed"] = processes.gathered(timed())
+        found["run"] = tiny.shrink(Path(out).with_name("run"), reconstruct=0).record
         if processes.is_main():
             torch.save(found, out)

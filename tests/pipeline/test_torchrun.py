@@ -7,6 +7,7 @@ import sys
 
 import in_processes
 import pytest
+import tiny
 import torch
 from torch.testing import assert_close
 
@@ -57,7 +58,7 @@ def of_three(tmp_path_factory):
     out = tmp_path_factory.mktemp("works") / "results.pt"
     ended = torchrun(3, in_processes.__file__, out, *in_processes.WORKS)
     assert ended.returncode == 0, ended.stderr
-    return torch.load(out, weights_only=False)
+    return torch.load(out, weights_only=False) | {"folder": out.with_name("run")}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,44 @@ def test_three_processes_sum_the_moments_of_one(of_three):
             for mine, yours in zip(one[name], other[name], strict=True):
                 for value, wanted in zip(vars(yours).values(), vars(mine).values(), strict=True):
                     assert_close(value, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_three_processes_make_the_plan_of_one(of_three):
+    plan, _, outputs = in_processes.planned()
+    for other, _, others_outputs in of_three["plans"]:
+        assert [choice_of(option) for option in other.choices] == list(map(choice_of, plan.choices))
+        assert other.after == plan.after
+        assert other.left_alone == plan.left_alone
+        assert_close(other.harm, plan.harm, rtol=1e-2, atol=0)
+        # Fitted weights may be far apart where the outputs hardly depend on them.
+        assert_close(others_outputs, outputs, rtol=0, atol=1e-4 * float(outputs.abs().max()))
+    first, *rest = of_three["plans"]
+    for other in rest:
+        assert other[0] == first[0]
+        assert all(torch.equal(first[1][name], other[1][name]) for name in first[1])
+
+
+def choice_of(option):
+    return option.site, option.steps
+
+
+def test_all_processes_have_the_plan_that_one_has_timed(of_three):
+    first, *rest = of_three["timed"]
+    assert first.latency is not None
+    assert all(other == first for other in rest)
+
+
+def test_three_processes_make_the_run_of_one(of_three, tmp_path):
+    alone = tiny.shrink(tmp_path / "run", reconstruct=0).record
+    run = of_three["run"]
+    assert {path.name for path in of_three["folder"].iterdir()} == {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    assert list(map(choice_of, run.plan.choices)) == list(map(choice_of, alone.plan.choices))
+    assert run.status == alone.status
+    losses, losses_alone = ([e.loss for e in each.training.epochs] for each in (run, alone))
+    assert_close(losses, losses_alone, rtol=2e-2, atol=0)  # of bf16
+    assert run.comparison is not None
 
 
 def test_only_the_main_process_reports(of_three):

@@ -33,7 +33,7 @@ COMMANDS = {
     "doctor": "say what this machine has for onebyone, and how noisy it is",
 }
 # Commands that several processes share.
-SHARED = ("train",)
+SHARED = ("train", "shrink", "plan")
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets this variable, and nothing else does
 SHELLS = ("bash", "zsh", "tcsh")
 

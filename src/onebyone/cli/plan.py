@@ -80,7 +80,9 @@ def share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> None:
     """Make a plan."""
-    check_output(args.out)
+    from onebyone.core.processes import is_main, on_main
+
+    on_main(lambda: check_output(args.out))
     if args.ranks is not None:
         record = _uniform(args)
     elif args.data is None:
@@ -89,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
         record = _planned(args)
     tables = [record.table(), *([record.front_table()] if args.measure_front else [])]
     show(record, args, *tables)
-    write_record(record, args.out, "plan.json", args)
+    if is_main():
+        write_record(record, args.out, "plan.json", args)
 
 
 def _uniform(args: argparse.Namespace) -> Plan:

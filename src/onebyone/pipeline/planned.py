@@ -60,10 +60,25 @@ def _fresh_plan(
         precision=settings.precision,
         progress=run.tell,
     )
+    return run.on_main(lambda: _decided(run, original, planner, calibration, settings, data=data))
+
+
+def _decided(
+    run: Run,
+    original: nn.Module,
+    planner: Planner,
+    calibration: CalibrationData,
+    settings: ShrinkSettings,
+    *,
+    data: Data,
+) -> Plan:
     if settings.max_drop is None:
-        made = planner.plan(asked, fastest=settings.fastest, closest=settings.closest)
-        front = planner.front(made.budgets[0].quantity, measured=settings.measure_front)
-        return replace(made, front=front)
+        return planner.plan_with_front(
+            settings.budgets,
+            fastest=settings.fastest,
+            closest=settings.closest,
+            measured=settings.measure_front,
+        )
     made, trials = plan_within(
         original,
         planner,

@@ -11,7 +11,8 @@ from torch import nn
 from onebyone.calibration.inputs import CalibrationData, drawn_for
 from onebyone.calibration.meaning import check_same_task, planned_task
 from onebyone.core.errors import OptionError, PlanError
-from onebyone.core.records import ModelSource, Plan
+from onebyone.core.processes import copy_from_main, on_main
+from onebyone.core.records import ModelSource, Plan, Subnormals
 from onebyone.core.settings.runs import ShrinkArguments, ShrinkSettings
 from onebyone.core.settings.signature import takes
 from onebyone.core.tensor_trees import Inputs, to_device
@@ -141,7 +142,7 @@ def _shrunk(run: Run, original: nn.Module, examples: Data, settings: ShrinkSetti
         small = _applied(run, original, chosen, calibration, settings=settings, data=examples)
     if run.record.one_shot is None:
         with run.stage("one-shot"):
-            measure_one_shot(run, original, small, examples)
+            run.on_main(lambda: measure_one_shot(run, original, small, examples))
     if settings.epochs:
         with run.stage("distil"):
             trained = distill(
@@ -156,7 +157,9 @@ def _shrunk(run: Run, original: nn.Module, examples: Data, settings: ShrinkSetti
             )
             small = _without_subnormals(trained.model, examples)
             run.keep(training=trained.log)
-    made = _compared(run, original, small, chosen, examples)
+    compared: list[nn.Module] = []
+    run.on_main(lambda: compared.append(_compared(run, original, small, chosen, examples)))
+    made = next(iter(compared), small)
     run.finish()
     return Shrunk(evaluation_copy(made, device="cpu"), run.record)
 
@@ -182,10 +185,13 @@ def _compared(
 def _flushed(run: Run, original: nn.Module, data: Data) -> nn.Module:
     """Return the original without subnormal weights, and record the effect of that alone."""
     flushed, found = subnormals_of(original, _shown(original, data))
-    with threads(run.settings.num_threads):
-        example = run.example.on(original, run.device)
-        found = with_times(found, original, flushed, example, run.settings.runtimes)
-    run.keep(subnormals=found)
+    example = run.example.on(original, run.device)
+
+    def timed() -> Subnormals | None:
+        with threads(run.settings.num_threads):
+            return with_times(found, original, flushed, example, run.settings.runtimes)
+
+    run.keep(subnormals=on_main(timed))
     return flushed
 
 
@@ -223,12 +229,11 @@ def _applied(
     settings: ShrinkSettings,
     data: Data,
 ) -> nn.Module:
-    if run.folder is not None:
-        run.folder.keep_original(original)
-        if run.folder.file(ONE_SHOT).exists():
-            small = restructure(original, chosen)
-            load_weights(small, run.folder.file(ONE_SHOT), network="the one-shot network")
-            return small.eval()
+    if on_main(lambda: _is_applied(run, original)):
+        small = restructure(original, chosen)
+        on_main(lambda: _load_applied(run, small))
+        copy_from_main([*small.parameters(), *small.buffers()])
+        return small.eval()
     small = apply(
         original,
         chosen,
@@ -239,19 +244,41 @@ def _applied(
     ).eval()
     steps = settings.reconstruct
     if steps and chosen.choices:
-        nearer = reconstruct(
-            small,
-            teacher=original,
-            calibration=inputs_for(data.train, steps, settings.seed),
-            task=run.meaning,
-            steps=steps,
-            seed=settings.seed,
-            device=run.device,
-            progress=run.tell,
-        )
-        small = nearer.model.eval()
-        run.keep(reconstruction=nearer.log)
+        made: list[nn.Module] = []
+        run.on_main(lambda: made.append(_reconstruct(run, original, small, steps, data=data)))
+        small = next(iter(made), small)
+        copy_from_main([*small.parameters(), *small.buffers()])
     if run.folder is not None:
         # After the record of how they were made: the weights never exist without it.
         run.folder.save_network(small, ONE_SHOT)
     return small
+
+
+def _is_applied(run: Run, original: nn.Module) -> bool:
+    """Keep the original; return whether the resumed run has the network that a plan gave."""
+    if run.folder is None:
+        return False
+    run.folder.keep_original(original)
+    return run.folder.file(ONE_SHOT).exists()
+
+
+def _load_applied(run: Run, small: nn.Module) -> None:
+    assert run.folder is not None
+    load_weights(small, run.folder.file(ONE_SHOT), network="the one-shot network")
+
+
+def _reconstruct(
+    run: Run, original: nn.Module, small: nn.Module, steps: int, *, data: Data
+) -> nn.Module:
+    nearer = reconstruct(
+        small,
+        teacher=original,
+        calibration=inputs_for(data.train, steps, run.settings.seed),
+        task=run.meaning,
+        steps=steps,
+        seed=run.settings.seed,
+        device=run.device,
+        progress=run.tell,
+    )
+    run.keep(reconstruction=nearer.log)
+    return nearer.model.eval()

@@ -96,9 +96,13 @@ class GroupProblems:
         self._waiting = list(sites)
         self._problems: dict[str, Problem] = {}
 
+    def needs(self, name: str) -> bool:
+        """Whether a layer is a reader of a group."""
+        return any(name in site.group.readers for site in self._waiting)
+
     def seen(self, name: str, problem: Problem) -> Iterator[tuple[GroupSite, list[Problem]]]:
         """Note what a layer sees; yield the groups all readers of which have been seen now."""
-        if any(name in site.group.readers for site in self._waiting):
+        if self.needs(name):
             self._problems[name] = problem
         for site in list(self._waiting):
             readers = site.group.readers

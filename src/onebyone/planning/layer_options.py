@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from operator import le
 
 import numpy as np
@@ -19,6 +20,7 @@ from onebyone.calibration.meaning import Meaning
 from onebyone.calibration.moments import TO_COMPARE
 from onebyone.calibration.prefix_cache import ResumedPasses
 from onebyone.core.errors import ModelError
+from onebyone.core.processes import gathered, is_mine
 from onebyone.core.records import Cost, LayerCost, Option, Step
 from onebyone.core.tensor_trees import Inputs, batch_size, tensors_in
 from onebyone.networks.outputs import Outputs
@@ -64,6 +66,21 @@ class _Probed:
 
     options: Sequence[Option]
     harms: SiteHarms
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found out about a layer, or about a group of which it is the last reader.
+
+    Attributes:
+        place: Of the layer among those that are surveyed.
+        probed: The options; none, or those of one site.
+        reason: Why the layer has none.
+    """
+
+    place: int
+    probed: Sequence[_Probed] = ()
+    reason: str = ""
 
 
 class Surveyor:
@@ -118,26 +135,36 @@ class Surveyor:
         moments = collect(self.network, names, batches, examples=examples, enough=TO_COMPARE)
         metrics = curvature_of(self.network, names, self.data, self._macs(), self.meaning)
         self._prepare_probes(names)
-        probed: list[_Probed] = []
         of_groups = GroupProblems(self.groups)
-        for name in names:
-            module, metric = module_at(self.network, name), metrics.get(name)
-            problems = problems_of(module, moments.pop(name), metric=metric)
-            try:
-                found = self._judged(name, problems)
-            except ModelError as error:
-                reasons[name] = f"the network does not run with it rewritten: {error}"
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-                reasons[name] = f"its equations cannot be solved: {error}"
-            else:
-                if found is None:
-                    reasons[name] = f"no option saves {LEAST_GAIN:.0%} of its parameters and MACs"
-                else:
-                    probed.append(found)
-            for group, theirs in of_groups.seen(name, problems[0]):
-                probed += self._probed_group(group, theirs)
+        found: list[_Found] = []
+        for place, name in enumerate(names):
+            # Several processes take turns; a group goes to the one that has its last reader.
+            mine, seen = is_mine(place), moments.pop(name)
+            if mine or of_groups.needs(name):
+                module = module_at(self.network, name)
+                problems = problems_of(module, seen, metric=metrics.get(name))
+                if mine:
+                    found.append(self._found(place, name, problems))
+                for group, theirs in of_groups.seen(name, problems[0]):
+                    if mine:
+                        found.append(_Found(place, self._probed_group(group, theirs)))
             self.advance(f"options of {name}")
-        return self._with_harm(probed)
+        ordered = sorted(chain.from_iterable(gathered(found)), key=lambda each: each.place)
+        reasons |= {names[each.place]: each.reason for each in ordered if each.reason}
+        return self._with_harm([site for each in ordered for site in each.probed])
+
+    def _found(self, place: int, name: str, problems: Sequence[Problem]) -> _Found:
+        """Measure the harm of a few options of a layer, or say why it has none."""
+        try:
+            found = self._judged(name, problems)
+        except ModelError as error:
+            return _Found(place, reason=f"the network does not run with it rewritten: {error}")
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            return _Found(place, reason=f"its equations cannot be solved: {error}")
+        if found is None:
+            reason = f"no option saves {LEAST_GAIN:.0%} of its parameters and MACs"
+            return _Found(place, reason=reason)
+        return _Found(place, [found])
 
     def _probed_group(self, site: GroupSite, problems: Sequence[Problem]) -> list[_Probed]:
         """Measure the harm of a few options of a group of layers; of none that fail."""
@@ -221,8 +248,8 @@ class Surveyor:
         measured: dict[int, float] = {}
         for spot in sorted({int(s) for s in spots}):
             option = options[spot]
-            chain = roughly_fitted(module, option.steps, problems)
-            measured[spot] = self._harm_with(option.site, chain)
+            new = roughly_fitted(module, option.steps, problems)
+            measured[spot] = self._harm_with(option.site, new)
         felt = sum(problem.felt for problem in problems) / 2
         predicted = [felt * (option.error or 0.0) for option in options]
         return _Probed(options, SiteHarms(predicted, measured))

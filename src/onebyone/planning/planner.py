@@ -16,6 +16,7 @@ from onebyone.calibration.inputs import CalibrationData, as_calibration
 from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.budget import check_budgets, parse_budgets
 from onebyone.core.errors import BudgetError, OptionError
+from onebyone.core.processes import on_main
 from onebyone.core.randomness import seeded
 from onebyone.core.records import (
     Budget,
@@ -51,7 +52,7 @@ from onebyone.planning.mixed import with_int8
 from onebyone.planning.survey import Survey, survey
 from onebyone.profiling.latency import threads
 from onebyone.profiling.subnormals import subnormals_of, with_times
-from onebyone.quantizing.flow import flow_of
+from onebyone.quantizing.flow import Flow, flow_of
 from onebyone.runtimes.onnx import to_onnx
 
 HEAD_CHOICES = ("auto", "keep", "exact", "gap")
@@ -109,13 +110,20 @@ def plan(model: nn.Module, calibration: object, settings: PlanSettings) -> Plan:
         precision=settings.precision,
         progress=settings.progress,
     )
-    made = planner.plan(texts, fastest=settings.fastest, closest=settings.closest)
-    front = planner.front(made.budgets[0].quantity, measured=settings.measure_front)
-    return replace(made, front=front)
+    return on_main(
+        lambda: planner.plan_with_front(
+            texts,
+            fastest=settings.fastest,
+            closest=settings.closest,
+            measured=settings.measure_front,
+        )
+    )
 
 
 class Planner:
     """Plans of one network for any number of budgets, from one survey of its options.
+
+    Several processes survey it together. Only the main process can then plan and measure.
 
     Args:
         model: Not modified.
@@ -195,17 +203,21 @@ class Planner:
                 check=partial(check_reachable, asked, deployment) if asked else None,
                 progress=progress,
             )
-        self._flow, self._alone_harm = None, 0.0
+        self._flow: Flow | None = None
+        self._alone_harm = 0.0
         if precision == AUTO:
-            self._flow = flow_of(to_onnx(self._surveyed.network, first))
-            harms = int8_harms(self._surveyed, tuple(self._flow.gives), data)
-            self._surveyed = with_int8(self._surveyed, tuple(self._flow.gives), harms)
-            self._alone_harm = sum(harms.values())
+            on_main(lambda: self._add_int8(first, data))
         self._model, self._example, self._device = model, first, device
         self._progress, self._precision = progress, precision
         self._name = name or type(model).__name__
         self._data = None if data is None else data.info()
-        self._deploy(deployment, batch, cache)
+        on_main(lambda: self._deploy(deployment, batch, cache))
+
+    def _add_int8(self, first: Inputs, data: CalibrationData | None) -> None:
+        self._flow = flow_of(to_onnx(self._surveyed.network, first))
+        harms = int8_harms(self._surveyed, tuple(self._flow.gives), data)
+        self._surveyed = with_int8(self._surveyed, tuple(self._flow.gives), harms)
+        self._alone_harm = sum(harms.values())
 
     def _deploy(
         self, deployment: Deployment | None, batch: int, cache: str | Path | Literal[False] | None
@@ -340,6 +352,23 @@ class Planner:
         except BudgetError as error:
             error.planner = self
             raise
+
+    def plan_with_front(
+        self, texts: Sequence[str], *, fastest: bool, closest: bool, measured: bool
+    ) -> Plan:
+        """Return a plan with the front of what it bounds first.
+
+        Args:
+            texts: As for :meth:`plan`, as are ``fastest`` and ``closest``.
+            fastest: Whether the network is to be the fastest.
+            closest: What to do where the budgets cannot be met.
+            measured: As for :meth:`front`.
+
+        Raises:
+            BudgetError: As :meth:`plan`.
+        """
+        made = self.plan(texts, fastest=fastest, closest=closest)
+        return replace(made, front=self.front(made.budgets[0].quantity, measured=measured))
 
     def _planned(self, budgets: Sequence[Budget], *, fastest: bool, closest: bool) -> Plan:
         make = partial(self._choose, fastest=fastest, closest=closest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from onebyone.calibration.inputs import CalibrationData
 from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import ModelError, OptionError
 from onebyone.core.precision import float32_in
+from onebyone.core.processes import on_main
 from onebyone.core.records import Cost, LayerCost, LeftAlone, Option
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples
 from onebyone.networks.channel_groups import ChannelGroup
@@ -195,7 +197,10 @@ def survey(
         check(found(counted, heads))
     of_layers = surveyor.layer_options(names, why)
     if gap is not None:
-        heads = _fitted_heads(surveyor, heads, gap, base, example, choice=head_choice, notes=notes)
+        heads, more = on_main(
+            partial(_fitted_heads, surveyor, heads, gap, base, example, choice=head_choice)
+        )
+        notes += more
     return found(of_layers, heads)
 
 
@@ -207,18 +212,17 @@ def _fitted_heads(
     example: Inputs,
     *,
     choice: HeadChoice,
-    notes: list[LeftAlone],
-) -> list[Option]:
-    """Return the averaging heads that can be fitted, or note why none can."""
+) -> tuple[list[Option], list[LeftAlone]]:
+    """Return the averaging heads that can be fitted, or why none can."""
     try:
         found = fit_heads(heads, site, base, example, data=surveyor.data, meaning=surveyor.meaning)
     except ModelError as error:
         if choice == "gap":
             raise
-        notes.append(LeftAlone(site=HEAD, reason=f"no averaging head can be fitted: {error}"))
-        return []
+        reason = f"no averaging head can be fitted: {error}"
+        return [], [LeftAlone(site=HEAD, reason=reason)]
     surveyor.advance("options of the head")
-    return found
+    return found, []
 
 
 def _is_inside(name: str, site: head.HeadSite) -> bool:

@@ -17,6 +17,7 @@ from onebyone.calibration.meaning import Meaning, TaskLike, planned_task
 from onebyone.core.arguments import checked
 from onebyone.core.errors import PlanError, UnknownNameError
 from onebyone.core.precision import float32_in
+from onebyone.core.processes import copy_from_main
 from onebyone.core.randomness import seeded
 from onebyone.core.records import Option, Plan
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples, only_tensor, to_device
@@ -179,6 +180,8 @@ def apply(
             work.carry_out(kind, list(group))
     _flush_fitted(work.network, allowed=flushed)
     _check_outputs(work.reference, work.network, work.witness, plan.choices, exact=work.exact)
+    # Processors of several kinds may have rounded in their own ways.
+    copy_from_main([*work.network.parameters(), *work.network.buffers()])
     return work.network.to(home)
 
 
