@@ -68,7 +68,9 @@ def guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
         return 0
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, _Terminated)
-        sys.stderr.write("Terminated.\n" if ended else "Interrupted.\n")
+        others = " torchrun also does this once another process has ended."
+        why = others if "TORCHELASTIC_RUN_ID" in os.environ else ""
+        sys.stderr.write(f"Terminated.{why}\n" if ended else "Interrupted.\n")
         return TERMINATED if ended else INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - this is the boundary
         if os.environ.get(TRACEBACK, "0") not in ("", "0"):

@@ -109,6 +109,8 @@ def is_mine(place: int) -> bool:
 def on_main(call: Callable[[], T]) -> T:
     """Let the main process call a function, and return its result in all processes.
 
+    It starts once all others wait, so that what it times is not disturbed by them.
+
     Args:
         call: What it returns must be picklable where there are several processes.
 
@@ -118,6 +120,8 @@ def on_main(call: Callable[[], T]) -> T:
     """
     if _group is None or _group.alone:
         return call()
+    with _together():
+        dist.barrier(group=_group.patient)
     if _group.rank:
         got = _sent(None)
         if isinstance(got, _Failure):
