@@ -13,6 +13,8 @@ from torch.testing import assert_close
 
 from onebyone.cli import main
 
+pytestmark = pytest.mark.slow  # each start of several processes imports torch in all of them
+
 # A share of a batch sums its gradients in another order, so the weights differ by rounding.
 CLOSE = {"rtol": 0, "atol": 1e-5}
 # Fails in its training once a process of that rank has run it that often.
