@@ -139,7 +139,6 @@ UNLIKE = {
     "tied": (tied, "shared with another layer"),
     "shared": (shared, "the same layer as 'c'"),
     "hooked": (hooked, "has hooks"),
-    "twice": (lambda: Net(lambda n, x: n.b(n.b(x))), "runs 2 times"),
     "functional": (
         lambda: Net(lambda n, x: F.conv2d(x, n.b.weight, n.b.bias, padding=1)),
         "does not run|read by the network",
@@ -167,6 +166,7 @@ UNLIKE = {
 LIKE = {
     "plain": Net,
     "by name": lambda: Net(lambda n, x: n.b(input=x)),
+    "twice": lambda: Net(lambda n, x: n.b(n.b(x))),
     "one at a time": lambda: Net(lambda n, x: torch.stack([n.b(x[0])]) if len(x) == 1 else n.b(x)),
     "output used twice": lambda: Net(lambda n, x: (y := n.b(x)) + y.relu()),
     "input written": lambda: Net(lambda n, x: n.b(x.relu_()) + x),
