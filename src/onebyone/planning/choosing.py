@@ -19,7 +19,6 @@ from onebyone.core.units import format_percent
 from onebyone.planning.knapsack import choose, nearest
 from onebyone.planning.latency.precision import in_precision
 from onebyone.planning.survey import Survey
-from onebyone.rewrites.registry import is_group_rewrite, is_layer_rewrite
 
 
 def nearest_counted(found: Survey, budgets: Sequence[Budget]) -> tuple[Budget, ...]:
@@ -117,7 +116,7 @@ def plan_within(
 
 def _is_inside(option: Option, head: Option) -> bool:
     """Whether an option's site is a layer that only the exact head has."""
-    if not (is_layer_rewrite(option.first.rewrite) or is_group_rewrite(option.first.rewrite)):
+    if option.first.rewrite == "head":  # another form of it, in its place
         return False
     return any(name.startswith(f"{head.site}.") for name in (option.site, *option.occupies))
 

@@ -110,8 +110,8 @@ def translated(made: Plan, model: nn.Module, layers: Sequence[str]) -> Plan:
 
     Args:
         made: Its choices may have a step of precision, and joins.
-        model: The network. Not modified.
-        layers: Names of its layers that int8 can compute.
+        model: The original, which may lack the exact head that was surveyed. Not modified.
+        layers: Names of the surveyed layers that int8 can compute.
     """
     int8 = {option.site for option in made.choices if is_int8(option)}
     if not int8:

@@ -23,12 +23,10 @@ class Mixing:
     """The flow between a network's layers, and what conversions take where it is to run.
 
     Attributes:
-        network: Not modified.
-        flow: Of the network.
+        flow: Of the network that was surveyed.
         deployment: Where it is to run.
     """
 
-    network: nn.Module
     flow: Flow
     deployment: Deployment
 
@@ -50,9 +48,9 @@ class Mixing:
         """What is saved where two neighbors are both in int8."""
         return tuple(joins_of(self.flow, self.convert_ms))
 
-    def translated(self, made: Plan) -> Plan:
-        """Return a plan of rewrites, with the layers that stay float32 apart."""
-        return translated(made, self.network, tuple(self.flow.gives))
+    def translated(self, made: Plan, model: nn.Module) -> Plan:
+        """Return a plan of rewrites of the original, with the layers that stay float32 apart."""
+        return translated(made, model, tuple(self.flow.gives))
 
     def prepare(self, made: Plan, model: nn.Module, example: Any) -> Prepared:
         """Make a translated plan's network ready to run."""

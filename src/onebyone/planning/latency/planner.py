@@ -93,7 +93,7 @@ class Deployed:
         self.deployment = deployment
         self.progress = progress
         self._timings = timings
-        self._mixing = None if flow is None else Mixing(found.network, flow, deployment)
+        self._mixing = None if flow is None else Mixing(flow, deployment)
         self._timer = self._timer_with(timings)
         self._builds = Builds(model, self.example, deployment)
         self.worth = Worth(self._builds.unchanged_ms)
@@ -453,7 +453,7 @@ class Deployed:
         """Return a plan whose choices are rewrites alone; precisions are apart."""
         if self._mixing is None or made.precision != AUTO:
             return made
-        return self._mixing.translated(made)
+        return self._mixing.translated(made, self.model)
 
     def _learn(self, made: Plan, latency: PlannedLatency) -> None:
         """Take over what the milliseconds saved in layers came to in the whole network."""

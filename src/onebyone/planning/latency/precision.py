@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from onebyone.core.errors import MissingExtraError, OptionError
 from onebyone.core.records import Deployment
+from onebyone.networks.surgery import copy_network
 from onebyone.networks.weight_bytes import weight_bytes
 from onebyone.planning.survey import Survey
 from onebyone.runtimes import RUNTIMES, Prepared, find_runtime
@@ -68,7 +70,21 @@ def prepare_int8(
     """
     from onebyone.quantizing.untrained import int8_form  # noqa: PLC0415 - only int8 needs it
 
-    return run(int8_form(to_onnx(network, example), float32=float32), example)
+    return run(int8_form(to_onnx(_distinct(network), example), float32=float32), example)
+
+
+def _distinct(network: nn.Module) -> nn.Module:
+    """Return a copy in which no two weights are the same.
+
+    The exporter keeps one of equal weights, as new layers of a head may have, under one name.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    copied = copy_network(network)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            values = torch.randn(parameter.shape, generator=drawn, dtype=torch.float32)
+            parameter.copy_(0.05 * values)
+    return copied
 
 
 def _prepare_layers_int8(
