@@ -113,7 +113,8 @@ class Source:
             return None
 
         if isinstance(example, Tensor):
-            return (free(example),)
+            alone = free(example)
+            return ((alone,),) if isinstance(network, _OnCopies) else (alone,)
         if not isinstance(example, Mapping):
             return self._bound(network, tuple(map(free, example)), {})
         return self._bound(network, (), {name: free(value) for name, value in example.items()})
