@@ -15,7 +15,8 @@ demo: install
 test: install
 	@status=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m clock || status=1; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not clock" || status=1; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  -m "not clock" || status=1; \
 	exit $$status
 
 # The same with the oldest versions that pyproject.toml allows, in an environment of its own.

@@ -14,6 +14,15 @@ from onebyone.core.rounds import ENVIRONMENT as ROUNDS
 from onebyone.data.named import data_directory
 
 FEW_ROUNDS = "3"
+# Files of minutes: they begin first, so that no process is left alone with one of them at the end.
+LONGEST = (
+    "test_blocks.py",
+    "test_demo.py",
+    "test_latency_planner.py",
+    "test_shrink.py",
+    "test_torchrun.py",
+    "test_zoo_sample.py",
+)
 TRACES = ".pytest_faults"  # a file for each process: where it was when it died
 
 # All timing in tests is short, also in the processes that tests start, and on a busy machine.
@@ -26,6 +35,10 @@ if (
     and hypothesis.settings.get_current_profile_name() == "default"
 ):
     hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
