@@ -227,7 +227,7 @@ def times(files: dict[str, bytes], example: Tensor, runtime: str) -> dict[str, A
 
 def call(content: bytes, example: Tensor, runtime: str) -> Callable[[], object]:
     if runtime == "openvino":
-        return runner(compile_openvino(content, settings("f32")), example.numpy())
+        return runner(compile_openvino(content, settings("f32")), [example.numpy()])
     session = onnxruntime_session(content)
     feed = {session.get_inputs()[0].name: example.numpy()}
     return lambda: session.run(None, feed)

@@ -3,6 +3,7 @@
 import errno
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,15 @@ def test_a_file_is_replaced_whole(tmp_path):
     write_bytes(tmp_path / "a", b"two")
     assert (tmp_path / "a").read_text() == "two"
     assert names(tmp_path) == ["a"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name_and_so_is_the_name(tmp_path, monkeypatch):
+    order = []
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda what: order.append("sync") or sync(what))
+    monkeypatch.setattr(Path, "replace", lambda *paths: order.append("rename") or rename(*paths))
+    write_text(tmp_path / "a", "content")
+    assert order == ["sync", "rename", "sync"]
 
 
 def test_a_new_file_has_the_rights_that_the_user_gives_new_files(tmp_path):

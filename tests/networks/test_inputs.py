@@ -130,6 +130,20 @@ def test_a_runtime_gives_the_same_at_each_call(runtime):
     assert torch.equal(x, X[:1])
 
 
+@pytest.mark.parametrize("first", WRITERS)
+def test_folds_and_sites_are_those_of_a_network_that_does_not_write(first):
+    x = X[:1].clone()
+    folded, _ = obo.fold(net(first), x)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+    def sites(network):
+        found = obo.applies(network, x).sites
+        return {(each.site, each.rewrite, each.reason) for each in found if each.site > "1"}
+
+    assert sites(net(first)) == sites(plain(first))
+    assert torch.equal(x, X[:1])
+
+
 def test_an_exported_network_does_not_write_into_what_its_file_is_given(tmp_path):
     obo.export(net(Adds), tmp_path, formats=["pt2"], data=X)
     program = torch.export.load(tmp_path / "model.pt2").module()

@@ -6,7 +6,9 @@ import io
 import pytest
 from tiny import shrink, stop_in
 
+from onebyone.core.records import RunRecord
 from onebyone.report.console import progress
+from onebyone.report.html import write_report
 
 STAGES = ["profile", "plan", "apply", "one-shot", "distil", "compare"]
 
@@ -45,3 +47,11 @@ def test_lines_are_shown_where_no_terminal_is(tmp_path, monkeypatch):
         update(1, 1)
     said = stream.getvalue().splitlines()
     assert [line.partition(":")[0] for line in said] == ["profile (1 of 6)", "plan (2 of 6)"]
+
+
+def test_the_last_report_is_of_the_finished_run(tmp_path):
+    shrink(tmp_path / "run")
+    record = RunRecord.load(tmp_path / "run" / "run.json")
+    assert record.status.state == "finished"
+    write_report(record, tmp_path / "again.html")
+    assert (tmp_path / "run" / "report.html").read_bytes() == (tmp_path / "again.html").read_bytes()

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from onebyone.core.errors import OneByOneError, OptionError, ProcessError, first_line
 
@@ -234,6 +233,9 @@ def joined() -> Iterator[None]:
 
 
 def _join() -> _Group:
+    # Late: builds of torch without distributed computing lack it.
+    from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
+
     here = int(os.environ["LOCAL_RANK"])
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:

@@ -236,6 +236,13 @@ def test_every_runtime_can_be_planned_for(runtime):
     assert made.latency.deployment.runtime == runtime
 
 
+def test_what_is_looked_at_repeatedly_counts_the_looks(machine, net):
+    machine()
+    made = planned(net, "latency=70%", runtime="known", cache=False, num_threads=1)
+    assert made.latency.ratio.looks > 1
+    assert {option.gain.looks for option in made.choices if option.gain} == {timing.MOST_TRIES}
+
+
 def test_a_planner_for_another_batch_takes_the_options_over_and_times_them_anew(
     machine, net, monkeypatch
 ):
