@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.core.arguments import checked
-from onebyone.core.errors import ContractError
+from onebyone.core.contracts import failing_as, hold
 from onebyone.core.records import Settings, Step
 from onebyone.networks.conv_layers import is_linear
 from onebyone.networks.weight_bytes import weight_bytes
@@ -130,7 +130,7 @@ def check_rewrite(rewrite: LayerRewrite | GroupRewrite, *, name: str) -> None:
     of_group = callable(getattr(rewrite, "find", None))
     methods = GROUP_METHODS if of_group else METHODS
     missing = missing_of(rewrite, methods)
-    _hold(not missing, f"The rewrite {name!r} must have the functions {', '.join(methods)}")
+    hold(not missing, f"The rewrite {name!r} must have the functions {', '.join(methods)}")
     if of_group:
         check_group_rewrite(cast("GroupRewrite", rewrite), name)
     else:
@@ -141,37 +141,30 @@ def _check_layer_rewrite(rewrite: LayerRewrite, name: str) -> None:
     for foreign in (nn.ReLU(), nn.BatchNorm2d(4), nn.Identity()):
         reason = rewrite.why_not(foreign)
         words = f"The rewrite {name!r} must say in words why it does not take a"
-        _hold(isinstance(reason, str) and bool(reason), f"{words} {type(foreign).__name__}")
+        hold(isinstance(reason, str) and bool(reason), f"{words} {type(foreign).__name__}")
     taken = 0
     for case in _cases():
-        try:
+        with failing_as(f"The rewrite {name!r} must take {case.name} or say why not"):
             taken += _check_case(rewrite, name, case)
-        except ContractError:
-            raise
-        except Exception as error:
-            raise ContractError(
-                f"The rewrite {name!r} must take {case.name} or say why not, but it failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-    _hold(taken > 0, f"The rewrite {name!r} must take at least one of the layers it is tried on")
+    hold(taken > 0, f"The rewrite {name!r} must take at least one of the layers it is tried on")
 
 
 def _check_case(rewrite: LayerRewrite, name: str, case: _Case) -> bool:
     must = f"The rewrite {name!r}, given {case.name}, must"
     reason = rewrite.why_not(case.layer)
-    _hold(reason is None or bool(reason), f"{must} say in words why it does not take it")
+    hold(reason is None or bool(reason), f"{must} say in words why it does not take it")
     if reason is not None:
         return False
     weights = {key: tensor.clone() for key, tensor in case.layer.state_dict().items()}
     options = rewrite.grid(case.layer)
     problems = problems_of(case.site)
     promised = rewrite.errors(problems, case.layer, options)
-    _hold(len(promised) == len(options), f"{must} give an error for each option")
+    hold(len(promised) == len(options), f"{must} give an error for each option")
     for index in sorted({0, len(options) // 2, len(options) - 1} if options else ()):
         option = _Option(options[index], promised[index])
         _check_option(rewrite, must, case, problems, option)
     kept = all(torch.equal(weights[key], now) for key, now in case.layer.state_dict().items())
-    _hold(kept, f"{must} not modify the layer")
+    hold(kept, f"{must} not modify the layer")
     return bool(options)
 
 
@@ -190,19 +183,19 @@ def _check_option(
     reached = rewrite.fit(chain, problems, settings, case.layer)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         given = chain(case.example)
-    _hold(given.shape == wanted.shape, f"{must} give outputs of shape {tuple(wanted.shape)}")
-    _hold(bool(given.isfinite().all()), f"{must} give finite outputs")
+    hold(given.shape == wanted.shape, f"{must} give outputs of shape {tuple(wanted.shape)}")
+    hold(bool(given.isfinite().all()), f"{must} give finite outputs")
     sizes = case.example.shape[2:], wanted.shape[2:]
     if is_linear(case.layer):
         sizes = case.example.shape[1:-1], wanted.shape[1:-1]
     cost = rewrite.cost(case.layer, settings, input_size=sizes[0], output_size=sizes[1])
     params = sum(each.numel() for each in chain.parameters())
-    _hold(cost.params == params, f"{must} say {params:,} parameters, not {cost.params:,}")
+    hold(cost.params == params, f"{must} say {params:,} parameters, not {cost.params:,}")
     held = weight_bytes(chain)
-    _hold(cost.bytes == held, f"{must} say {held:,} bytes of weights, not {cost.bytes:,}")
+    hold(cost.bytes == held, f"{must} say {held:,} bytes of weights, not {cost.bytes:,}")
     macs = counter.get_total_flops() / 2 / len(case.example)
-    _hold(cost.macs == macs, f"{must} say {macs:,.0f} MACs, not {cost.macs:,}")
-    _hold(
+    hold(cost.macs == macs, f"{must} say {macs:,.0f} MACs, not {cost.macs:,}")
+    hold(
         math.isfinite(promised) and promised >= 0 and reached <= _PROMISE * promised + _NOISE,
         f"{must} reach about the error that it promises, {promised:.3g}, not {reached:.3g}",
     )
@@ -210,15 +203,10 @@ def _check_option(
     blank.load_state_dict(chain.state_dict())
     with torch.no_grad():
         again = blank(case.example)
-    _hold(torch.equal(again, given), f"{must} give the same from fresh structure + saved weights")
+    hold(torch.equal(again, given), f"{must} give the same from fresh structure + saved weights")
     if reached <= _EXACT or rewrite.is_exact(case.layer, settings):
         gap = float((given - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
-        _hold(
+        hold(
             gap <= _SAME,
             f"{must} be the same function where its error is 0 or it says so, got {gap:.2g}",
         )
-
-
-def _hold(fact: bool, words: str) -> None:  # noqa: FBT001 - what must hold comes first
-    if not fact:
-        raise ContractError(f"{words}.")

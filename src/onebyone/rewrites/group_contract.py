@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from onebyone.calibration.collect import collect
-from onebyone.core.errors import ContractError, PlanError
+from onebyone.core.contracts import failing_as, hold
+from onebyone.core.errors import PlanError
 from onebyone.core.records import Cost, LayerCost, Settings
 from onebyone.networks.channel_groups import ChannelGroup
 from onebyone.networks.surgery import module_at, replace_module
@@ -139,16 +140,9 @@ def check_group_rewrite(rewrite: GroupRewrite, name: str) -> None:
     """
     taken = 0
     for case in _cases():
-        try:
+        with failing_as(f"The rewrite {name!r} must take {case.name} or say why not"):
             taken += _check_case(rewrite, name, case)
-        except ContractError:
-            raise
-        except Exception as error:
-            raise ContractError(
-                f"The rewrite {name!r} must take {case.name} or say why not, but it failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-    _hold(taken > 0, f"The rewrite {name!r} must take at least one of the networks it is tried on")
+    hold(taken > 0, f"The rewrite {name!r} must take at least one of the networks it is tried on")
 
 
 def _check_case(rewrite: GroupRewrite, name: str, case: _Case) -> int:
@@ -157,13 +151,13 @@ def _check_case(rewrite: GroupRewrite, name: str, case: _Case) -> int:
     text = str(case.network)
     found = rewrite.find(case.network, case.example[:2])
     words = all(found.reasons.values())
-    _hold(words, f"{must} say in words why it does not take a group")
+    hold(words, f"{must} say in words why it does not take a group")
     names = dict(case.network.named_modules())
     strange = [each for each in found.reasons if each not in names]
-    _hold(not strange, f"{must} give its reasons by names of modules, not {strange}")
+    hold(not strange, f"{must} give its reasons by names of modules, not {strange}")
     if found.groups:
         reason = rewrite.why_other(case.network, case.example[:2], found.groups)
-        _hold(reason is None, f"{must} find no reason against the groups that it found: {reason}")
+        hold(reason is None, f"{must} find no reason against the groups that it found: {reason}")
     layers = {layer.name: layer for layer in trace_layers(case.network, case.example[:1]).layers}
     taken = 0
     for group in found.groups:
@@ -178,7 +172,7 @@ def _check_case(rewrite: GroupRewrite, name: str, case: _Case) -> int:
         taken += _check_group(scene)
     kept = case.network.state_dict()
     same = kept.keys() == weights.keys() and all(torch.equal(weights[k], kept[k]) for k in kept)
-    _hold(same and str(case.network) == text, f"{must} not modify the network")
+    hold(same and str(case.network) == text, f"{must} not modify the network")
     return taken
 
 
@@ -189,13 +183,13 @@ def _check_group(scene: _Scene) -> bool:
         return False
     counted = _counted_modules(scene)
     said = scene.cost(None)
-    _hold(said == counted, f"{must} say what the group costs as it is, {counted}, not {said}")
+    hold(said == counted, f"{must} say what the group costs as it is, {counted}, not {said}")
     places = sorted({0, len(options) // 2, len(options) - 1})
     chosen = [options[place] for place in places]
     if "channels" in options[0]:
         whole = {**options[0], "channels": group.channels}
         exact = rewrite.is_exact(group, whole)
-        _hold(exact, f"{must} keep the function with all {group.channels} channels")
+        hold(exact, f"{must} keep the function with all {group.channels} channels")
         chosen.append(whole)
     for settings in chosen:
         _check_option(scene, settings)
@@ -222,17 +216,17 @@ def _check_option(scene: _Scene, settings: Settings) -> None:
     fits = rewrite.fits(scene.work(), group, scene.problems)
     promised = fits.error(settings)
     stand_ins = fits.stand_ins(settings)
-    _hold(
+    hold(
         bool(stand_ins) and set(stand_ins) <= set(group.readers),
         f"{must} give stand-ins of the group's readers, not {sorted(stand_ins)}",
     )
     new, reached = fits.carried_out(settings)
     new = new.double().eval()
     given = _outputs(new, case.example)
-    _hold(given.shape == wanted.shape, f"{must} give outputs of shape {tuple(wanted.shape)}")
-    _hold(bool(given.isfinite().all()), f"{must} give finite outputs")
+    hold(given.shape == wanted.shape, f"{must} give outputs of shape {tuple(wanted.shape)}")
+    hold(bool(given.isfinite().all()), f"{must} give finite outputs")
     _check_cost(scene, settings, new, must)
-    _hold(
+    hold(
         promised >= 0 and 0 <= reached <= _PROMISE * promised + _NOISE,
         f"{must} reach about the error that it promises, {promised:.3g}, not {reached:.3g}",
     )
@@ -240,14 +234,14 @@ def _check_option(scene: _Scene, settings: Settings) -> None:
     for name, module in stand_ins.items():
         standing = replace_module(standing, name, module)
     gap = _gap(_outputs(standing.double().eval(), case.example), given)
-    _hold(gap <= _SAME, f"{must} give the same from its stand-ins as carried out, got {gap:.2g}")
+    hold(gap <= _SAME, f"{must} give the same from its stand-ins as carried out, got {gap:.2g}")
     blank = rewrite.build(scene.work(), group, settings).double().eval()
     blank.load_state_dict(new.state_dict())
     again = _outputs(blank, case.example)
-    _hold(torch.equal(again, given), f"{must} give the same from fresh structure + saved weights")
+    hold(torch.equal(again, given), f"{must} give the same from fresh structure + saved weights")
     if reached <= _EXACT or rewrite.is_exact(group, settings):
         gap = _gap(given, wanted)
-        _hold(
+        hold(
             gap <= _SAME,
             f"{must} be the same function where its error is 0 or it says so, got {gap:.2g}",
         )
@@ -262,7 +256,7 @@ def _check_cost(scene: _Scene, settings: Settings, new: nn.Module, must: str) ->
         ("bytes of weights", saved.bytes, before.bytes - after.bytes),
         ("MACs", saved.macs, before.macs - after.macs),
     ):
-        _hold(said == counted, f"{must} save {counted:,} {what}, as counted, not {said:,}")
+        hold(said == counted, f"{must} save {counted:,} {what}, as counted, not {said:,}")
 
 
 def _counted(network: nn.Module, example: Tensor) -> Cost:
@@ -289,7 +283,7 @@ def _check_refusal(scene: _Scene) -> None:
             said = str(error)
         else:
             said = "nothing was raised"
-        _hold(
+        hold(
             repr(group.site) in said,
             f"{scene.must} refuse settings that do not fit by a PlanError that names "
             f"{group.site!r}, got: {said}",
@@ -304,8 +298,3 @@ def _outputs(network: nn.Module, example: Tensor) -> Tensor:
 
 def _gap(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max()) / (float(wanted.abs().max()) or 1.0)
-
-
-def _hold(fact: bool, words: str) -> None:  # noqa: FBT001 - what must hold comes first
-    if not fact:
-        raise ContractError(f"{words}.")

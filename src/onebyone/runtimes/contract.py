@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onebyone.core.arguments import checked
+from onebyone.core.contracts import failing_as, hold
 from onebyone.core.errors import ContractError, OneByOneError
 from onebyone.core.tensor_trees import Inputs, fresh, tensors_in, to_device
 from onebyone.networks.surgery import called
@@ -101,26 +101,12 @@ def check_runtime(runtime: Runtime, *, device: str = "cpu") -> None:
         ContractError: If it breaks one of these; names the runtime, the network and the rule.
     """
     for case in _cases(trees=runtime.takes_trees):
-        with _errors_named(runtime, case):
+        with failing_as(f"The runtime {runtime.name!r} must run {case.name}"):
             _check_case(runtime, runtime.prepare, case, device)
             if runtime.prepare_layers is not None and isinstance(case.example, Tensor):
                 _check_case(runtime, runtime.prepare_layers, case, device)
     if runtime.devices == ("cuda",):
         _check_refusal(runtime)
-
-
-@contextmanager
-def _errors_named(runtime: Runtime, case: _Case) -> Iterator[None]:
-    """Convert any error in this context into one that names the runtime and the network."""
-    try:
-        yield
-    except ContractError:
-        raise
-    except Exception as error:
-        raise ContractError(
-            f"The runtime {runtime.name!r} must run {case.name}, but it failed: "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _check_case(
@@ -133,22 +119,22 @@ def _check_case(
     prepared = prepare(network, example)
     first = outputs_of(prepared())
     must = f"The runtime {runtime.name!r}, given {case.name}, must"
-    _require(_global_state() == before, f"{must} leave torch's global state as it was")
+    hold(_global_state() == before, f"{must} leave torch's global state as it was")
     kept = all(map(torch.equal, tensors_in(example), tensors_in(given)))
-    _require(kept, f"{must} not write into the example")
-    _require(network.training, f"{must} leave the network's mode as it was")
+    hold(kept, f"{must} not write into the example")
+    hold(network.training, f"{must} leave the network's mode as it was")
     same = all(torch.equal(weights[name], now) for name, now in network.state_dict().items())
-    _require(same, f"{must} not modify the network")
+    hold(same, f"{must} not modify the network")
     del network, example
     gc.collect()
     again = outputs_of(prepared())
-    _require(
+    hold(
         all(torch.equal(a, b) for a, b in zip(first, again, strict=True)),
         f"{must} give the same outputs at each call",
     )
     gap = difference(reference, first).size
     limit = PRECISIONS.get(runtime.precision, PRECISIONS["float32"]).tolerance
-    _require(
+    hold(
         gap <= limit,
         f"{must} give outputs within {limit:g} of eager float32's (of their standard deviation), "
         f"got {gap:.2g}",
@@ -187,8 +173,3 @@ def _check_refusal(runtime: Runtime) -> None:
             f"error of onebyone, got {type(error).__name__}: {error}"
         ) from error
     raise ContractError(f"The runtime {runtime.name!r} must refuse the CPU, which it does not name")
-
-
-def _require(fact: bool, words: str) -> None:  # noqa: FBT001 - what must hold comes first
-    if not fact:
-        raise ContractError(f"{words}.")
