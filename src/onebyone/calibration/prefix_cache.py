@@ -16,7 +16,7 @@ from onebyone.calibration.cached_modules import what_to_keep
 from onebyone.calibration.resumed_pass import Stored, outputs_up_to, recording, returning_cached
 from onebyone.core.tensor_trees import Inputs, batch_size
 from onebyone.networks.outputs import Outputs, comparable
-from onebyone.networks.surgery import module_at, replace_module, run
+from onebyone.networks.surgery import replaced, run
 
 
 class ResumedPasses:
@@ -61,7 +61,7 @@ class ResumedPasses:
         for inputs, known in zip(self._batches, stored, strict=True):
             with (
                 returning_cached(self._network, known),
-                _replaced(self._network, site, new) as network,
+                replaced(self._network, {site: new}) as network,
             ):
                 outputs = comparable(run(network, inputs), network, batch_size(inputs))
             yield outputs
@@ -127,13 +127,3 @@ class Advancing:
             self._left[batch] = place, found
         elif left > place:
             del self._left[batch]
-
-
-@contextmanager
-def _replaced(network: nn.Module, site: str, new: nn.Module) -> Iterator[nn.Module]:
-    old = module_at(network, site)
-    try:
-        yield replace_module(network, site, new)
-    finally:
-        if site:
-            replace_module(network, site, old)

@@ -442,13 +442,20 @@ def outputs_of_modules(network: nn.Module, names: Sequence[str]) -> Iterator[dic
 
 
 @contextmanager
-def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put modules in the places of those of their names while in this context; none is the root."""
+def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
+    """Yield a network with modules in the places of those of their names, and put these back.
+
+    Args:
+        network: Changed while in this context. If one name is empty, its module is yielded instead.
+        modules: By name. They take over the mode of those that they replace.
+    """
     own = {name: module_at(network, name) for name in modules}
+    changed = network
     try:
         for name, module in modules.items():
-            replace_module(network, name, module)
-        yield
+            changed = replace_module(changed, name, module)
+        yield changed
     finally:
         for name, module in own.items():
-            replace_module(network, name, module)
+            if name:
+                replace_module(network, name, module)

@@ -6,8 +6,7 @@ own way, or a parent that reads the weight itself may do something else with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from onebyone.networks.conv_layers import (
     spatial_like,
 )
 from onebyone.networks.stand_ins import REASON, stand_ins
-from onebyone.networks.surgery import hooks_removed, module_at, replace_module
+from onebyone.networks.surgery import hooks_removed, module_at, replaced
 from onebyone.rewrites.equivalence import TOLERANCES, Version, difference, keeping, version_of
 
 
@@ -137,7 +136,8 @@ def _why_missed(version: Version, layers: dict[str, nn.Module], names: Sequence[
     compared = version.at(names) if version.decides else version
     assert compared.outputs is not None  # before anything is replaced
     try:
-        with _replaced(version.network, {name: layers[name] for name in names}) as network:
+        containers = {name: _in_a_container(layers[name]) for name in names}
+        with replaced(version.network, containers) as network:
             reason = compared.why_changed(network)
     except ModelError as error:
         return f"the network's forward reads it itself: {error.__cause__ or error}"
@@ -149,18 +149,3 @@ def _in_a_container(layer: nn.Module) -> nn.Module:
     container = nn.Sequential(layer)
     container.register_parameter("more", nn.Parameter(torch.zeros(7)))
     return container
-
-
-@contextmanager
-def _replaced(network: nn.Module, layers: dict[str, nn.Module]) -> Iterator[nn.Module]:
-    """Put each layer in the place of the module of its name, for the time inside."""
-    own = {name: module_at(network, name) for name in layers}
-    changed = network
-    try:
-        for name, layer in layers.items():
-            changed = replace_module(changed, name, _in_a_container(layer))
-        yield changed
-    finally:
-        for name, module in own.items():
-            if name:
-                replace_module(network, name, module)
