@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,6 +18,7 @@ from onebyone.core import processes
 from onebyone.core.errors import DataError
 from onebyone.core.tensor_trees import Inputs, batch_size, first_examples, sliced
 from onebyone.networks.surgery import evaluation_copy, hooks_removed, run
+from onebyone.profiling.trace import trace_layers
 
 
 def collect(
@@ -125,7 +126,8 @@ class Across:
         self._batches = batches
         self._examples = examples
         # A layer that runs for several maps is fitted to all of them.
-        self._calls = _count_calls(original, next(iter(batches())))
+        traced = trace_layers(original, first_examples(next(iter(batches())), 1))
+        self._calls = {layer.name: layer.calls for layer in traced.layers}
         self._passes: tuple[Advancing, ...] = ()
         self.resumed: frozenset[str] = frozenset()
         if start is not None and examples is not None:
@@ -153,7 +155,7 @@ class Across:
             name: LayerSum(rewritten.get_submodule(name), self._examples, generator, name=name)
             for name in names
         }
-        calls = {name: self._calls[name] for name in names}
+        calls = {name: self._calls.get(name, 0) for name in names}
         inputs = _Watched(rewritten, calls, before=True)
         outputs = _Watched(self._original, calls, before=False)
         with hooks_removed([*inputs.handles, *outputs.handles]), torch.no_grad():
@@ -176,26 +178,6 @@ class Across:
         if not self._passes:
             return nullcontext()
         return self._passes[turn].going_to(network, batch, names)
-
-
-def _count_calls(network: nn.Module, batch: Inputs) -> Counter[str]:
-    """Return how often each layer runs in one pass."""
-    found: Counter[str] = Counter()
-
-    def counter(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: object) -> None:
-            found[name] += 1
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(counter(name))
-        for name, module in network.named_modules()
-        if not isinstance(module, torch.jit.ScriptModule)  # takes no hooks
-    ]
-    with hooks_removed(handles), torch.no_grad():
-        run(network, first_examples(batch, 1))
-    return found
 
 
 class _Watched:
