@@ -6,7 +6,6 @@ import argparse
 import difflib
 import importlib
 import io
-import os
 import re
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
+from onebyone.core import torchrun
 from onebyone.core.version import __version__
 
 # One file for each command, in the order of the help.
@@ -34,7 +34,6 @@ COMMANDS = {
 }
 # Commands that several processes share.
 SHARED = ("train", "shrink", "plan")
-TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets this variable, and nothing else does
 SHELLS = ("bash", "zsh", "tcsh")
 
 EPILOG = """examples:
@@ -170,12 +169,12 @@ def _output(parsed: argparse.Namespace) -> AbstractContextManager[TextIO]:
 
 def _processes(command: str) -> AbstractContextManager[None]:
     """Return the context in which the processes of torchrun work together, if it started some."""
-    if TORCHRUN not in os.environ:
+    if not torchrun.is_started():
         return nullcontext()
     from onebyone.core.errors import OptionError
     from onebyone.core.processes import joined
 
-    if command not in SHARED and os.environ["WORLD_SIZE"] != "1":
+    if command not in SHARED and torchrun.process_count() > 1:
         raise OptionError(
             f"torchrun goes with {', '.join(SHARED)}, got {command}. Run this command without it."
         )

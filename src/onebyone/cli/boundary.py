@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from onebyone.core import torchrun
 from onebyone.core.errors import OneByOneError
 from onebyone.core.read_files import printable, reason_of
 
@@ -69,7 +70,7 @@ def guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, _Terminated)
         others = " torchrun also does this once another process has ended."
-        why = others if "TORCHELASTIC_RUN_ID" in os.environ else ""
+        why = others if torchrun.is_started() else ""
         sys.stderr.write(f"Terminated.{why}\n" if ended else "Interrupted.\n")
         return TERMINATED if ended else INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - this is the boundary

@@ -25,11 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from onebyone.core import torchrun
 from onebyone.core.errors import OneByOneError, OptionError, ProcessError, first_line
 
 T = TypeVar("T")
 
-TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets this variable, and nothing else does
 # A step waits this long for a process that neither answers nor ends.
 STEP_WAIT = timedelta(minutes=30)
 # What the main process does alone, such as timing and comparing, may take this long.
@@ -208,7 +208,7 @@ def joined() -> Iterator[None]:
         ProcessError: If another process failed or ended.
     """
     global _group  # noqa: PLW0603 - it belongs to the process
-    if _group is not None or TORCHRUN not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    if _group is not None or torchrun.process_count() == 1:
         yield
         return
     _group = _join()
