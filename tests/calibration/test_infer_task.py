@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
+from small_networks import mapped, net
 from torch import nn
 
 import onebyone as obo
@@ -13,25 +14,6 @@ from onebyone.core.errors import ModelError
 from onebyone.data import Data, TensorSplit
 
 X = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-
-
-def net(outputs=4, seed=0, *last):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, outputs),
-        *last,
-    ).eval()
-
-
-def mapped(channels=4):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, channels, 1)).eval()
 
 
 def integers(high, *shape):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small_networks import mapped, net
 from torch import nn
 
 import onebyone as obo
@@ -16,25 +17,6 @@ from onebyone.evaluation.scores import score
 
 X = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 UNLABELLED = torch.zeros(len(X), 0)
-
-
-def net(outputs=4, seed=0, *last):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, outputs),
-        *last,
-    ).eval()
-
-
-def mapped(channels=4):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, channels, 1)).eval()
 
 
 def moved(network, by=100.0):

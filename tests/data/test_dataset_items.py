@@ -6,35 +6,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from made_items import Made, collected, noisy
 from PIL import Image
 from torch.testing import assert_close
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from onebyone.core.errors import DataError
 from onebyone.data import DatasetSplit
-
-
-class Made(Dataset):
-    """Items by a function of their index."""
-
-    def __init__(self, make, n: int = 10) -> None:
-        self.make, self.n = make, n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int):
-        return self.make(index)
-
-
-def noisy(index: int):
-    drawn = torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
-    return torch.tensor([*drawn, float(index)]), index
-
-
-def collected(split, **options):
-    parts = list(split.batches(3, **options))
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def in_order(split, **options):

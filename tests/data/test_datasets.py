@@ -1,15 +1,13 @@
 """Data sets of the user's own: the same item is the same example, and a fault names its item."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
+from made_items import Made, collected, noisy
 from torch.testing import assert_close
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -19,29 +17,6 @@ from torch.utils.data import (
 
 from onebyone.core.errors import DataError, OptionError
 from onebyone.data import DatasetSplit, TensorSplit, as_split, datasets, repeatable
-
-
-class Made(Dataset):
-    """Items by a function of their index."""
-
-    def __init__(self, make, n: int = 10) -> None:
-        self.make, self.n = make, n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, index: int):
-        return self.make(index)
-
-
-def noisy(index: int):
-    drawn = torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
-    return torch.tensor([*drawn, float(index)]), index
-
-
-def collected(split, **options):
-    parts = list(split.batches(3, **options))
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def test_items_that_draw_by_means_of_their_own_are_read_once_and_kept(monkeypatch):
