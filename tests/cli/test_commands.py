@@ -75,6 +75,7 @@ BAD = {
         1, "no.safetensors",
     ),
     "no weights": (["shrink", "onebyone:classic", "--data", "digits"], 1, "needs trained weights"),
+    "a slip in a name": (["shrink", "onebyone:clasic", "--data", "digits"], 2, "'classic'"),
     "other weights": (
         ["compare", "onebyone:convolution-only", "onebyone:classic", "--weights", "WEIGHTS",
          "--data", "digits"],

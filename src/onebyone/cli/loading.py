@@ -53,14 +53,17 @@ def _check_has_weights(spec: str, options: dict[str, Any]) -> None:
     """Check that a network has weights if none are given.
 
     Raises:
+        UnknownNameError: If its library has none of its name.
         WeightsError: If it comes from a library, or from a factory that draws new weights at each
             call.
     """
     advice = "give --weights FILE, {}or, for timings alone, --weights random."
     if spec.startswith(ZOOS):
-        raise WeightsError(
-            f"{spec} needs trained weights: {advice.format('--weights pretrained, ')}"
-        )
+        from onebyone.networks.zoo.load import check_known
+
+        check_known(spec)
+        download = "" if spec.startswith("onebyone:") else "--weights pretrained, "
+        raise WeightsError(f"{spec} needs trained weights: {advice.format(download)}")
     path, _, _ = spec.rpartition(":")
     if not path.endswith(".py"):
         return  # not a network: loading it raises the error

@@ -212,8 +212,7 @@ def _make(
             f"train it: `onebyone train {spec} --data ...`."
         )
     if prefix == "onebyone":
-        if name not in _ONEBYONE:
-            raise UnknownNameError("model of onebyone", name, _ONEBYONE)
+        _check_known(prefix, name)
         make_own = _ONEBYONE[name].make
         _check_options(make_own, spec, options)
         return make_own(**options)
@@ -223,14 +222,35 @@ def _make(
 # ---------------------------------------------------------------- libraries
 
 
+def check_known(spec: str) -> None:
+    """Check that a library has the network that a spec names; a file's is not looked at.
+
+    Raises:
+        UnknownNameError: If there is none of that name, or no such library.
+    """
+    prefix, name = _split(spec)
+    if prefix in _LIBRARIES:
+        _check_known(prefix, name)
+
+
+def _check_known(prefix: str, name: str) -> None:
+    if prefix == "timm":
+        import timm  # noqa: PLC0415  (takes seconds; only for its own networks)
+
+        # Also older names, which it does not list. After a dot it names weights.
+        known = timm.is_model(name.partition(".")[0])
+    else:
+        known = name in available(prefix)
+    if not known:
+        raise UnknownNameError(f"model of {prefix}", name, available(prefix))
+
+
 def _torchvision(
     spec: str, name: str, options: Mapping[str, Any], *, pretrained: bool
 ) -> nn.Module:
     import torchvision.models  # noqa: PLC0415  (takes a second; only for its own networks)
 
-    names = available("torchvision")
-    if name not in names:
-        raise UnknownNameError("model of torchvision", name, names)
+    _check_known("torchvision", name)
     builder = torchvision.models.get_model_builder(name)
     settings = dict(options)
     if not pretrained:
@@ -246,9 +266,8 @@ def _torchvision(
 def _timm(spec: str, name: str, options: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
     import timm  # noqa: PLC0415  (takes seconds; only for its own networks)
 
+    _check_known("timm", name)
     architecture, dot, _ = name.partition(".")
-    if not timm.is_model(architecture):
-        raise UnknownNameError("model of timm", name, available("timm"))
     if dot and name not in (tagged := timm.list_pretrained(f"{architecture}.*")):
         raise UnknownNameError("model of timm", name, [architecture, *tagged])
     with _library_errors(spec, options, pretrained=pretrained):
