@@ -21,10 +21,10 @@ _SMALLEST_BOX = 16.0
 class RawDetector(nn.Module):
     """A detector from a batch of prepared images to its raw outputs.
 
-    A detector decodes boxes, suppresses overlapping ones and gives lists of different lengths. What
-    a network computes is before that: this module gives these tensors, whose shapes do not depend
-    on what is in the image. So it can be profiled, planned, rewritten, distilled and exported like
-    any network. :meth:`detector` puts the rewritten layers back into a whole detector.
+    A detector decodes boxes, suppresses overlapping ones, and gives lists of different lengths.
+    This module stops before that. The shapes of its outputs do not depend on what is in an image,
+    so it can be profiled, planned, rewritten and distilled like any network. :meth:`detector` puts
+    the rewritten layers back into a whole detector.
 
     Detectors of two stages (Faster, Mask and Keypoint R-CNN) classify the boxes that their first
     stage proposes. Here the second stage gets boxes that are the same for every image, spread over

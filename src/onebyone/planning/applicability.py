@@ -226,8 +226,8 @@ def _obstacle(layer: LayerCost, module: nn.Module, tied: Mapping[int, str]) -> s
 def _keeps_size(layer: LayerCost, module: nn.Module) -> bool:
     """Whether a layer gives as many positions as it is given, whatever these are.
 
-    Then what a rewrite costs is in the same proportion to the layer's own cost in all of its calls,
-    of which each may have a size of its own, as for the maps of a feature pyramid.
+    If so, a rewrite saves the same share of the layer's cost in each call, even if the calls differ
+    in size, as with the maps of a feature pyramid.
     """
     if isinstance(module, nn.Linear):
         return True
