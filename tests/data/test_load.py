@@ -8,6 +8,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
+from onebyone.core.data_names import DATA_NAMES
 from onebyone.core.errors import DataError, OneByOneError, OptionError, UnknownNameError
 from onebyone.core.records import InputSpec
 from onebyone.data import NAMED, folders, load_data, pictures
@@ -221,6 +222,7 @@ def test_the_data_directory_is_the_environments_then_the_checkouts_then_the_cach
 
 
 def test_every_named_set_describes_itself():
+    assert tuple(NAMED) == DATA_NAMES
     for entry in NAMED.values():
         assert entry.title
         assert len(entry.mean) == len(entry.std)

@@ -6,6 +6,7 @@ import argparse
 
 from onebyone.cli.options import add_settings, group
 from onebyone.cli.values import shape, whole
+from onebyone.core.data_names import DATA_NAMES
 from onebyone.core.settings.common import ScoreSettings, TaskSettings
 from onebyone.core.settings.runs import RunSettings
 
@@ -14,7 +15,7 @@ MODEL_HELP = (
     "onebyone:NAME, torchvision:NAME, timm:NAME, path/net.py:factory, or the folder of a run"
 )
 DATA_HELP = (
-    "digits, mnist, fashion-mnist, cifar10, imagefolder:DIR, or file.py:factory, a function that "
+    f"{', '.join(DATA_NAMES)}, imagefolder:DIR, or file.py:factory, a function that "
     "returns (train, validation, test) or (train, test), each (inputs, labels), a torch Dataset or "
     "a DataLoader; inputs may be a mapping of keyword arguments"
 )

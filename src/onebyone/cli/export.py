@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from onebyone.cli.arguments import add_input, add_json, add_model
 from onebyone.cli.loading import input_of, input_size, load
 from onebyone.cli.output import check_output, progress, say, show
+from onebyone.core.data_names import DATA_NAMES
 from onebyone.core.errors import OneByOneError, OptionError
 
 if TYPE_CHECKING:
@@ -160,10 +161,9 @@ def _own_data(record: RunRecord, examples: int) -> Data | None:
     Only built-in data sets are loaded: a record does not decide which file is opened or executed.
     """
     from onebyone.data import load_data
-    from onebyone.data.named import NAMED
 
     command = record.command
-    if "--data" not in command[:-1] or command[command.index("--data") + 1] not in NAMED:
+    if "--data" not in command[:-1] or command[command.index("--data") + 1] not in DATA_NAMES:
         return None
     try:
         name = command[command.index("--data") + 1]

@@ -374,6 +374,7 @@ _FASHION_CLASSES = (
 )
 _DIGITS = tuple("0123456789")
 
+# The names are those of `core.data_names.DATA_NAMES`.
 NAMED = {
     "digits": NamedData(
         title="1,797 scanned digits of scikit-learn, enlarged to 28×28; needs no download",

@@ -8,13 +8,12 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
+from onebyone.core.data_names import DATA_NAMES
 from onebyone.core.records import RunRecord
 from onebyone.core.tables import Table
 from onebyone.core.units import format_seconds
 from onebyone.report.components import code, disclosure, section, table
 
-# Data sets that need only a name, for a command without --data, such as the demo.
-_NAMED = frozenset({"digits", "mnist", "fashion-mnist", "cifar10"})
 _PLAN_WORDS = (
     "A plan is a small file that can be edited by hand: remove a choice, or change its settings. "
     "Its costs and harms are only for information."
@@ -113,7 +112,8 @@ def _named_original(record: RunRecord) -> str:
 def _calibration(record: RunRecord) -> list[str]:
     made_on = record.plan.calibration if record.plan else None
     spec = _option(record, "--data")
-    if spec is None and record.data is not None and record.data.name in _NAMED:
+    # The demo has no --data, nor has a run that was made in Python.
+    if spec is None and record.data is not None and record.data.name in DATA_NAMES:
         spec = record.data.name
     if spec is None or made_on is None:
         return ["calibration = ...  # a few hundred unlabelled inputs"]
