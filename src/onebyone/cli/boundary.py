@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import codecs
 import errno
-import importlib.metadata
 import io
-import json
 import os
-import platform
-import shlex
 import signal
 import sys
-import sysconfig
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +111,8 @@ def _open_output() -> None:
 
 def _as_in_json(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
+    import json
+
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
@@ -172,6 +168,8 @@ def _in_code_of_user(error: BaseException) -> str | None:
 
 
 def _libraries() -> Iterator[Path]:
+    import sysconfig
+
     for kind in ("stdlib", "platstdlib", "purelib", "platlib"):
         yield Path(sysconfig.get_path(kind))
 
@@ -180,7 +178,7 @@ def _fault_words(error: BaseException, arguments: Sequence[str]) -> str:
     what = f"{type(error).__name__}: {reason_of(error)}"
     try:
         file = _write_fault(error, arguments)
-    except OSError:
+    except (OSError, ImportError, MemoryError):
         traceback.print_exception(error)
         place = "the lines above"
     else:
@@ -194,6 +192,11 @@ def _fault_words(error: BaseException, arguments: Sequence[str]) -> str:
 
 def _write_fault(error: BaseException, arguments: Sequence[str]) -> Path:
     """Write the report of a fault, and return the file."""
+    # Imported here, because `onebyone --help` needs none of it.
+    import platform
+    import shlex
+    import tempfile
+
     lines = [
         f"onebyone {_version('onebyone')}: {type(error).__name__}",
         f"command: onebyone {shlex.join(arguments)}",
@@ -212,6 +215,8 @@ def _write_fault(error: BaseException, arguments: Sequence[str]) -> Path:
 
 
 def _version(package: str) -> str:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
