@@ -54,8 +54,8 @@ def example_of(
 ) -> Inputs:
     """Return random or blank inputs as a record describes them.
 
-    Floating-point tensors are standard normal and of the type of the network's weights; integers
-    are drawn between those of the example that the record was made from; a mask is all ``True``.
+    Floating-point tensors are standard normal and of the type of the network's weights. The record
+    says between which two numbers integers are drawn. A mask is all ``True``.
 
     Args:
         model: Gives the type. Not modified.

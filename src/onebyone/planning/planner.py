@@ -128,7 +128,7 @@ class Planner:
     Args:
         model: Not modified.
         calibration: As for :func:`plan`, as is all that follows.
-        asked: Budgets that will be asked for: what no choice can reach of them is refused before
+        asked: Budgets that will be asked for. One that no choice can reach is refused before
             anything is measured.
         task: What the outputs mean.
         head: What becomes of the head.

@@ -397,7 +397,7 @@ def _rows(module: nn.Module, layer: LayerCost) -> int:
 
 
 def _exact_rows(module: nn.Module, layer: LayerCost) -> float:
-    """Return the MACs of all calls by those that one row of the first call's map takes."""
+    """Return how many rows of the first call's size have the MACs of all calls together."""
     shape = shape_of(module)
     inner, outer = (
         (layer.input_shape[:-1], layer.output_shape[:-1])

@@ -415,8 +415,8 @@ class Nested:
     """The regressions through the first r of a problem's best input channels, for any r.
 
     The channels are rotated once, into the order of their use. The normal equations of the first r
-    are then the leading block of all, and so is their Cholesky factor: one decomposition serves
-    every r, and with it every second rank.
+    are then the leading block of all of them, and so is their Cholesky factor. So one decomposition
+    serves every r.
 
     Args:
         problem: The regression.
