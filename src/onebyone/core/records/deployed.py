@@ -36,7 +36,8 @@ class Deployed(Record):
 
     Attributes:
         files: Of the formats that were written, below the run's folder.
-        file: The one that was compared with the original. The record's figures in ``after`` are of it.
+        file: The one that was compared with the original. The figures in the record's ``after`` are
+            of it.
         runtime: What that file was scored in.
         weight_bits: 8, or 7 for processors that saturate.
         instructions: The processor's instructions for 8-bit products, where it was made.
