@@ -46,52 +46,89 @@ class Elimination:
         return max(self.lost[len(self.order) - width], 0.0) / max(self.scale, 1e-300)
 
 
-@dataclass
 class _Reader:
     """A layer while channels are eliminated; its input values are in blocks of a channel each.
 
-    Attributes:
-        inverse: Of the covariance of what is left of its input.
-        weight: The best weights, in the metric of its outputs: ``(out, values)``.
-        block: Values of a channel.
+    The inverse covariance of what is left is that of the beginning, less a product that grows with
+    each removal. Only the parts of it that are asked for are computed: its blocks on the diagonal,
+    and the columns of the channels that are removed next. Until half of the channels are gone, this
+    reads less memory than an update of the whole inverse at every removal.
     """
 
-    inverse: Tensor
-    weight: Tensor
-    block: int
+    def __init__(self, inverse: Tensor, weight: Tensor, block: int) -> None:
+        """Begin with all channels.
 
-    @property
-    def channels(self) -> int:
-        return len(self.inverse) // self.block
+        Args:
+            inverse: Of the covariance of its input, ``(values, values)``. Not modified.
+            weight: The best weights, in the metric of its outputs: ``(out, values)``.
+            block: Values of a channel.
+        """
+        self.block = block
+        self._begin(inverse, weight)
+
+    def _begin(self, inverse: Tensor, weight: Tensor) -> None:
+        values, channels = len(inverse), len(inverse) // self.block
+        self.inverse, self.weight = inverse, weight.clone()
+        self.left = torch.arange(channels)  # places in `inverse`, in their order
+        blocks = inverse.reshape(channels, self.block, channels, self.block)
+        places = torch.arange(channels)
+        self.own = blocks[places, :, places].clone()
+        # What is left of the inverse is `inverse - across @ taken.T`, of the first `gone` columns.
+        self.across = inverse.new_empty(values, (channels // 2 + 1) * self.block)
+        self.taken = torch.empty_like(self.across)
+        self.gone = 0
 
     def increases(self) -> Tensor:
-        """Return how much the error grows without each channel by itself."""
-        places = torch.arange(self.channels)
-        blocks = self.inverse.reshape(self.channels, self.block, self.channels, self.block)
-        own = blocks[places, :, places]
-        weights = self.weight.reshape(len(self.weight), self.channels, self.block)
+        """Return how much the error grows without each channel that is left by itself."""
+        weights = self.weight.reshape(len(self.weight), -1, self.block)[:, self.left]
         weights = weights.permute(1, 2, 0)
-        solved = torch.linalg.solve(own, weights)
+        solved = torch.linalg.solve(self.own[self.left], weights)
         found: Tensor = (solved * weights).sum((1, 2))
         return found
 
-    def values_of(self, channels: Tensor) -> Tensor:
-        return (channels.unsqueeze(1) * self.block + torch.arange(self.block)).flatten()
+    def _values_of(self, places: Tensor) -> Tensor:
+        return (places.unsqueeze(1) * self.block + torch.arange(self.block)).flatten()
+
+    def _part(self, rows: Tensor) -> Tensor:
+        """Return the rows and columns of what is left of the inverse."""
+        products = self.across[rows, : self.gone] @ self.taken[rows, : self.gone].T
+        return self.inverse[rows][:, rows] - products
 
     def of(self, channels: Tensor) -> _Reader:
-        """Return the reader as far as these channels alone go."""
-        values = self.values_of(channels)
-        return _Reader(self.inverse[values][:, values], self.weight[:, values], self.block)
+        """Return the reader as far as these channels alone go, by their number among the left."""
+        values = self._values_of(self.left[channels])
+        return _Reader(self._part(values), self.weight[:, values], self.block)
 
     def remove(self, channels: Tensor) -> None:
-        """Remove channels; the others' weights make up for them as well as they can."""
-        gone = self.values_of(channels)
-        left = torch.ones(len(self.inverse), dtype=torch.bool)
-        left[gone] = False
-        across = self.inverse[left][:, gone]
-        taken = torch.linalg.solve(self.inverse[gone][:, gone], across.T)
-        self.weight = self.weight[:, left] - self.weight[:, gone] @ taken
-        self.inverse = self.inverse[left][:, left] - across @ taken
+        """Remove channels; the others' weights make up for them as well as they can.
+
+        Args:
+            channels: Their numbers among those that are left.
+        """
+        values = self._values_of(self.left[channels])
+        across, taken = self._room_for(len(values))
+        across[:] = self.inverse[:, values]
+        across -= self.across[:, : self.gone] @ self.taken[values, : self.gone].T
+        taken[:] = torch.linalg.solve(across[values], across.T).T
+        self.weight -= self.weight[:, values] @ taken.T
+        shape = (len(self.own), self.block, -1)
+        self.own -= across.reshape(shape) @ taken.reshape(shape).transpose(1, 2)
+        self.gone += len(values)
+        kept = torch.ones(len(self.left), dtype=torch.bool)
+        kept[channels] = False
+        self.left = self.left[kept]
+        if 2 * len(self.left) <= len(self.own):
+            rows = self._values_of(self.left)
+            self._begin(self._part(rows), self.weight[:, rows])
+
+    def _room_for(self, columns: int) -> tuple[Tensor, Tensor]:
+        """Return where the next columns of both factors are written."""
+        new = slice(self.gone, self.gone + columns)
+        if new.stop > self.across.shape[1]:
+            more = self.across.new_empty(len(self.across), columns)
+            self.across = torch.cat([self.across, more], 1)
+            self.taken = torch.cat([self.taken, more], 1)
+        return self.across[:, new], self.taken[:, new]
 
 
 def eliminate(problems: Sequence[Problem], channels: int) -> Elimination:
