@@ -32,6 +32,7 @@ TYPED = {
     "fastest": (["--fastest", "--budget", "macs=40%"], True),
     "head": (["--head", "gap"], "gap"),
     "ignore_index": (["--ignore-index", "-1"], -1),
+    "int8_epochs": (["--int8-epochs", "2", "--precision", "int8"], 2),
     "label_smoothing": (["--label-smoothing", "0.1"], 0.1),
     "label_weight": (["--label-weight", "0.5"], 0.5),
     "learning_rate": (["--rate", "0.1"], 0.1),

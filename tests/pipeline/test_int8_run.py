@@ -143,3 +143,57 @@ def test_a_deployed_network_prints_a_layer_a_line():
 def test_a_plan_in_int8_is_saved_with_its_precision(plan, tmp_path):
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json").precision == "int8"
+
+
+@pytest.fixture(scope="module")
+def trained(plan, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "trained"
+    small, record = tiny.shrink(out, **distilling(plan))
+    return out, small, record
+
+
+def distilling(plan):
+    how = {"plan": plan, "budget": None, "epochs": 1, "reconstruct": 0, "int8_epochs": 2}
+    return how | {"runtimes": ["onnxruntime"]}
+
+
+def test_a_run_distilled_in_int8_deploys_the_trained_integers(trained):
+    out, small, record = trained
+    did = record.deployed.distilled
+    assert len(did.log.epochs) == 2
+    assert did.after <= did.before
+    made = json.loads((out / "deployed" / "int8.json").read_text())
+    assert made["distilled"] == did.log.chosen_epoch
+    file = FileNetwork(out / record.deployed.file)
+    loaded = obo.load_model(out, original=tiny.network())
+    assert torch.equal(loaded(inputs()), small(inputs()))
+    assert (loaded(inputs()) - file(inputs())).abs().max() <= 0.25 * file(inputs()).std()
+    assert len((out / "log-int8.csv").read_text().splitlines()) == 3
+    assert len(record.training.epochs) == 1
+    assert not list(out.glob("checkpoint*"))
+
+
+def test_the_report_and_the_table_say_what_the_distillation_in_int8_did(trained):
+    _, _, record = trained
+    said = "Distilled in int8 for 2 epochs: divergence on 64 validation inputs"
+    assert said in " ".join(str(record.deployed).split())
+    assert said in render_run(record)
+    assert RunRecord.from_json(record.to_json()) == record
+
+
+def test_a_run_that_was_interrupted_in_int8_is_resumed_to_the_same_file(plan, trained, tmp_path):
+    out, how = tmp_path / "run", distilling(plan)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.shrink(out, **how, progress=tiny.stop_in("distil int8", after=5))
+    assert (out / "checkpoint-int8.pt").exists()
+    assert RunRecord.load(out / "run.json").status.stage == "distil int8"
+    tiny.shrink(out, **how, resume=True)
+    for name in ("int8.json", "int8.safetensors"):
+        assert (out / "deployed" / name).read_bytes() == (
+            trained[0] / "deployed" / name
+        ).read_bytes()
+
+
+def test_a_distillation_in_int8_is_refused_in_float32(tmp_path):
+    with pytest.raises(OptionError, match="`int8_epochs` must be 0 with `precision` float32"):
+        tiny.shrink(tmp_path / "run", int8_epochs=2)

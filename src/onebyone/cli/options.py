@@ -49,6 +49,7 @@ LOOKS: Mapping[str, Look] = {
     "calibration_examples": Look("plan", "--calibration"),
     "reconstruct": Look("training", metavar="STEPS"),
     "epochs": Look("training"),
+    "int8_epochs": Look("training", metavar="EPOCHS"),
     "batch_size": Look("training"),
     "learning_rate": Look("training", "--rate", "R"),
     "schedule": Look("training"),

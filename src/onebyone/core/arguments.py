@@ -261,6 +261,7 @@ KINDS: Mapping[str, Check] = {
     "calibration_examples": OrNone(Whole(1, 2**31 - 1)),
     "accumulate": Whole(1, 1_000_000),
     "epochs": Whole(0, 1_000_000),
+    "int8_epochs": Whole(0, 1_000_000),
     "patience": OrNone(Whole(1, 1_000_000)),
     "ignore_index": OrNone(Whole(-(2**63), 2**63 - 1)),  # what a label can be
     "image_size": OrNone(Whole(1, 16_384)),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,7 +32,15 @@ from onebyone.data.hashing import hash_data
 from onebyone.networks.examples import Example, inputs_of
 from onebyone.networks.hashing import hash_network, hash_weights
 from onebyone.networks.surgery import as_device
-from onebyone.pipeline.run_folder import CHECKPOINT, ONE_SHOT, RunFolder, check_apart
+from onebyone.pipeline.run_folder import (
+    CHECKPOINT,
+    EPOCHS,
+    INT8_CHECKPOINT,
+    INT8_EPOCHS,
+    ONE_SHOT,
+    RunFolder,
+    check_apart,
+)
 from onebyone.pipeline.trackers import Tracker, check_trackers, trackers_of
 from onebyone.profiling import profile_on
 from onebyone.runtimes import describe_machine
@@ -79,22 +88,31 @@ class Run:
     @property
     def training(self) -> dict[str, Any]:
         """Options of training, with its checkpoint."""
+        return self._training(CHECKPOINT, EPOCHS)
+
+    @property
+    def int8_training(self) -> dict[str, Any]:
+        """Options of the distillation in int8, with a checkpoint of its own."""
+        return self._training(INT8_CHECKPOINT, INT8_EPOCHS)
+
+    def _training(self, checkpoint: str, epochs: str) -> dict[str, Any]:
         # All processes know the checkpoint; the main one alone has the folder, and writes it.
         out = self.settings.out
-        kept = None if out is None else Path(out) / CHECKPOINT
+        kept = None if out is None else Path(out) / checkpoint
         seed = self.settings.seed
         how = {"capture": self.settings.capture, "seed": seed, "checkpoint": kept}
-        return {**self.scoring, **how, "on_epoch": self.log_epoch, "progress": self.tell}
+        told = partial(self.log_epoch, name=epochs)
+        return {**self.scoring, **how, "on_epoch": told, "progress": self.tell}
 
     def on_main(self, call: Callable[[], T]) -> T:
         """Let the main process do what several cannot share; all have its result and record."""
         result, self.record = on_main(lambda: (call(), self.record))
         return result
 
-    def log_epoch(self, log: TrainLog) -> None:
+    def log_epoch(self, log: TrainLog, name: str = EPOCHS) -> None:
         """Write the epochs of a training to the folder, and report the last one to trackers."""
         if self.folder is not None:
-            self.folder.save_epochs(log)
+            self.folder.save_epochs(log, name)
         for tracker in self.trackers:
             tracker.log(self.record.status.stage, log)
 
@@ -116,7 +134,7 @@ class Run:
         """Write the record as finished, and remove files that only a resumed run needs."""
         self.keep(status=Status(state="finished", stage=self.record.status.stage))
         if self.folder is not None:
-            self.folder.remove(CHECKPOINT, ONE_SHOT)
+            self.folder.remove(CHECKPOINT, INT8_CHECKPOINT, ONE_SHOT)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

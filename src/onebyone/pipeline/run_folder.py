@@ -27,6 +27,8 @@ REPORT = "report.html"
 CHECKPOINT = "checkpoint.pt"
 DEPLOYED = "deployed"  # a folder: the int8 files, and what they were made from
 EPOCHS = "log.csv"
+# Of the distillation in int8.
+INT8_CHECKPOINT, INT8_EPOCHS = "checkpoint-int8.pt", "log-int8.csv"
 LOG = "run.log"
 # Stages that make no file but the record.
 _PREPARING = frozenset({"start", "profile", "plan"})
@@ -102,6 +104,7 @@ class RunFolder:
             if self._keeps_earlier and record.plan is None and record.status.stage in _PREPARING:
                 return
             self.remove(CHECKPOINT, ONE_SHOT, ORIGINAL, PLAN, WEIGHTS, REPORT, EPOCHS, LOG)
+            self.remove(INT8_CHECKPOINT, INT8_EPOCHS)
             shutil.rmtree(self.file(DEPLOYED), ignore_errors=True)
             self._replaces = False
         if record.plan is not None:
@@ -129,9 +132,9 @@ class RunFolder:
         """Write a network's weights."""
         save_weights(network, self.file(name))
 
-    def save_epochs(self, log: TrainLog) -> None:
-        """Write the epochs of a training as ``log.csv``."""
-        write_text(self.file(EPOCHS), log.csv())
+    def save_epochs(self, log: TrainLog, name: str = EPOCHS) -> None:
+        """Write the epochs of a training as comma-separated values."""
+        write_text(self.file(name), log.csv())
 
     def keep_original(self, network: nn.Module) -> None:
         """Write the original's weights once, unless they are too large."""

@@ -27,7 +27,12 @@ from onebyone.networks.surgery import (
     in_type_of,
 )
 from onebyone.networks.zoo import load_weights
-from onebyone.pipeline.deploy import check_runtimes, deployed_in_int8
+from onebyone.pipeline.deploy import (
+    check_runtimes,
+    deployed_in_int8,
+    distilled_in_int8,
+    quantized_in,
+)
 from onebyone.pipeline.loading import load_source
 from onebyone.pipeline.measured import compare_both, measure_one_shot
 from onebyone.pipeline.planned import planned
@@ -137,7 +142,8 @@ def _shrunk(run: Run, original: nn.Module, examples: Data, settings: ShrinkSetti
         chosen = replace(chosen, subnormals=run.record.subnormals)
         run.keep(plan=chosen)
     if chosen.precision != "float32":
-        run.stages = (*run.stages[:-1], "quantize", "compare")
+        in_int8 = ["distil int8"] if settings.int8_epochs else []
+        run.stages = (*run.stages[:-1], "quantize", *in_int8, "export", "compare")
     with run.stage("apply"):
         small = _applied(run, original, chosen, calibration, settings=settings, data=examples)
     if run.record.one_shot is None:
@@ -157,29 +163,49 @@ def _shrunk(run: Run, original: nn.Module, examples: Data, settings: ShrinkSetti
             )
             small = _without_subnormals(trained.model, examples)
             run.keep(training=trained.log)
-    compared: list[nn.Module] = []
-    run.on_main(lambda: compared.append(_compared(run, original, small, chosen, examples)))
-    made = next(iter(compared), small)
+    made = small
+    if chosen.precision == "float32":
+        run.on_main(lambda: _compared(run, original, small, examples))
+    else:
+        made = _in_int8(run, original, small, chosen, data=examples, settings=settings)
     run.finish()
     return Shrunk(evaluation_copy(made, device="cpu"), run.record)
 
 
-def _compared(
-    run: Run, original: nn.Module, small: nn.Module, chosen: Plan, data: Data
+def _compared(run: Run, original: nn.Module, small: nn.Module, data: Data) -> None:
+    with run.stage("compare"):
+        compare_both(run, original, small, data)
+
+
+def _in_int8(
+    run: Run,
+    original: nn.Module,
+    small: nn.Module,
+    chosen: Plan,
+    *,
+    data: Data,
+    settings: ShrinkSettings,
 ) -> nn.Module:
-    """Compare the original with what is deployed; return that as a network in PyTorch."""
-    if chosen.precision == "float32":
-        with run.stage("compare"):
-            compare_both(run, original, small, data)
-        return small
-    with ExitStack() as kept:
-        with run.stage("quantize"):
-            if run.folder is not None:
-                run.folder.save_network(small)
-            made = kept.enter_context(deployed_in_int8(run, small, chosen, data))
-        with run.stage("compare"):
-            compare_both(run, original, small, data, made.file)
-    return made.simulated
+    """Deploy a network in int8 and compare its file; return its simulation in PyTorch."""
+    with run.stage("quantize"):
+        if run.folder is not None:
+            run.folder.save_network(small)
+        quantized, distilled = quantized_in(run, small, chosen, data), None
+    if settings.int8_epochs:
+        teacher = small if settings.label_weight else original
+        with run.stage("distil int8"):
+            quantized, distilled = distilled_in_int8(run, quantized, teacher, data, settings)
+
+    def compared() -> None:
+        with ExitStack() as kept:
+            with run.stage("export"):
+                made = deployed_in_int8(run, quantized, chosen, data, distilled)
+                file = kept.enter_context(made)
+            with run.stage("compare"):
+                compare_both(run, original, small, data, file)
+
+    run.on_main(compared)
+    return quantized.network
 
 
 def _flushed(run: Run, original: nn.Module, data: Data) -> nn.Module:

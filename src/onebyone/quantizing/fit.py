@@ -16,14 +16,13 @@ from onebyone.quantizing.placement import Placement
 from onebyone.quantizing.ranges import best_grid, min_max_grid
 from onebyone.quantizing.record import ClosedForms, Grid
 from onebyone.quantizing.rounding import by_moments, nearest
-from onebyone.quantizing.simulate import INT32, bias_name, bias_scales, on_grid, weight_name
+from onebyone.quantizing.simulate import BIAS_LIMIT, bias_name, bias_scales, on_grid, weight_name
 
 # Examples that ranges are tried on.
 RANGE_EXAMPLES = 64
 # Rows of unfolded patches for each value that a kernel sees, and at least so many.
 ROWS_A_VALUE, FEWEST_ROWS = 16, 8192
 PATCH_VALUES = 16_000_000  # unfolded at once
-_BIAS_LIMIT = INT32 // 8  # leaves room for the sum that it is added to
 
 
 @dataclass
@@ -201,7 +200,7 @@ def _fit_layer(
     scales = scales.reshape(-1).float()
     integers = integers.reshape(layer.weight.shape)
     # The bias is an integer too, on the grid of the sums: it must fit beside them.
-    least = layer.bias.abs() / grid.scale / _BIAS_LIMIT
+    least = layer.bias.abs() / grid.scale / BIAS_LIMIT
     scales = torch.maximum(scales, least)
     values = integers.float() * scales.reshape(-1, *[1] * (layer.weight.ndim - 1))
     bias = layer.bias
@@ -209,7 +208,7 @@ def _fit_layer(
         gap = target - layer.run(seen, values, bias)
         bias = bias + _channel_means(gap, layer)
     step = bias_scales(grid, scales)
-    bias_integers = torch.round(bias.double() / step.double()).clamp_(-_BIAS_LIMIT, _BIAS_LIMIT)
+    bias_integers = torch.round(bias.double() / step.double()).clamp_(-BIAS_LIMIT, BIAS_LIMIT)
     fitted.scales[layer.node] = scales
     fitted.integers[weight_name(layer.node)] = integers.to(torch.int8)
     fitted.integers[bias_name(layer.node)] = bias_integers.to(torch.int32)

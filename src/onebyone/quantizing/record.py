@@ -11,7 +11,7 @@ from onebyone.core.errors import RecordError
 from onebyone.core.fields import Count, Positive, Text, Whole
 from onebyone.core.records import FORMAT, Record
 from onebyone.core.tables import Table
-from onebyone.core.units import format_count
+from onebyone.core.units import format_count, plural
 
 LEVELS = 255  # of an activation: 0 to 255
 
@@ -123,6 +123,7 @@ class Int8Record(Record):
         pixels: Levels that the inputs are mapped to; ``None`` if they are taken as they are.
         weight_bits: 8, or 7 for processors that saturate sums of products in 16 bits.
         examples: Inputs that were used for calibration.
+        distilled: Epochs of a distillation in int8 that the integers come from; 0 without one.
         forms: What was done beyond rounding to the nearest.
         instructions: The processor's instructions for 8-bit products, where it was quantized.
         saturates: Whether ONNX Runtime was seen to saturate there; ``None`` if not tested.
@@ -134,6 +135,7 @@ class Int8Record(Record):
     pixels: Pixels | None = None
     weight_bits: WeightBits = 8
     examples: Whole
+    distilled: Count = 0
     forms: ClosedForms = ClosedForms()
     instructions: tuple[str, ...] = ()
     saturates: bool | None = None
@@ -157,10 +159,13 @@ class Int8Record(Record):
             for layer in self.layers
         ]
         processor = ", ".join(self.instructions) or "none known"
+        trained = ""
+        if self.distilled:
+            trained = f", distilled in int8 for {plural(self.distilled, 'epoch')}"
         note = (
             f"{self.int8_layers} of {len(self.layers)} layers in int8, weights of "
-            f"{self.weight_bits} bits, calibrated on {format_count(self.examples)} examples. "
-            f"Instructions for 8-bit products: {processor}."
+            f"{self.weight_bits} bits, calibrated on {format_count(self.examples)} examples"
+            f"{trained}. Instructions for 8-bit products: {processor}."
         )
         return Table(
             columns=("layer", "kind", "precision", ">error", "remark"),

@@ -15,6 +15,7 @@ from onebyone.quantizing.graph import Captured
 from onebyone.quantizing.record import LEVELS, Grid, Int8Record
 
 INT32 = 2**31 - 1
+BIAS_LIMIT = INT32 // 8  # leaves room for the sum that it is added to
 
 
 def on_grid(x: Tensor, grid: Grid) -> Tensor:

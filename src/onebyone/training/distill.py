@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -97,16 +96,35 @@ def distill(model: nn.Module, data: Data | Any, settings: DistillSettings) -> Tr
         mixtures, Yun et al., "CutMix", ICCV 2019, and Beyer et al., "Knowledge distillation: a good
         teacher is patient and consistent", CVPR 2022.
     """
-    return _distilled(as_network(model), data, settings)
+    return distilled(as_network(model), data, settings)
 
 
-def _distilled(model: nn.Module, data: Data | Split, settings: DistillSettings) -> Trained:
+def distilled(
+    model: nn.Module,
+    data: Data | Split,
+    settings: DistillSettings,
+    *,
+    keeps_best: bool = False,
+    rates: Sequence[float] | None = None,
+) -> Trained:
+    """Distil a network as :func:`distill` does.
+
+    Args:
+        model: The student. Not modified.
+        data: As for :func:`distill`.
+        settings: Settings of the distillation.
+        keeps_best: Return the weights of the epoch that is nearest to the teacher on validation
+            data, without validation data on training data. They are not compared with those of the
+            start.
+        rates: That are tried, as multiples of ``DISTILL_RATE``, if the settings give none;
+            three high ones by default.
+    """
     teacher = as_network(settings.teacher, scripted=True)
     examples = examples_of(data)
-    meaning, mine = _meanings(teacher, model, data, examples, settings)
+    meaning, mine = meanings(teacher, model, data, examples, settings)
     mix = _share_mixed(settings, examples, meaning)
     settings = replace(settings, teacher=teacher, mix=mix)
-    decision = _decided(model, examples, settings, meaning, mine)
+    decision = _decided(model, examples, settings, (meaning, mine), rates)
     options = LoopSettings.of(
         settings,
         examples,
@@ -134,17 +152,21 @@ def _distilled(model: nn.Module, data: Data | Split, settings: DistillSettings) 
     job.settings["teacher"] = hash_weights(guide)
     job.decision = decision._replace(learning_rate=job.rate)
     job.teacher, job.guides = guide, meaning.to(job.device)
+
+    def apart(students: Sequence[nn.Module]) -> list[float]:
+        judge = judged_part(examples, settings.seed)
+        means: Any = {"meaning": job.guides, "mine": job.meaning}
+        return distances(teacher, students, judge, **means, device=job.device)
+
+    if keeps_best:
+        job.judge = lambda student: apart([student])[0]
     with (
         outputs_of_modules(job.student, settings.features) as ours,
         outputs_of_modules(guide, settings.features) as theirs,
     ):
         trained = fit(job, _objective(job, guide, settings, (ours, theirs)))
-    if settings.label_weight or examples.validation is None:
+    if keeps_best or settings.label_weight or examples.validation is None:
         return trained
-    judge = examples.validation.take(JUDGED_EXAMPLES, settings.seed)
-    apart = partial(
-        distances, teacher, meaning=job.guides, mine=job.meaning, split=judge, device=job.device
-    )
     return _nearer(model, trained, apart)
 
 
@@ -152,8 +174,8 @@ def _decided(
     model: nn.Module,
     examples: Examples,
     settings: DistillSettings,
-    meaning: Meaning,
-    mine: Meaning,
+    means: tuple[Meaning, Meaning],
+    rates: Sequence[float] | None,
 ) -> Decision:
     """Return the settings that were left open, from a checkpoint or by short trials.
 
@@ -161,9 +183,10 @@ def _decided(
         model: The student. Not modified.
         examples: Its training and validation data.
         settings: The given settings.
-        meaning: What the teacher's outputs mean.
-        mine: What the student's outputs mean.
+        means: What the teacher's and the student's outputs mean.
+        rates: That are tried; those of a distillation in float32 by default.
     """
+    meaning, mine = means
     rate, norms, seed = settings.learning_rate, settings.norms, settings.seed
     only_labels = settings.label_weight == 1
     has_statistics = not model.training and any(isinstance(m, _BatchNorm) for m in model.modules())
@@ -190,7 +213,7 @@ def _decided(
     )  # fmt: skip
 
     def again(part: Split, **changes: Any) -> Trained:
-        return _distilled(model, part, replace(trial, **changes))
+        return distilled(model, part, replace(trial, **changes))
 
     found, keep, how = tried_rate(
         again,
@@ -200,8 +223,10 @@ def _decided(
         epochs=settings.epochs,
         batch=batch,
         seed=seed,
-        ways=[(multiple, keep) for multiple in TRIED],
-        further=further_ways(
+        ways=[(multiple, keep) for multiple in rates or TRIED],
+        further=()
+        if rates
+        else further_ways(
             keep_statistics=settings.keep_statistics,
             label_weight=settings.label_weight,
             has_statistics=has_statistics,
@@ -209,6 +234,11 @@ def _decided(
         guided=not only_labels,
     )
     return Decision(found, keep, how, norms)
+
+
+def judged_part(examples: Examples, seed: int) -> Split:
+    """Return the examples on which networks are compared before and after a distillation."""
+    return (examples.validation or examples.train).take(JUDGED_EXAMPLES, seed)
 
 
 _Outputs = Mapping[str, Any]  # module name -> its output
@@ -297,7 +327,7 @@ def _share_mixed(settings: DistillSettings, examples: Examples, meaning: Meaning
     return asked
 
 
-def _meanings(
+def meanings(
     teacher: nn.Module,
     student: nn.Module,
     data: Data | Split,

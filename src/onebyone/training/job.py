@@ -155,7 +155,8 @@ class Job:
     training_modes: dict[str, bool]
     meaning: Meaning
     average: WeightAverage | None = None
-    best: dict[str, Tensor] | None = None  # weights of the best epoch, with `patience`
+    best: dict[str, Tensor] | None = None  # weights of the best epoch, if that is returned
+    judge: Callable[[nn.Module], float] | None = None  # returns the divergence from the teacher
     added: tuple[AddedNorm, ...] = ()
     teacher: nn.Module | None = None
     decision: Decision | None = None
@@ -175,7 +176,13 @@ class Job:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch with the best validation score; 0 before there is one."""
+        """The first epoch that is best on validation data; 0 before there is one.
+
+        The best has the least divergence where that is measured, else the highest score.
+        """
+        if self.judge is not None:
+            apart = [(e.divergence, e.epoch) for e in self.log if e.divergence is not None]
+            return min(apart)[1] if apart else 0
         scores = [(epoch.validation, -epoch.epoch) for epoch in self.log if _is_number(epoch)]
         return -max(scores)[1] if scores else 0
 

@@ -71,9 +71,11 @@ def fit(job: Job, objective: Objective) -> Trained:
                         validation=None if score is None else _measured(job, score),
                         learning_rate=_rate(job, (epoch - 1) * job.steps),
                         seconds=trained_seconds,
+                        divergence=_divergence(job),
                     )
                 )
-                if options.patience is not None and job.best_epoch == epoch:
+                keeps_best = options.patience is not None or job.judge is not None
+                if keeps_best and job.best_epoch == epoch:
                     job.best = _copied(job.student.state_dict())
             save(job)
             if options.on_epoch is not None and processes.is_main():
@@ -94,6 +96,14 @@ def fit(job: Job, objective: Objective) -> Trained:
 
 def _measured(job: Job, score: Score) -> float:
     return processes.on_main(lambda: score.measure(job))
+
+
+def _divergence(job: Job) -> float | None:
+    judge = job.judge
+    if judge is None:
+        return None
+    apart = processes.on_main(lambda: judge(job.student))
+    return apart if math.isfinite(apart) else None
 
 
 def _copied(weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from onebyone.core.records.base import in_order as in_order
 from onebyone.core.records.comparison import Comparison as Comparison
 from onebyone.core.records.deployed import Deployed as Deployed
 from onebyone.core.records.deployed import DeployedLayer as DeployedLayer
+from onebyone.core.records.deployed import Int8Distillation as Int8Distillation
 from onebyone.core.records.inputs import InputSpec as InputSpec
 from onebyone.core.records.inputs import TensorSpec as TensorSpec
 from onebyone.core.records.measured import SHARES as SHARES

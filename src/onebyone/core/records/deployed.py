@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from onebyone.core.fields import Count, Text, Whole
+from onebyone.core.fields import Amount, Count, Text, Whole
 from onebyone.core.records.base import Record
+from onebyone.core.records.training import TrainLog
 from onebyone.core.tables import Table
 from onebyone.core.units import format_bytes, format_count, plural
 
@@ -31,6 +32,34 @@ class DeployedLayer(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Int8Distillation(Record):
+    """What a distillation in int8 did.
+
+    Attributes:
+        log: Of the training; ``chosen_epoch`` is 0 if no epoch was nearer to the teacher.
+        before: Mean divergence from the teacher on validation data with the closed forms alone, in
+            what the task measures it in.
+        after: The same of the integers that are deployed; never more.
+        examples: Validation examples that both were measured on.
+    """
+
+    log: TrainLog
+    before: Amount
+    after: Amount
+    examples: Whole
+
+    def __str__(self) -> str:
+        epochs = plural(len(self.log.epochs), "epoch")
+        kept = f"the integers of epoch {self.log.chosen_epoch}"
+        if not self.log.chosen_epoch:
+            kept = "those from before"
+        return (
+            f"Distilled in int8 for {epochs}: divergence on {format_count(self.examples)} "
+            f"validation inputs {self.before:.3g} → {self.after:.3g}; {kept} were kept."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Deployed(Record):
     """A run's network as it is deployed in int8.
 
@@ -45,6 +74,7 @@ class Deployed(Record):
         examples: Inputs that were used for calibration.
         difference: Of the file's outputs from those of the simulated network, as a share of their
             standard deviation.
+        distilled: What a distillation in int8 did; ``None`` without one.
     """
 
     files: tuple[str, ...]
@@ -57,6 +87,7 @@ class Deployed(Record):
     saturates: bool | None = None
     examples: Whole
     difference: float
+    distilled: Int8Distillation | None = None
 
     @property
     def int8_layers(self) -> int:
@@ -81,7 +112,8 @@ class Deployed(Record):
             f"The processor's instructions for 8-bit products: {processor}; it "
             f"{sums[self.saturates]}. On a processor with others, outputs and times may differ."
         )
-        return made, file, where
+        distilled = () if self.distilled is None else (str(self.distilled),)
+        return made, *distilled, file, where
 
     def table(self) -> Table:
         """Return a layer a line."""

@@ -14,13 +14,19 @@ from onebyone.core.units import plural
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch(Record):
-    """One pass over the training data."""
+    """One pass over the training data.
+
+    Attributes:
+        divergence: Mean divergence from the teacher on validation data, in what the task measures
+            it in; ``None`` where it was not measured after each epoch, or not finite.
+    """
 
     epoch: Whole
     loss: float
     validation: float | None
     learning_rate: Amount
     seconds: Amount
+    divergence: Amount | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

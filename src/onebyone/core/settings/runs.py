@@ -87,8 +87,12 @@ class ShrinkSettings(RunSettings, TeacherSettings, ChoiceSettings):
         reconstruct: Steps that bring all weights nearer to the original's outputs on training
             inputs, without labels, before any fine-tuning. A few hundred take a minute or a few.
         epochs: Epochs of distilling from the original; 0 stops before fine-tuning.
+        int8_epochs: Epochs of distilling the network in int8, after it was quantized; for
+            ``precision`` int8 and auto. Needs no labels; the best epoch is kept, or none if none
+            is nearer to the teacher. The teacher is the original; where labels have a weight, the
+            network before it was quantized.
         learning_rate: The highest learning rate of the distillation. By default several are tried
-            and the best is used.
+            and the best is used. That in int8 always tries its own.
         calibration_examples: Number of training inputs, without labels, that weights are fitted
             on. By default 1,024, or more for a cheap network with a wide linear layer.
     """
@@ -100,6 +104,7 @@ class ShrinkSettings(RunSettings, TeacherSettings, ChoiceSettings):
     plan: Plan | None = None
     reconstruct: int = 0
     epochs: int = 5
+    int8_epochs: int = 0
     learning_rate: float | None = None
     calibration_examples: int | None = None
 
@@ -115,6 +120,12 @@ class ShrinkSettings(RunSettings, TeacherSettings, ChoiceSettings):
             raise OptionError(
                 f"`max_drop` must go with `precision` float32, got {self.precision!r}: networks "
                 "are tried before they are quantized. Give a `budget`."
+            )
+        deployed = self.precision if self.plan is None else self.plan.precision
+        if self.int8_epochs and deployed == "float32":
+            raise OptionError(
+                f"`int8_epochs` must be 0 with `precision` float32, got {self.int8_epochs}. Give "
+                "`precision` int8 or auto."
             )
         if self.fastest and self.budget is None:
             raise OptionError("`fastest` needs a `budget`, such as `params=50%`.")
