@@ -107,7 +107,8 @@ def _wrapped(usage: str) -> str:
 
 # The public names, in the order in which a reader meets them.
 PYTHON = {
-    "The whole line": ["shrink", "load_model", "load_data", "compare", "export", "explain"],
+    "The whole line": ["shrink", "load_model", "import_onnx", "load_data", "compare", "export",
+                       "explain"],
     "Step by step": ["profile", "plan", "apply", "distill", "train", "reconstruct", "evaluate",
                      "bench"],
     "Rewrites that stay the same function": ["fold", "deepen", "flush_subnormals"],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onebyone.networks.layers import Pointwise as Pointwise
     from onebyone.pipeline.exporting import ExportRecord as ExportRecord
     from onebyone.pipeline.exporting import export as export
+    from onebyone.pipeline.importing import import_onnx as import_onnx
     from onebyone.pipeline.loading import load_model as load_model
     from onebyone.pipeline.shrink import shrink as shrink
     from onebyone.planning import applies as applies
@@ -80,6 +81,7 @@ _HOMES = {
     "export": "pipeline.exporting",
     "flush_subnormals": "rewrites.flush",
     "fold": "rewrites.fold.fold",
+    "import_onnx": "pipeline.importing",
     "load_data": "data",
     "load_model": "pipeline.loading",
     "plan": "planning",

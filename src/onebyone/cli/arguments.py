@@ -11,9 +11,10 @@ from onebyone.core.settings.common import ScoreSettings, TaskSettings
 from onebyone.core.settings.runs import RunSettings
 
 SOURCES = "network and data"
-MODEL_HELP = (
-    "onebyone:NAME, torchvision:NAME, timm:NAME, path/net.py:factory, or the folder of a run"
-)
+_MODELS = "onebyone:NAME, torchvision:NAME, timm:NAME, path/net.py:factory, the folder of a run"
+MODEL_HELP = f"{_MODELS}, or net.onnx, whose layers are read"
+# Of commands that score or time what is deployed.
+FILE_HELP = f"{_MODELS}, or a file for a runtime (net.onnx, net.xml), which runs there as it is"
 DATA_HELP = (
     f"{', '.join(DATA_NAMES)}, imagefolder:DIR, or file.py:factory, a function that "
     "returns (train, validation, test) or (train, test), each (inputs, labels), a torch Dataset or "
@@ -21,9 +22,11 @@ DATA_HELP = (
 )
 
 
-def add_model(parser: argparse.ArgumentParser, *, name: str = "model") -> None:
+def add_model(
+    parser: argparse.ArgumentParser, *, name: str = "model", help_text: str = MODEL_HELP
+) -> None:
     """Add the network and its weights."""
-    parser.add_argument(name, metavar=name.upper(), help=MODEL_HELP)
+    parser.add_argument(name, metavar=name.upper(), help=help_text)
     place = group(parser, SOURCES)
     place.add_argument(
         "--weights",
@@ -35,7 +38,8 @@ def add_model(parser: argparse.ArgumentParser, *, name: str = "model") -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="an option of the network's factory, such as num_classes=10; may be repeated",
+        help="an option of the network's factory, such as num_classes=10; may be repeated. For "
+        "net.onnx that leaves sizes free: input_shape=1x3x48x320",
     )
     add_original(parser)
 
@@ -45,8 +49,8 @@ def add_original(parser: argparse.ArgumentParser) -> None:
     group(parser, SOURCES).add_argument(
         "--original",
         metavar="SPEC",
-        help="for a run that was made from a Python file: that file's factory, such as "
-        "net.py:make; a record alone never runs code",
+        help="for a run that was made from a Python or an ONNX file: that file, such as "
+        "net.py:make or net.onnx; a record alone never runs code and opens no other file",
     )
 
 

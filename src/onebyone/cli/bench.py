@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from onebyone.cli.arguments import add_input, add_measuring, add_model, add_output
+from onebyone.cli.arguments import FILE_HELP, add_input, add_measuring, add_model, add_output
 from onebyone.cli.loading import device_of, input_of, load
 from onebyone.cli.output import check_output, progress, show, write_record
 from onebyone.cli.values import whole
@@ -12,13 +12,14 @@ from onebyone.cli.values import whole
 EPILOG = """examples:
   onebyone bench torchvision:resnet18
   onebyone bench timm:mobilenetv2_100 --batch 32 --threads 2 --keep-memory
+  onebyone bench net.onnx --threads 1
   onebyone bench runs/small --threads 1 --runtime eager --runtime packed --runtime onnxruntime
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``onebyone bench``."""
-    add_model(parser)
+    add_model(parser, help_text=FILE_HELP)
     add_input(parser)
     add_measuring(parser, default="all that are installed")
     parser.add_argument(
@@ -36,7 +37,12 @@ def run(args: argparse.Namespace) -> None:
     """Time a network in several runtimes."""
     check_output(args.out)
     loaded = load(
-        args.model, args.weights, args.model_option, needs_weights=False, original=args.original
+        args.model,
+        args.weights,
+        args.model_option,
+        needs_weights=False,
+        original=args.original,
+        as_file=True,
     )
     given = input_of(args, loaded, batch=args.batch)
     from onebyone.profiling.bench import bench

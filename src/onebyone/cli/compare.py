@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from onebyone.cli.arguments import (
-    MODEL_HELP,
+    FILE_HELP,
     add_data,
     add_measuring,
     add_metric,
@@ -39,9 +39,11 @@ EPILOG = """examples:
   onebyone compare runs/a runs/b runs/c --data cifar10 --runtime eager --runtime onnxruntime
   onebyone compare torchvision:resnet18 torchvision:resnet34 --weights random --threads 1
   onebyone compare runs/small exports/int8/model.onnx --data digits
+  onebyone compare net.onnx runs/smaller --original net.onnx --data data.py:load
   onebyone compare net.py:old net.py:new --data data.py:noisy --metric scores.py:psnr --out c
 
-Files that export wrote (.onnx, .xml) are scored and timed in the runtime that they are for.
+Files (.onnx, .xml) are scored and timed in the runtime that they are for, as they are. To time the
+layers of an ONNX file in other runtimes, give a run that was made from it.
 Every network is scored on the same examples and compared with the first one, A. Hits and misses use
 the exact McNemar test, other metrics a sign-flip test, exact for up to 15 examples. In each round
 of timing, every network runs in turn in every runtime. With --out the folder gets report.html and
@@ -51,7 +53,7 @@ compare.json.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``onebyone compare``."""
-    parser.add_argument("a", metavar="A", help=MODEL_HELP)
+    parser.add_argument("a", metavar="A", help=FILE_HELP)
     parser.add_argument("others", metavar="B", nargs="+", help="others, to compare with A")
     parser.add_argument(
         "--weights",
@@ -188,6 +190,7 @@ def _load_all(
                 [] if run and original is None else options,
                 needs_weights=True,
                 original=original if run and needs_original(spec) else None,
+                as_file=True,
             )
         )
     return networks

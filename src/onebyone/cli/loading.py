@@ -28,13 +28,22 @@ def load(
     *,
     needs_weights: bool,
     original: str | None = None,
+    as_file: bool = False,
 ) -> Loaded:
     """Load a network.
+
+    Args:
+        spec: What the command was given.
+        weights: As the command was given them.
+        options: Of the factory, each ``KEY=VALUE``.
+        needs_weights: Whether random weights are of no use.
+        original: Of a run.
+        as_file: Whether an ONNX file runs in its runtime; else its layers are read.
 
     Raises:
         WeightsError: If it would have random weights although ``needs_weights`` is set.
     """
-    from onebyone.pipeline.loading import load_source
+    from onebyone.pipeline.loading import load_deployable, load_source
     from onebyone.pipeline.run_folder import is_run
     from onebyone.runtimes.files import is_network_file
 
@@ -46,7 +55,8 @@ def load(
         raise OptionError(f"--original goes with the folder of a run, which {spec} is not.")
     if needs_weights and weights is None and not is_network_file(spec):
         _check_has_weights(spec, model_options(options))
-    return load_source(spec, weights=weights, **model_options(options))
+    loading = load_deployable if as_file else load_source
+    return loading(spec, weights=weights, **model_options(options))
 
 
 def _check_has_weights(spec: str, options: dict[str, Any]) -> None:

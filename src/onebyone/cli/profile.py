@@ -12,6 +12,7 @@ EPILOG = """examples:
   onebyone profile torchvision:resnet18
   onebyone profile timm:convnext_atto --threads 1 --runtime eager --runtime channels-last
   onebyone profile net.py:make --input-shape 1,3,64,64 --json
+  onebyone profile net.onnx
   onebyone profile net.py:make --example net.py:two_pictures
 """
 

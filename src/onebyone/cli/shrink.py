@@ -28,6 +28,7 @@ EPILOG = """examples:
       --runtime onnxruntime --threads 1
   onebyone shrink runs/r20 --data cifar10 --max-drop 0.5 --runtime openvino
   onebyone shrink net.py:make --data data.py:load --budget macs=40% --epochs 0
+  onebyone shrink net.onnx --data data.py:load --budget latency=60% --runtime onnxruntime
 """
 
 

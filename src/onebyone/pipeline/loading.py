@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from onebyone.core.arguments import checked
-from onebyone.core.errors import OptionError, RecordError, WeightsError
+from onebyone.core.errors import ModelError, OptionError, RecordError, WeightsError
 from onebyone.core.read_files import why_no_folder
 from onebyone.core.records import InputSpec, ModelSource, Origin, RunRecord
 from onebyone.core.torch_state import ordinary_torch
@@ -25,10 +25,11 @@ from onebyone.networks.hashing import hash_weights
 from onebyone.networks.surgery import as_network, evaluation_copy
 from onebyone.networks.zoo import Loaded, load, load_weights
 from onebyone.networks.zoo.load import own_factory
+from onebyone.pipeline.importing import imported
 from onebyone.pipeline.run_folder import DEPLOYED, ORIGINAL, RECORD, WEIGHTS, is_run
 from onebyone.quantizing import Quantized, load_quantized
 from onebyone.rewrites import restructure
-from onebyone.runtimes.files import FileNetwork, is_network_file
+from onebyone.runtimes.files import FileNetwork, is_network_file, is_onnx_file
 
 Original = nn.Module | Callable[[], nn.Module] | str
 
@@ -53,14 +54,15 @@ def load_model(
 
     Args:
         spec: ``onebyone:NAME``, ``torchvision:NAME``, ``timm:NAME``, ``path/net.py:factory``, or
-            the folder of a run, for the rewritten network with its weights; or a file that
-            ``export`` wrote, ``.onnx`` or ``.xml``, which runs in its own runtime.
+            the folder of a run, for the rewritten network with its weights; or an ``.onnx`` or
+            ``.xml`` file, which runs in its own runtime. To rewrite the network of an ONNX file,
+            read it by :func:`onebyone.import_onnx`.
         weights: A ``.safetensors`` or state-dict file, ``"pretrained"``, or ``None`` for new
             weights (for a run: the run's).
-        original: For a run that started from a module in memory or from a Python file, whose code
-            a record alone does not run: the module (not modified), a function that makes it, or a
-            spec such as ``"net.py:make"``. For a run made from other runs: the original of the
-            first one.
+        original: For a run that started from a module in memory or from a file of Python or ONNX,
+            which a record alone does not open: the module (not modified), a function that makes
+            it, or a spec such as ``"net.py:make"`` or ``"net.onnx"``. For a run made from other
+            runs: the original of the first one.
         options: Passed to the factory; for a run, to the factory of ``original``.
 
     Returns:
@@ -72,7 +74,7 @@ def load_model(
         OptionError: If a run needs ``original``.
         RecordError: If the folder has no readable run.
     """
-    return load_source(spec, weights=weights, original=original, **options).model
+    return load_deployable(spec, weights=weights, original=original, **options).model
 
 
 @ordinary_torch()
@@ -84,11 +86,16 @@ def load_source(
     original: Original | None = None,
     **options: Any,
 ) -> Loaded:
-    """Return a network like :func:`load_model`, with its source and its inputs."""
+    """Return a network with its source and its inputs, to be read, rewritten or trained.
+
+    It is like :func:`load_model`, but the layers of an ONNX file are read; its only option is
+    ``input_shape``, such as ``"1x3x48x320"``.
+    """
     if is_run(spec):
         return _load_run(Path(spec), weights, _Named(original, options))
     if is_network_file(spec):
-        return _load_file(Path(spec), weights, original, options)
+        _check_own_weights(spec, weights=weights, original=original)
+        return _read_layers(Path(spec), options)
     if why_no_folder(Path(spec)) is None:
         raise RecordError(
             f"The folder {spec} must be a run's, with a {RECORD}, but it has none. "
@@ -104,16 +111,53 @@ def load_source(
     return replace(loaded, model=as_network(loaded.model))
 
 
-def _load_file(
-    path: Path, weights: str | Path | None, original: Original | None, options: Mapping[str, Any]
+@ordinary_torch()
+def load_deployable(
+    spec: str | Path,
+    /,
+    *,
+    weights: str | Path | None = None,
+    original: Original | None = None,
+    **options: Any,
 ) -> Loaded:
-    """Return a file that a runtime runs; it has its weights, and no options."""
-    for name, value in (("weights", weights), ("original", original), ("options", options)):
-        if value:
-            raise OptionError(f"`{name}` must be left out for {path}, a file with its weights.")
-    network = FileNetwork(path)
-    source = ModelSource(name=path.name, spec=str(path))
+    """Return a network like :func:`load_source`, but a file as it runs in its runtime."""
+    if is_run(spec) or not is_network_file(spec):
+        return load_source(spec, weights=weights, original=original, **options)
+    _check_own_weights(spec, weights=weights, original=original, options=options)
+    network = FileNetwork(spec)
+    source = ModelSource(name=network.path.name, spec=str(spec))
     return Loaded(model=network, source=source, inputs=network.inputs)
+
+
+def _check_own_weights(spec: str | Path, **given: object) -> None:
+    """Check that nothing is given for a file that it has itself.
+
+    Raises:
+        OptionError: If anything is.
+    """
+    for name, value in given.items():
+        if value:
+            raise OptionError(f"`{name}` must be left out for {spec}, a file with its weights.")
+
+
+def _read_layers(path: Path, options: Mapping[str, Any]) -> Loaded:
+    """Return the network of an ONNX file as layers.
+
+    Raises:
+        ModelError: If it is a file for OpenVINO, whose layers are not read.
+        OptionError: If there is an option other than the shape of the input.
+    """
+    if not is_onnx_file(path):
+        raise ModelError(
+            f"The layers of {path} cannot be read: OpenVINO's files only run there, for `compare` "
+            f"and `bench`. Give the ONNX file or the PyTorch network that it was made from."
+        )
+    unknown = sorted(set(options) - {"input_shape"})
+    if unknown:
+        raise OptionError(
+            f"An ONNX file has one option, input_shape, but got {unknown[0]!r} for {path}."
+        )
+    return imported(path, **options)
 
 
 @ordinary_torch()
@@ -213,7 +257,8 @@ def _why_no_weights(record: RunRecord) -> str:
 
 
 def _origin(source: ModelSource) -> Origin:
-    return source.origin or Origin(spec=source.spec, options=source.options)
+    made = Origin(spec=source.spec, options=source.options, sha256=source.sha256)
+    return source.origin or made
 
 
 def _origin_of_result(record: RunRecord, named: _Named) -> Origin:
@@ -247,6 +292,8 @@ def _first_network(origin: Origin, named: _Named, folder: Path, name: str) -> nn
         # A copy: the run's weights must not be loaded into the caller's network.
         return evaluation_copy(as_network(named.original))
     if isinstance(named.original, str):
+        if is_onnx_file(named.original):
+            return _same_file(_read_layers(Path(named.original), named.options), origin, folder)
         return as_network(load(named.original, **named.options).model)
     if named.original is not None:
         return as_network(named.original())
@@ -259,6 +306,20 @@ def _first_network(origin: Origin, named: _Named, folder: Path, name: str) -> nn
     _check_trusted(origin, folder)
     options: dict[str, Any] = dict(origin.options)
     return as_network(load(origin.spec, **options).model)
+
+
+def _same_file(loaded: Loaded, origin: Origin, folder: Path) -> nn.Module:
+    """Return the network of an ONNX file, if it is the one that a run was made from.
+
+    Raises:
+        OptionError: If it is another file.
+    """
+    if origin.sha256 is not None and loaded.source.sha256 != origin.sha256:
+        raise OptionError(
+            f"The run in {folder} was made from another ONNX file than {loaded.source.spec}: their "
+            f"SHA-256 differs. Give the file that it was made from, {origin.spec}."
+        )
+    return loaded.model
 
 
 _NAME = re.compile(r"(onebyone|torchvision|timm):[A-Za-z0-9_.-]+\Z")

@@ -50,6 +50,11 @@ def is_network_file(spec: str | Path) -> bool:
     return Path(spec).suffix in SUFFIXES
 
 
+def is_onnx_file(spec: str | Path) -> bool:
+    """Whether a name is that of an ONNX file."""
+    return Path(spec).suffix == ".onnx"
+
+
 class FileNetwork(nn.Module):
     """A network in a file that runs in its runtime: ONNX Runtime or OpenVINO.
 

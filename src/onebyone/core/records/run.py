@@ -29,11 +29,13 @@ class Origin(Record):
             memory.
         options: Keyword arguments of its factory.
         plans: What these runs carried out, one after the other.
+        sha256: Of the content of an ONNX file; ``None`` for all else.
     """
 
     spec: str | None
     options: Mapping[str, int | float | str | bool] = field(default_factory=dict)
     plans: tuple[Plan, ...] = ()
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class ModelSource(Record):
             gave them.
         origin: Where ``spec`` is a run's folder: how the run's network is built.
         task: Where ``spec`` is a run's folder: the task that the run knew.
+        sha256: Where ``spec`` is an ONNX file that was read as layers: of its content.
     """
 
     name: str
@@ -55,6 +58,7 @@ class ModelSource(Record):
     weights: str | None = None
     origin: Origin | None = None
     task: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
