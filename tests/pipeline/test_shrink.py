@@ -228,9 +228,8 @@ def test_a_run_of_a_module_in_memory_needs_the_module_to_load(digits, tmp_path):
         torch.testing.assert_close(again(inputs), small(inputs), rtol=0, atol=0)
 
 
-def test_a_plan_edited_by_hand_is_carried_out(trained, digits, tmp_path):
-    plan = obo.plan(obo.load_model(trained), digits.train.take(200, 0), budget="params=5%")
-    plan.save(tmp_path / "plan.json")
+def test_a_plan_edited_by_hand_is_carried_out(trained, digits, shrunk, tmp_path):
+    shrunk[0].record.plan.save(tmp_path / "plan.json")
     edited = json.loads((tmp_path / "plan.json").read_text())
     edited["choices"] = [c for c in edited["choices"] if c["site"].startswith("head")]
     (tmp_path / "plan.json").write_text(json.dumps(edited))
@@ -262,6 +261,8 @@ def test_without_labels_the_line_says_where_the_networks_agree(trained, digits, 
         tuple(map(TensorSplit, inputs)),
         budget="macs=50%",
         task="classification",
+        head="keep",
+        calibration_examples=200,
         epochs=1,
         num_threads=1,
         out=tmp_path / "small",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onebyone.core.records import Cost, Option
-from onebyone.planning.head_options import _steadied
+from onebyone.planning.head_options import _by_context, _judged
 
 
 def option(width, harm, *, context=0):
@@ -17,8 +17,19 @@ def option(width, harm, *, context=0):
     )  # fmt: skip
 
 
+def judged(options, *, trials=None):
+    """Return heads with their harm where fitting one gives the harm that it has here."""
+
+    def tried(option):
+        if trials is not None:
+            trials.append(option)
+        return [option] if option.harm is not None else []
+
+    return [found for group in _by_context(options) for found in _judged(group, tried)]
+
+
 def harms(options):
-    return [found.harm for found in _steadied(options)]
+    return [found.harm for found in judged(options)]
 
 
 def test_harms_that_lie_on_a_line_stay_as_they_are():
@@ -62,5 +73,21 @@ def test_without_a_trend_harms_are_as_measured(given):
 def test_only_what_was_measured_is_called_so():
     falling = [option(w, 1.0 * w**-0.1) for w in (16, 32, 64)]
     without = option(None, 3.0)
-    assert [o.measured for o in _steadied([without, *falling])] == [True] + 3 * [False]
-    assert all(o.measured for o in _steadied(falling[:2]))
+    assert [o.measured for o in judged([without, *falling])] == [True] + 3 * [False]
+    assert all(o.measured for o in judged(falling[:2]))
+
+
+def test_three_widths_are_fitted_where_these_show_a_trend_and_all_where_not():
+    widths, trials = (16, 24, 32, 40, 48, 64), []
+    falling = [option(w, 1.0 * w**-0.1) for w in widths]
+    assert len(judged(falling, trials=trials)) == len(widths)
+    assert [o.first.settings["hidden"] for o in trials] == [[16], [40], [64]]
+    trials.clear()
+    rising = [option(w, 1.0 * w**0.1) for w in widths]
+    assert all(o.measured for o in judged(rising, trials=trials))
+    assert len(trials) == len(widths)
+
+
+def test_a_head_that_cannot_be_fitted_is_no_option():
+    heads = [option(w, None if w == 40 else 1.0 * w**-0.1) for w in (16, 24, 32, 40, 48, 64)]
+    assert [o.first.settings["hidden"][0] for o in judged(heads)] == [16, 24, 32, 48, 64]

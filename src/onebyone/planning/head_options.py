@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
@@ -140,9 +140,9 @@ def fit_heads(
     )
     features, targets = head_data(network, base, site.name, data)
     classes = site.linears[-1].out_features
-    measured = []
-    failed: ModelError | None = None
-    for option in options:
+    failed: list[ModelError] = []
+
+    def tried(option: Option) -> list[Option]:
         _, hidden, context = head.form_and_widths(option.first.settings, site=site.name)
         new = GlobalAverageHead(site.channels, classes, hidden, context=context)
         # Of what they learned from, heads of many parameters remember more than they know.
@@ -156,40 +156,66 @@ def fit_heads(
                 held_out=HELD_OUT,
             )
         except ModelError as error:
-            failed = failed or error
-            continue
-        measured.append(replace(option, harm=harm, measured=True))
-    if failed is not None and not measured:
-        raise failed
-    return _steadied(measured)
+            failed.append(error)
+            return []
+        return [replace(option, harm=harm, measured=True)]
+
+    found = [each for group in _by_context(options) for each in _judged(group, tried)]
+    if failed and not found:
+        raise failed[0]
+    return found
 
 
-def _steadied(options: Sequence[Option]) -> list[Option]:
-    """Return fitted heads with the harm that the trend over their widths gives.
+def _by_context(options: Sequence[Option]) -> list[list[Option]]:
+    """Return the heads with hidden channels in groups of one context each, all others alone."""
+    groups: dict[object, list[Option]] = defaultdict(list)
+    for option in options:
+        settings = option.first.settings
+        groups[settings.get("context", 0) if settings["hidden"] else id(option)].append(option)
+    return list(groups.values())
+
+
+def _judged(group: list[Option], tried: Callable[[Option], list[Option]]) -> list[Option]:
+    """Return heads that differ in their width alone, with their harm.
+
+    Three of them tell the trend: the narrowest, the widest and the one between. The others are
+    fitted too where there is no trend.
+
+    Args:
+        group: The heads.
+        tried: Fits a head; returns it with its harm, or nothing where it cannot be fitted.
+    """
+    widths = sorted(group, key=_width)
+    few = {id(widths[0]), id(widths[len(widths) // 2]), id(widths[-1])}
+    first = [found for option in group if id(option) in few for found in tried(option)]
+    others = [option for option in group if id(option) not in few]
+    if (trend := _trend(first)) is None:
+        found = first + [each for option in others for each in tried(option)]
+        if (trend := _trend(found)) is None:
+            return found
+    else:
+        found = first + others
+    return [
+        replace(option, harm=trend(_width(option)), measured=False)
+        for option in sorted(found, key=_width)
+    ]
+
+
+def _trend(options: Sequence[Option]) -> Callable[[int], float] | None:
+    """Return the harm that a width is expected to have, or ``None`` where no trend shows.
 
     A wider head can do what a narrower one does, but fits of some hundred steps scatter by several
     percent, more than a step of width is worth: of neighbors the plan would take one by luck.
-    A line through the logarithms tells them apart; where it does not fall they stay as measured.
+    A line through the logarithms tells them apart, if it falls.
     """
-    groups: dict[object, list[Option]] = defaultdict(list)
-    for option in options:
-        if option.first.settings["hidden"] and option.harm:
-            groups[option.first.settings.get("context", 0)].append(option)
-    steadied: dict[int, Option] = {}
-    for group in groups.values():
-        if len(group) < FEWEST_FOR_TREND:
-            continue
-        widths = np.log([_width(option) for option in group])
-        harms = np.log([cast("float", option.harm) for option in group])
-        slope, level = np.polyfit(widths, harms, 1)
-        if slope < 0:
-            trend = np.exp(level + slope * widths)
-            steadied |= {
-                id(o): replace(o, harm=float(h), measured=False)
-                for o, h in zip(group, trend, strict=True)
-            }
-    return [steadied.get(id(option), option) for option in options]
+    if len(options) < FEWEST_FOR_TREND or not all(option.harm for option in options):
+        return None
+    widths = np.log([_width(option) for option in options])
+    harms = np.log([cast("float", option.harm) for option in options])
+    slope, level = np.polyfit(widths, harms, 1)
+    return (lambda width: float(np.exp(level + slope * np.log(width)))) if slope < 0 else None
 
 
 def _width(option: Option) -> int:
-    return cast("list[int]", option.first.settings["hidden"])[0]
+    hidden = cast("list[int]", option.first.settings["hidden"])
+    return hidden[0] if hidden else 0

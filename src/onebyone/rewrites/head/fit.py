@@ -197,7 +197,7 @@ def _improve(
     size = min(FIT_BATCH, len(features))
     steps = max(FIT_STEPS, FIT_PASSES * len(features) // size)
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=FIT_RATE, weight_decay=FIT_DECAY, betas=FIT_BETAS
+        network.parameters(), lr=FIT_RATE, weight_decay=FIT_DECAY, betas=FIT_BETAS, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, FIT_RATE, total_steps=steps, pct_start=FIT_RISE, cycle_momentum=False
