@@ -1,6 +1,7 @@
 """Networks from ONNX files: the same function and costs as layers, rewritten, and what is refused."""
 
 import hashlib
+import random
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch.testing import assert_close
 
 import onebyone as obo
 from onebyone.cli import main
-from onebyone.core.errors import ModelError, OptionError
+from onebyone.core.errors import ModelError, OneByOneError, OptionError
 from onebyone.core.records import InputSpec
 from onebyone.networks.zoo import load
 from onebyone.pipeline import importing
@@ -356,6 +357,35 @@ def test_weight_that_lies_about_its_sizes_is_refused(sizes, tmp_path):
     proto.graph.initializer[0].dims.extend(sizes)
     with pytest.raises(ModelError, match="must be a valid ONNX file"):
         obo.import_onnx(saved(proto, tmp_path))
+
+
+def test_edited_bytes_are_read_or_refused(tmp_path, capfd):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Clip", ["a", "low", "high"], ["b"], "second"),
+        helper.make_node("Reshape", ["b", "s"], ["y"], "third"),
+    ]
+    weights = [
+        ("w", ones), ("low", np.float32(0)), ("high", np.float32(6)), ("s", np.array([1, -1])),
+    ]  # fmt: skip
+    good = model(nodes, weights=weights).SerializeToString()
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(good)
+        for _ in range(draw.randint(1, 3)):
+            place = draw.randrange(len(content))
+            if draw.random() < 0.7:
+                content[place] = draw.randrange(256)
+            else:
+                del content[place : place + draw.randint(1, 6)]
+        (tmp_path / "net.onnx").write_bytes(content)
+        try:
+            obo.import_onnx(tmp_path / "net.onnx")
+        except OneByOneError:
+            refused += 1
+    assert 20 < refused < 60
+    assert capfd.readouterr().out == ""
 
 
 def test_huge_constants_are_not_made(tmp_path):

@@ -91,6 +91,20 @@ def test_command_compares_and_times_files(folder: Path, capsys: pytest.CaptureFi
     assert main([*bench, "--rounds", "3", "--threads", "1"]) == 0
 
 
+def test_file_with_weights_beside_it_runs(
+    network: nn.Module, inputs: torch.Tensor, folder: Path, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    file = tmp_path / "net.onnx"
+    whole = onnx.load(folder / "model.onnx")
+    onnx.save(whole, file, save_as_external_data=True, location="w.bin", size_threshold=0)
+    with torch.no_grad():
+        assert_close(FileNetwork(file)(inputs), network(inputs), rtol=1e-4, atol=1e-5)
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelError, match="with its files of weights"):
+        _ = FileNetwork(file).content
+
+
 def test_files_that_cannot_be_run_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="must exist, but"):
         obo.load_model(tmp_path / "none.onnx")

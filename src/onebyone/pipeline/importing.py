@@ -202,7 +202,10 @@ def _session(file: OnnxFile, model: bytes | None = None) -> Any:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(
-            str(file.path) if model is None else model, options, providers=["CPUExecutionProvider"]
+            str(file.path) if model is None else model,
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # it prints
         )
     except Exception as error:  # the runtime's own classes
         raise ModelError(

@@ -91,16 +91,32 @@ class FileNetwork(nn.Module):
 
     @property
     def content(self) -> bytes:
-        """The content of an ONNX file.
+        """The content of an ONNX file, with that of its files of weights.
 
         Raises:
-            ModelError: If it is a file for OpenVINO, which no other runtime runs.
+            ModelError: If it is a file for OpenVINO, which no other runtime runs; or if its files
+                of weights cannot be read, or are too large for one content.
         """
         if self.runtime != "onnxruntime":
             raise ModelError(
                 f"The file {self.path} only runs in OpenVINO. Choose the runtime 'openvino'."
             )
-        return self.path.read_bytes()
+        own = self.path.read_bytes()
+        # The word stands in every file with weights beside it; without it nothing is parsed.
+        return self._whole() if b"location" in own else own
+
+    def _whole(self) -> bytes:
+        import onnx  # noqa: PLC0415 - an extra
+
+        try:
+            # It refuses weights outside of the file's folder.
+            whole: bytes = onnx.load(str(self.path)).SerializeToString()
+        except Exception as error:  # protobuf's and onnx's own classes
+            raise ModelError(
+                f"The network's file {self.path} must be readable with its files of weights, but "
+                f"is not: {error}"
+            ) from error
+        return whole
 
     @property
     def inputs(self) -> InputSpec | None:

@@ -92,8 +92,9 @@ def read_file(path: Path) -> OnnxFile:
     content = path.read_bytes()
     model = _parsed(path)
     graph = model.graph
-    _check_operators(path, model)
     try:
+        _check_texts(graph)
+        _check_operators(path, model)
         constants = {each.name: constant_of(each) for each in graph.initializer}
         nodes = tuple(_node(place, node) for place, node in enumerate(graph.node))
         inputs = tuple(_input(each) for each in graph.input if each.name not in constants)
@@ -172,6 +173,22 @@ def _opset(path: Path, model: Any) -> int:
             f"{version}. Convert it with `onnx.version_converter.convert_version`."
         )
     return version
+
+
+def _check_texts(graph: Any) -> None:
+    """Check that all names are text: protobuf gives bytes where they are not.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for node in graph.node:
+        named = [each.name for each in node.attribute]
+        for name in (node.name, node.op_type, node.domain, *node.input, *node.output, *named):
+            if not isinstance(name, str):
+                raise ValueError(f"the name {name!r} of a node is not text")
+    for each in (*graph.initializer, *graph.input, *graph.output):
+        if not isinstance(each.name, str):
+            raise ValueError(f"the name {each.name!r} of a value is not text")
 
 
 def _check_operators(path: Path, model: Any) -> None:
