@@ -46,7 +46,7 @@ from int8 import (
     to_flexible,
 )
 
-JUDGED = 1000  # validation images
+JUDGED = 500  # validation images
 CALIBRATION = 128
 FITTED = 1024  # training images that rewritten weights are fitted on
 

@@ -69,6 +69,13 @@ def test_what_leads_away_changes_nothing_bit_for_bit(coarse: Quantized) -> None:
     assert all(torch.equal(coarse.integers[name], value) for name, value in before.items())
 
 
+def test_a_training_too_short_for_trials_uses_a_low_rate(coarse: Quantized) -> None:
+    made = trained(coarse, learning_rate=None, epochs=1, batch_size=128)
+    assert "tried" not in made.log.objective
+    assert made.log.learning_rate == pytest.approx(1e-3 / 16)
+    assert made.after < made.before
+
+
 def test_rates_are_tried_and_a_resumed_training_gives_the_same_integers(
     coarse: Quantized, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

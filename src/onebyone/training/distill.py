@@ -138,7 +138,8 @@ def distilled(
         model,
         examples,
         options,
-        default_rate=DISTILL_RATE,
+        # Of a training too short for trials: the lowest in float32, the middle one in int8.
+        default_rate=DISTILL_RATE * (rates[len(rates) // 2] if rates else 1),
         name=_named(settings) + decision.how + kept,
         device=settings.device,
         keeps_statistics=decision.keeps_statistics,
