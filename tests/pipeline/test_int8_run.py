@@ -177,7 +177,11 @@ def test_the_report_and_the_table_say_what_the_distillation_in_int8_did(trained)
     _, _, record = trained
     said = "Distilled in int8 for 2 epochs: divergence on 64 validation inputs"
     assert said in " ".join(str(record.deployed).split())
-    assert said in render_run(record)
+    page = render_run(record)
+    assert said in page
+    assert "Each epoch of the distillation in int8" in page
+    assert record.deployed.distilled.log.csv().splitlines()[0].endswith(",divergence")
+    assert "divergence" not in record.training.csv()
     assert RunRecord.from_json(record.to_json()) == record
 
 

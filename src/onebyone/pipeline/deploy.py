@@ -13,7 +13,6 @@ from onebyone.core.errors import OptionError
 from onebyone.core.records import Deployed, DeployedLayer, Int8Distillation, Plan
 from onebyone.core.settings.runs import ShrinkSettings
 from onebyone.data import Data
-from onebyone.networks.surgery import evaluation_copy
 from onebyone.pipeline.exporting import export
 from onebyone.pipeline.run import Run
 from onebyone.pipeline.run_folder import DEPLOYED
@@ -55,7 +54,7 @@ def quantized_in(run: Run, small: nn.Module, chosen: Plan, data: Data) -> Quanti
         data: Calibrated on its training inputs.
     """
     return quantize(
-        evaluation_copy(small, device="cpu"),
+        small,
         data.train,
         keep_float32={item.site: item.reason for item in chosen.float32_layers},
         name=run.record.source.name,

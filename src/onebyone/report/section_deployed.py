@@ -14,4 +14,8 @@ def deployed_section(record: RunRecord) -> Markup:
         return Markup("")
     notes = [paragraph(line) for line in record.deployed.notes()]
     layers = disclosure("Each layer", table(record.deployed.table()))
-    return section("deployed", "Deployed in int8", *notes, layers)
+    distilled = record.deployed.distilled
+    if distilled is None:
+        return section("deployed", "Deployed in int8", *notes, layers)
+    epochs = disclosure("Each epoch of the distillation in int8", table(distilled.log.table()))
+    return section("deployed", "Deployed in int8", *notes, layers, epochs)

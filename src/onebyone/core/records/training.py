@@ -110,16 +110,24 @@ class TrainLog(Record):
 
     def csv(self) -> str:
         """Return an epoch a line, with a header, as comma-separated values."""
-        lines = ["epoch,loss,validation,learning_rate,seconds,examples_per_second"]
+        apart = self._measures_divergence
+        header = "epoch,loss,validation,learning_rate,seconds,examples_per_second"
+        lines = [f"{header},divergence" if apart else header]
         for epoch in self.epochs:
             values = (epoch.loss, epoch.validation, epoch.learning_rate, epoch.seconds)
             texts = ["" if value is None else f"{value:.8g}" for value in values]
             pace = f"{self.examples / epoch.seconds:.1f}" if epoch.seconds else ""
-            lines.append(",".join([str(epoch.epoch), *texts, pace]))
+            last = [] if not apart else [_text(epoch.divergence, ".8g", missing="")]
+            lines.append(",".join([str(epoch.epoch), *texts, pace, *last]))
         return "\n".join(lines) + "\n"
+
+    @property
+    def _measures_divergence(self) -> bool:
+        return any(epoch.divergence is not None for epoch in self.epochs)
 
     def table(self) -> Table:
         """Return an epoch a line."""
+        apart = self._measures_divergence
         rows = [
             [
                 str(epoch.epoch),
@@ -128,6 +136,7 @@ class TrainLog(Record):
                 f"{epoch.learning_rate:.2g}",
                 f"{epoch.seconds:.1f}",
                 f"{self.examples / epoch.seconds:,.0f}" if epoch.seconds else "–",
+                *([_text(epoch.divergence, ".3g", missing="–")] if apart else []),
             ]
             for epoch in self.epochs
         ]
@@ -140,7 +149,15 @@ class TrainLog(Record):
         kept = f"{self.kept[0].upper()}{self.kept[1:]} were kept."
         said = [] if self.task is None else [str(self.task)]
         return Table(
-            columns=(">epoch", ">loss", f">validation {self.metric}", ">rate", ">s", ">examples/s"),
+            columns=(
+                ">epoch",
+                ">loss",
+                f">validation {self.metric}",
+                ">rate",
+                ">s",
+                ">examples/s",
+                *([">divergence"] if apart else []),
+            ),
             rows=rows,
             title=self.objective,
             notes=[note, kept, *said],
@@ -155,3 +172,7 @@ class TrainLog(Record):
 
     def __str__(self) -> str:
         return str(self.table())
+
+
+def _text(value: float | None, form: str, *, missing: str) -> str:
+    return missing if value is None else format(value, form)
