@@ -547,3 +547,24 @@ def test_what_an_onnx_file_does_not_take_is_refused(file, tmp_path, capsys):
     (tmp_path / "net.xml").write_text("")
     assert main(["profile", str(tmp_path / "net.xml")]) == 1
     assert "cannot be read: OpenVINO" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_file_that_runs_is_not_taken_for_layers(file):
+    with pytest.raises(ModelError, match="import_onnx"):
+        obo.plan(obo.load_model(file), torch.randn(8, 3, 12, 10), task="classification")
+
+
+@pytest.mark.parametrize("place", ["../secret.bin", "{folder}/secret.bin"])
+def test_weights_outside_of_the_folder_are_not_opened(place, tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "secret.bin").write_bytes(ones.tobytes())
+    proto = model([helper.make_node("Conv", ["x", "w"], ["y"])], weights=[("w", ones)])
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", place.format(folder=tmp_path)
+    path = saved(proto, inside)
+    with pytest.raises(ModelError, match="must be a valid ONNX file"):
+        obo.import_onnx(path)

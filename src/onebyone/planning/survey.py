@@ -32,6 +32,7 @@ from onebyone.planning.head_options import (
 from onebyone.planning.layer_options import Progress, Surveyor
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.rewrites.head import rewrite as head
+from onebyone.runtimes.files import FileNetwork
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,10 @@ def _is_inside(name: str, site: head.HeadSite) -> bool:
 def _check_has_layers(model: nn.Module, costs: LayerCosts) -> None:
     if any(layer.macs for layer in costs.layers):
         return
+    advice = ""
+    if isinstance(model, FileNetwork):
+        advice = " A file runs as it is: read its layers by `onebyone.import_onnx`."
     raise ModelError(
         f"The network must have a convolution or a linear layer to rewrite, but "
-        f"{type(model).__name__} multiplies nowhere on this input."
+        f"{type(model).__name__} multiplies nowhere on this input.{advice}"
     )

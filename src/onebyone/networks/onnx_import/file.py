@@ -179,16 +179,16 @@ def _check_texts(graph: Any) -> None:
     """Check that all names are text: protobuf gives bytes where they are not.
 
     Raises:
-        ValueError: If one is not.
+        TypeError: If one is not.
     """
     for node in graph.node:
         named = [each.name for each in node.attribute]
         for name in (node.name, node.op_type, node.domain, *node.input, *node.output, *named):
             if not isinstance(name, str):
-                raise ValueError(f"the name {name!r} of a node is not text")
+                raise TypeError(f"the name {name!r} of a node is not text")
     for each in (*graph.initializer, *graph.input, *graph.output):
         if not isinstance(each.name, str):
-            raise ValueError(f"the name {each.name!r} of a value is not text")
+            raise TypeError(f"the name {each.name!r} of a value is not text")
 
 
 def _check_operators(path: Path, model: Any) -> None:
