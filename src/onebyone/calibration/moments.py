@@ -50,15 +50,23 @@ class Enough(NamedTuple):
     Attributes:
         macs: Most MACs of their products.
         fewest: At least this many rows for each input value of the kernel, whatever the cost.
+        most: At most this many, where not ``ROWS_A_VALUE``.
     """
 
     macs: float
     fewest: int
+    most: int | None = None
+
+    def rows(self, values: int) -> int:
+        """Return how many rows are enough for a kernel of so many input values."""
+        affordable = max(self.fewest * values, int(self.macs) // values**2)
+        return min((self.most or ROWS_A_VALUE) * values, affordable)
 
 
 TO_FIT = Enough(macs=4e11, fewest=8)
-# Comparing options needs fewer rows than fitting weights.
-TO_COMPARE = Enough(macs=5e10, fewest=4)
+# Comparing options needs fewer rows than fitting weights: with 128 a value, the error of an option
+# is off by less than a hundredth of itself.
+TO_COMPARE = Enough(macs=5e10, fewest=4, most=128)
 
 
 @dataclass(frozen=True)
@@ -361,8 +369,7 @@ class LayerSum:
     def _wanted(self, y: Tensor) -> int:
         """Return the number of positions to sample per example (per batch for a linear layer)."""
         values = self.shape.out if self._outputs_only else self.shape.values
-        affordable = max(self._enough.fewest * values, int(self._enough.macs) // values**2)
-        rows = min(ROWS_A_VALUE * values, affordable)
+        rows = self._enough.rows(values)
         share = len(y) if is_linear(self.module) else 1
         return -(-rows * share // max(self._examples or 1, 1))
 

@@ -153,9 +153,10 @@ def test_a_sweep_leaves_no_better_terms_to_its_last_channel():
 def test_the_filters_of_a_reduced_rank_are_of_length_one():
     problem = other_outputs()
     lower = torch.linalg.cholesky(problem.xx[:PLACES, :PLACES])
-    filters, mix = separable_terms._reduced_rank(problem.yx[:, :PLACES], lower, problem.metric, 3)
+    root = torch.linalg.inv(lower)
+    filters, mix = separable_terms._reduced_rank(problem.yx[:, :PLACES], root, problem.metric, 3)
     assert_close(filters.norm(dim=1), torch.ones(3, dtype=torch.float64))
-    full, whole = separable_terms._reduced_rank(problem.yx[:, :PLACES], lower, problem.metric, OUT)
+    full, whole = separable_terms._reduced_rank(problem.yx[:, :PLACES], root, problem.metric, OUT)
     wanted = torch.linalg.solve(problem.xx[:PLACES, :PLACES], problem.yx[:, :PLACES].T).T
     assert_close(whole @ full, wanted)
     # Of each lesser rank it is the best in the metric: the tail of the spectrum is lost.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -134,6 +135,27 @@ class _Data:
     metric: Tensor
     problem: Problem
 
+    @cached_property
+    def whitening(self) -> tuple[Tensor, list[float]]:
+        """What makes each channel's inputs white, shape ``(side, places, places)``, and its ridge.
+
+        These are the inverse Cholesky factors of the damped covariances, in the type of the data.
+        """
+        places = self.problem.weight.shape[2]
+        side = len(self.xx) // places
+        blocks = self.xx.reshape(side, places, side, places)
+        each = torch.arange(side)
+        # In float64 whatever the rest is in: neighbouring places may be nearly the same.
+        own = blocks[each, :, each].double()
+        lifted = own + self.problem.ridge * torch.eye(places, dtype=own.dtype)
+        lower, failed = torch.linalg.cholesky_ex(lifted)
+        ridges = [self.problem.ridge] * side
+        for channel in failed.nonzero().flatten().tolist():
+            lower[channel], ridges[channel] = damped(own[channel], self.problem.ridge)
+        unit = torch.eye(places, dtype=own.dtype).expand(side, -1, -1)
+        inverse: Tensor = torch.linalg.solve_triangular(lower, unit, upper=False)
+        return inverse.to(self.xx), ridges
+
     def missing(self, kernel: Tensor, columns: slice) -> Tensor:
         """Return the covariance ``(out, columns)`` of what is missing with some inputs."""
         return self.yx[:, columns] - kernel @ self.xx[:, columns]
@@ -195,6 +217,7 @@ def _swept(data: _Data, terms: Terms) -> Terms:
     places = terms.filters.shape[2]
     mix, filters = terms.mix.clone(), terms.filters.clone()
     kernel = kernel_of_terms("depthwise-pointwise", filters, mix).flatten(1)
+    roots, ridges = data.whitening
     for start in range(0, side, BLOCK):
         end = min(start + BLOCK, side)
         columns = slice(start * places, end * places)
@@ -203,33 +226,29 @@ def _swept(data: _Data, terms: Terms) -> Terms:
             inside = slice((channel - start) * places, (channel - start + 1) * places)
             own = slice(channel * places, (channel + 1) * places)
             seen = data.xx[own, own]
-            # In float64 whatever the rest is in: neighbouring places may be nearly the same.
-            lower, ridge = damped(seen.double(), data.problem.ridge)
             old = kernel[:, own].clone()
-            wanted = missing[:, inside] + old @ seen + ridge * old
+            wanted = missing[:, inside] + old @ seen + ridges[channel] * old
             filters[channel], mix[channel] = _reduced_rank(
-                wanted, lower.to(seen), data.metric, count
+                wanted, roots[channel], data.metric, count
             )
             kernel[:, own] = mix[channel] @ filters[channel]
             missing -= (kernel[:, own] - old) @ data.xx[own, columns]
     return Terms(filters, mix)
 
 
-def _reduced_rank(
-    wanted: Tensor, lower: Tensor, metric: Tensor, rank: int
-) -> tuple[Tensor, Tensor]:
+def _reduced_rank(wanted: Tensor, root: Tensor, metric: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return filters ``(rank, places)`` of length 1 and their mix ``(out, rank)``.
 
     Args:
         wanted: Covariance of outputs and inputs, shape ``(out, places)``.
-        lower: Cholesky factor of the inputs' covariance, shape ``(places, places)``.
+        root: Inverse Cholesky factor of the inputs' covariance, shape ``(places, places)``.
         metric: On the outputs.
         rank: How many filters.
     """
-    white = torch.linalg.solve_triangular(lower, wanted.T, upper=False).T
+    white = wanted @ root.T
     _, vectors = eigen(white.T @ metric @ white)
     leading = vectors.flip(1)[:, :rank]
-    filters = torch.linalg.solve_triangular(lower.T, leading, upper=True).T
+    filters = leading.T @ root
     lengths = filters.norm(dim=1)
     return filters / lengths[:, None], (white @ leading) * lengths
 
