@@ -3,9 +3,12 @@
     python benchmarks/plan_seconds.py                          # ResNet-20 and ResNet-50
     python benchmarks/plan_seconds.py --cases resnet50:512 --threads 1 --again
     python benchmarks/plan_seconds.py --cases resnet20:1024 --runtimes none onnxruntime
+    python benchmarks/plan_seconds.py --cases resnet20:512 --efforts quick normal thorough
+    python benchmarks/plan_seconds.py --quality                  # the plans: see plan_quality.py
 
-A case is a network and a number of calibration images. ``resnet20`` is the pretrained one with
-CIFAR-10; any other name is of torchvision, with random weights and images of noise, 224×224.
+A case is a network and a number of calibration images. ``resnet20`` and ``resnet32`` are the
+pretrained ones with CIFAR-10, ``resnet56`` and ``resnet110`` the same with more layers and random
+weights; any other name is of torchvision, with random weights and images of noise, 224×224.
 Every plan is made in a process of its own, for half of the MACs, its front included. Stages are
 timed from outside, by wrapping the functions that they consist of; what a stage takes is without
 the stages inside it. CPU seconds are of all threads, and tell more than wall seconds where the
@@ -38,13 +41,16 @@ from onebyone.core.records import Plan
 from onebyone.core.tables import Table
 from onebyone.core.write_files import write_text
 from onebyone.data.splits import TensorSplit
-from onebyone.planning import choosing, layer_options, planner, survey
+from onebyone.planning import choosing, layer_options, planner, probes, survey
 from onebyone.planning.latency import planner as deployed
 from onebyone.report.console import print_table
 from onebyone.rewrites.registry import LAYER_REWRITES
 from onebyone.runtimes import describe_machine
 
 NONE = "none"
+DEFAULT = "default"
+# Blocks of each stage.
+CIFAR_RESNETS = {"resnet20": 3, "resnet32": 5, "resnet56": 9, "resnet110": 18}
 REST = "rest"
 
 
@@ -123,8 +129,8 @@ def stages_of_a_plan() -> list[tuple[Any, str, str]]:
         (layer_options, "curvature_of", "curvature"),
         (layer_options, "problems_of", "regressions"),
         (layer_options, "pooled_harms", "fits"),
-        (layer_options.Surveyor, "_prepare_probes", "probes"),
-        (layer_options.Surveyor, "_harm_with", "probes"),
+        (layer_options, "Probes", "probes"),
+        (probes.Probes, "harm_with", "probes"),
         (survey, "fit_heads", "head"),
         (planner.Deployed, "survey", "timing"),
         (deployed.Deployed, "measure", "timing"),
@@ -137,6 +143,9 @@ def stages_of_a_plan() -> list[tuple[Any, str, str]]:
 # ---------------------------------------------------------------- one plan
 
 
+Key = tuple[str, int, str, int, str]
+
+
 @dataclass(frozen=True)
 class Row:
     """What a plan took; a line of the results."""
@@ -145,6 +154,7 @@ class Row:
     images: int
     runtime: str
     threads: int
+    effort: str = DEFAULT
     wall: float = 0.0
     cpu: float = 0.0
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -157,23 +167,24 @@ class Row:
     torch: str = ""
 
     @property
-    def key(self) -> tuple[str, int, str, int]:
+    def key(self) -> Key:
         """What was asked for."""
-        return self.network, self.images, self.runtime, self.threads
+        return self.network, self.images, self.runtime, self.threads, self.effort
 
 
 def subject(name: str, images: int) -> tuple[nn.Module, CalibrationData]:
     """Return a network and what it is calibrated on."""
-    if name == "resnet20":
+    torch.manual_seed(0)
+    if name in CIFAR_RESNETS:
         sys.path.insert(0, str(Path(__file__).parent))
+        import networks
         from datasets import cifar10_imagenet_statistics
-        from networks import resnet20
 
         data = cifar10_imagenet_statistics()
-        return resnet20().eval(), CalibrationData(data.train.take(images, 0), data.name)
+        make = getattr(networks, name, lambda: networks.CifarResNet(CIFAR_RESNETS[name]))
+        return make().eval(), CalibrationData(data.train.take(images, 0), data.name)
     import torchvision
 
-    torch.manual_seed(0)
     network = torchvision.models.get_model(name, weights=None).eval()
     noise = TensorSplit(torch.randn(images, 3, 224, 224), torch.zeros(images, dtype=torch.long))
     return network, CalibrationData(noise, "noise")
@@ -194,6 +205,7 @@ def measured(asked: Row) -> Row:
             runtime=None if asked.runtime == NONE else asked.runtime,
             num_threads=asked.threads,
             cache=False,
+            **({} if asked.effort == DEFAULT else {"effort": asked.effort}),  # type: ignore[arg-type]
         )
     return Row(
         **{
@@ -236,6 +248,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.images:,}",
             row.runtime,
             str(row.threads),
+            row.effort,
             f"{row.wall:.1f}",
             f"{row.cpu:.1f}",
             *(_share(row, name) for name in (*names, REST)),
@@ -246,7 +259,7 @@ def table(rows: Sequence[Row]) -> Table:
     machines = sorted({f"{row.machine}, torch {row.torch}" for row in rows})
     return Table(
         columns=(
-            "network", ">images", "runtime", ">thr.", ">wall s", ">CPU s",
+            "network", ">images", "runtime", ">thr.", "effort", ">wall s", ">CPU s",
             *(f">{name}" for name in (*names, REST)), ">peak",
         ),
         rows=lines,
@@ -263,7 +276,7 @@ def _share(row: Row, name: str) -> str:
     return "–" if spent is None else f"{100 * spent['cpu'] / max(row.cpu, 1e-9):.0f} %"
 
 
-def load(path: Path) -> dict[tuple[str, int, str, int], Row]:
+def load(path: Path) -> dict[Key, Row]:
     """Return the results of a file, the last of each plan."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ()
     rows = [Row(**json.loads(line)) for line in lines]
@@ -273,10 +286,24 @@ def load(path: Path) -> dict[tuple[str, int, str, int], Row]:
 def asked_for(args: argparse.Namespace) -> list[Row]:
     """Return what to plan, in order."""
     found = []
-    for case, runtime, threads in itertools.product(args.cases, args.runtimes, args.threads):
+    kinds = itertools.product(args.cases, args.runtimes, args.threads, args.efforts)
+    for case, runtime, threads, effort in kinds:
         name, _, images = case.partition(":")
-        found.append(Row(name, int(images or 512), runtime, threads))
+        found.append(Row(name, int(images or 512), runtime, threads, effort))
     return found
+
+
+def _show_quality(args: argparse.Namespace) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import plan_quality
+
+    torch.set_num_threads(args.threads[0])
+    path = args.results.with_name("plan_quality.jsonl")
+    plan_quality.measure(path, args.label, args.networks, args.efforts, args.seeds)
+    found = plan_quality.table(path)
+    print_table(found)
+    if args.table:
+        write_text(args.table, found.to_markdown())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -289,13 +316,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--runtimes", nargs="+", default=[NONE])
     parser.add_argument("--threads", nargs="+", type=int, default=[2])
+    parser.add_argument("--efforts", nargs="+", default=[DEFAULT])
     parser.add_argument("--again", action="store_true", help="measure also what is known")
     parser.add_argument("--results", type=Path, default=Path("runs/plan_seconds.jsonl"))
     parser.add_argument("--table", type=Path, help="also write the table to this Markdown file")
+    parser.add_argument("--quality", action="store_true", help="of plans, not the time they take")
+    parser.add_argument("--networks", nargs="+", default=["resnet20", "nin", "dncnn"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--label", default="now", help="name of the version that is measured")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args(argv)
     if args.one:
         print(json.dumps(asdict(measured(Row(**json.loads(args.one))))))
+        return
+    if args.quality:
+        _show_quality(args)
         return
     args.results.parent.mkdir(parents=True, exist_ok=True)
     done = {} if args.again else load(args.results)
