@@ -27,6 +27,7 @@ TYPED = {
     "capture": (["--no-capture"], False),
     "closest": (["--closest"], True),
     "device": (["--device", "cpu"], "cpu"),
+    "effort": (["--effort", "quick"], "quick"),
     "ema": (["--ema", "0.99"], 0.99),
     "epochs": (["--epochs", "3"], 3),
     "fastest": (["--fastest", "--budget", "macs=40%"], True),

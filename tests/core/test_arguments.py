@@ -70,6 +70,7 @@ WRONG = {
     "fastest": [1, "yes", None],
     "leave": [b"conv1", 3, [3], {"conv1": 1}],
     "runtimes": [3, [None]],
+    "effort": ["quik", None, 3],
     "head": ["gapp", None, 3],
     "precision": ["fp16", torch.bfloat16],
     "weights": [{"a": torch.ones(1)}, 3, "", "a\0b"],

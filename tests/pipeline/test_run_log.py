@@ -46,7 +46,9 @@ def test_lines_are_shown_where_no_terminal_is(tmp_path, monkeypatch):
         shrink(None, progress=stop_in("apply"))
         update(1, 1)
     said = stream.getvalue().splitlines()
-    assert [line.partition(":")[0] for line in said] == ["profile (1 of 6)", "plan (2 of 6)"]
+    names = [line.partition(":")[0] for line in said]
+    # The plan says how long it will take before it is finished.
+    assert names == ["profile (1 of 6)", "options of 3 layers", "plan (2 of 6)"]
 
 
 def test_the_last_report_is_of_the_finished_run(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebyone.planning.harm import PRIOR_EXAMPLES, SiteHarms, pooled_harms
+from onebyone.planning.harm import PRIOR_EXAMPLES, Measured, SiteHarms, pooled_harms, smoothed
 
 PREDICTED = [1e-4, 1e-3, 1e-2, 1e-1]
 
@@ -75,3 +75,51 @@ def test_the_unit_of_a_divergence_changes_nothing(predicted, measured):
     ]
     for one, other in zip(pooled_harms(sites, 50), pooled_harms(scaled, 50), strict=True):
         assert [2.0**measured * harm for harm in one] == pytest.approx(other, rel=1e-9)
+
+
+def softened(scatter, power=1.5, options=6, sites=5, told=None):
+    """Sites whose harms are a power of the softened ones, but for chance."""
+    drawn = np.random.default_rng(0)
+    found = []
+    for _ in range(sites):
+        soft = np.sort(np.exp(drawn.uniform(-8, 0, options)))
+        chance = np.exp(scatter * drawn.standard_normal(options))
+        pairs = zip(soft, 3 * soft**power * chance, strict=True)
+        found.append(
+            SiteHarms.of(
+                soft, {i: Measured(*pair, told or scatter) for i, pair in enumerate(pairs)}
+            )
+        )
+    return found
+
+
+def test_harms_follow_the_softened_ones_and_not_chance():
+    apart = {}
+    for told in (0.0, 0.8):
+        found = smoothed(softened(scatter=0.8, told=told or 1e-9))
+        errors = [
+            np.log(harm) - np.log(3 * one.softened[place] ** 1.5)
+            for one in found
+            for place, harm in one.measured.items()
+        ]
+        apart[told] = np.std(errors)
+    assert apart[0.0] > 0.6  # what is said to be no chance is kept
+    assert apart[0.8] < 0.4 * apart[0.0]
+
+
+def test_harms_without_chance_are_as_measured():
+    sites = softened(scatter=0)
+    for one, before in zip(smoothed(sites), sites, strict=True):
+        assert list(one.measured.values()) == pytest.approx(list(before.measured.values()))
+
+
+def test_where_temperature_says_nothing_harms_stay_as_measured():
+    one = SiteHarms.of([1, 2, 3], {0: Measured(0.1, 0.1), 2: Measured(0.5, 0.5)})
+    assert smoothed([one]) == [one]
+
+
+def test_few_measured_options_keep_the_ratios_of_their_softened_harms():
+    one = SiteHarms.of([1, 2], {0: Measured(0.1, 0.4, 1e9), 1: Measured(0.2, 0.2, 1e9)})
+    low, high = smoothed([one])[0].measured.values()
+    assert high == pytest.approx(2 * low)
+    assert low * high == pytest.approx(0.4 * 0.2)

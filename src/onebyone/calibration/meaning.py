@@ -163,6 +163,11 @@ class Meaning:
         each = [p.sampled_loss(o, generator) for p, o in self._with(outputs)]
         return torch.stack(each).sum() / math.sqrt(len(each))
 
+    def sensitivity(self, outputs: Outputs) -> Tensor:
+        """Return for each example how far a small change of its outputs moves the divergence."""
+        each = [part.task.measure.sensitivity(part.scores(o)) for part, o in self._with(outputs)]
+        return torch.stack(each).mean(0)
+
     def of_other(self, outputs: Outputs) -> Meaning:
         """Return the meaning of another network's outputs for the same task."""
         return replace(self, parts=tuple(Part.of(self.task, each) for each in outputs))

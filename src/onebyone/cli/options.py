@@ -42,6 +42,7 @@ LOOKS: Mapping[str, Look] = {
     "head": Look("plan"),
     "leave": Look("plan", metavar="NAME"),
     "precision": Look("plan"),
+    "effort": Look("plan"),
     "only_faster": Look("plan"),
     "measure_front": Look(
         "plan", "--front", note="The command `plan` prints the results of other budgets"

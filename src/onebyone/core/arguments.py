@@ -308,6 +308,7 @@ KINDS: Mapping[str, Check] = {
     # words and names
     "form": text,
     "head": OneOf(("auto", "keep", "exact", "gap")),
+    "effort": OneOf(("quick", "normal", "thorough")),
     "precision": OneOf(("auto", "float32", "bf16")),
     "runtime": OrNone(text),
     "schedule": OneOf(("cosine", "constant")),

@@ -81,6 +81,14 @@ class Measure(Protocol):
         """
         ...
 
+    def sensitivity(self, scores: Tensor) -> Tensor:
+        """Return for each example how far a small change of its scores moves the divergence.
+
+        It is the trace of the divergence's curvature, averaged over positions; 1 where it is the
+        same for all.
+        """
+        ...
+
     def decisions(self, scores: Tensor) -> Tensor:
         """Return the decisions of the outputs: classes or labels."""
         ...
@@ -144,6 +152,11 @@ class Classes:
         loss = -rows.log_softmax(dim=1).gather(1, drawn).sum()
         return CURVATURE_TEMPERATURE * loss / math.sqrt(positions)
 
+    def sensitivity(self, scores: Tensor) -> Tensor:
+        """Return 1 less the sum of the squared probabilities: 0 for an answer that is sure."""
+        squares = scores.double().softmax(dim=1).square().sum(dim=1)
+        return 1 - by_example(squares).mean(dim=1)
+
     def decisions(self, scores: Tensor) -> Tensor:
         """Return the class with the highest score."""
         return scores.argmax(dim=1)
@@ -200,6 +213,12 @@ class Labels:
         loss = F.binary_cross_entropy_with_logits(wide, drawn, reduction="sum")
         return CURVATURE_TEMPERATURE * loss / math.sqrt(math.prod(outputs.shape[2:]))
 
+    def sensitivity(self, scores: Tensor) -> Tensor:
+        """Return the sum of the labels' variances."""
+        probabilities = scores.double().sigmoid()
+        variances = (probabilities * (1 - probabilities)).sum(dim=1)
+        return by_example(variances).mean(dim=1)
+
     def decisions(self, scores: Tensor) -> Tensor:
         """Return which labels have a probability above one half."""
         return scores > 0
@@ -221,6 +240,10 @@ class _Unchanged:
         """Return the outputs unchanged."""
         del form
         return outputs
+
+    def sensitivity(self, scores: Tensor) -> Tensor:
+        """Return 1 for each example."""
+        return torch.ones(len(scores), dtype=torch.float64, device=scores.device)
 
     def decisions(self, scores: Tensor) -> Tensor:
         """Return the outputs unchanged."""

@@ -58,6 +58,7 @@ def _fresh_plan(
         name=run.record.source.name,
         device=run.device,
         precision=settings.precision,
+        effort=settings.effort,
         progress=run.tell,
     )
     return run.on_main(lambda: _decided(run, original, planner, calibration, settings, data=data))

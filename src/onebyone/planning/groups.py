@@ -13,7 +13,7 @@ from onebyone.core.tensor_trees import Inputs
 from onebyone.networks.channel_groups import ChannelGroup
 from onebyone.networks.surgery import replaced
 from onebyone.planning.applicability import is_left
-from onebyone.planning.harm import SiteHarms
+from onebyone.planning.harm import Measured, SiteHarms
 from onebyone.rewrites.low_rank.reduced_rank import Problem
 from onebyone.rewrites.registry import group_rewrite, group_rewrites
 
@@ -119,7 +119,7 @@ def judged(
     problems: Sequence[Problem],
     *,
     probes: int,
-    harm_with: Callable[[str, nn.Module], float],
+    harm_with: Callable[[str, nn.Module], Measured],
 ) -> tuple[tuple[Option, ...], SiteHarms]:
     """Return a group's options in order of their error, and what is known of their harm.
 
@@ -128,7 +128,7 @@ def judged(
         network: Its readers are replaced meanwhile.
         problems: Of each reader.
         probes: Options whose harm is measured, at most.
-        harm_with: Gives the divergence of the outputs with one module replaced.
+        harm_with: Gives how far the outputs move with one module replaced.
 
     Raises:
         ModelError: If outputs are not finite.
@@ -138,11 +138,11 @@ def judged(
     options = [replace(o, error=fits.error(o.first.settings)) for o in site.options]
     options.sort(key=lambda option: option.error or 0.0)
     spots = np.linspace(0, len(options) - 1, min(probes, len(options))).round().astype(int)
-    measured: dict[int, float] = {}
+    measured: dict[int, Measured] = {}
     for spot in sorted({int(each) for each in spots}):
         (first, new), *others = fits.stand_ins(options[spot].first.settings).items()
         with replaced(network, dict(others)):
             measured[spot] = harm_with(first, new)
     felt = sum(problem.felt for problem in problems) / 2
     predicted = [felt * (option.error or 0.0) for option in options]
-    return tuple(options), SiteHarms(predicted, measured)
+    return tuple(options), SiteHarms.of(predicted, measured)

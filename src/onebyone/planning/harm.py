@@ -1,5 +1,10 @@
 """Estimates the harm of every option from the measured harm of some of them.
 
+Of each measured option there is the divergence, which on a few examples is mostly chance, and the
+divergence at a higher temperature, which is not. A curve through all measured options leads from
+the second to the first. What it gives for an option and the divergence as measured are averaged, by
+how much of the latter is chance.
+
 The closed form predicts an option's harm from the error of its layer and from the curvature. The
 prediction is wrong by a factor that depends on the site and grows with the error. The factor is
 measured for some or all options of a site. A few examples make up most of its mean, so with few
@@ -10,8 +15,9 @@ examples it is mostly noise. It is therefore shrunk towards the mean factor of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +25,33 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 # The mean of all sites weighs as much as so many examples of a site itself. The logarithms of
-# factors differ by about 0.5 between sites, and an example's divergence differs from the mean by
-# about three times the mean.
-PRIOR_EXAMPLES = 36
+# factors differ by about 0.5 between sites, and an example's softened divergence differs from the
+# mean by about 1.6 times the mean.
+PRIOR_EXAMPLES = 12
 # A site with fewer measured options does not count in the mean of all sites.
 FEWEST_FOR_CURVE = 4
+# Measured options that a curve of each degree needs at least, and its least slope: a greater
+# softened divergence is a greater harm.
+FEWEST_FOR_SLOPE, FEWEST_FOR_BEND = 6, 12
+LEAST_SLOPE = 0.25
+# Logarithms of harms scatter by so much about the curve.
+CURVE_ERROR = 0.2
 # Harms below this share of the greatest are rounding. A user's own divergence may be in any unit.
 LEAST = 1e-12
+
+
+class Measured(NamedTuple):
+    """What replacing a module did to the outputs.
+
+    Attributes:
+        softened: Their divergence at a higher temperature.
+        divergence: Their divergence itself.
+        chance: Standard error of that, relative to it.
+    """
+
+    softened: float
+    divergence: float
+    chance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,10 +61,29 @@ class SiteHarms:
     Attributes:
         predicted: Of each option.
         measured: Place among the options -> the harm of that option, as measured.
+        softened: The same at a higher temperature; none if harms are to be taken as measured.
+        chance: Relative standard errors of what was measured.
     """
 
     predicted: Sequence[float]
     measured: Mapping[int, float]
+    softened: Mapping[int, float] = field(default_factory=dict)
+    chance: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, predicted: Sequence[float], measured: Mapping[int, Measured]) -> SiteHarms:
+        """Return what is known of a site's options.
+
+        Args:
+            predicted: Of each option.
+            measured: Place among the options -> what that option did.
+        """
+        return cls(
+            predicted,
+            {place: each.divergence for place, each in measured.items()},
+            {place: each.softened for place, each in measured.items()},
+            {place: each.chance for place, each in measured.items()},
+        )
 
     @property
     def places(self) -> list[int]:
@@ -73,11 +118,62 @@ def pooled_harms(sites: Sequence[SiteHarms], examples: int) -> list[list[float]]
     """
     if not sites:
         return []
+    sites = smoothed(sites)
     # In units of the greatest, so that what is rounding does not depend on the divergence's unit.
     predicted = _greatest(site.predicted for site in sites)
     measured = _greatest(site.measured.values() for site in sites)
     scaled = [_in_units(site, predicted, measured) for site in sites]
     return [[measured * harm for harm in harms] for harms in _pooled(scaled, examples)]
+
+
+def smoothed(sites: Sequence[SiteHarms]) -> list[SiteHarms]:
+    """Return sites with the harm of each measured option, of which less is chance.
+
+    The curve from softened divergences to harms is a parabola in logarithms, through the measured
+    options of all sites.
+    """
+    pairs = [
+        (site.softened[place], harm)
+        for site in sites
+        if site.softened
+        for place, harm in site.measured.items()
+    ]
+    if all(math.isclose(*pair, rel_tol=1e-9) for pair in pairs):
+        return list(sites)  # the task knows no temperature
+    softened, harms = zip(*pairs, strict=True)
+    units = _greatest([softened]), _greatest([harms])
+    curve = _curve(
+        _log([each / units[0] for each in softened]), _log([each / units[1] for each in harms])
+    )
+    return [_on_curve(site, curve, units) for site in sites]
+
+
+def _on_curve(
+    site: SiteHarms, curve: Callable[[Array], Array], units: tuple[float, float]
+) -> SiteHarms:
+    """Return a site with harms between those of the curve and those that were measured."""
+    places = list(site.softened)
+    if not places:
+        return site
+    expected = curve(_log([site.softened[place] / units[0] for place in places]))
+    found = _log([site.measured[place] / units[1] for place in places])
+    chance = np.array([site.chance[place] for place in places])
+    weight = CURVE_ERROR**2 / (CURVE_ERROR**2 + chance**2)
+    harms = units[1] * np.exp(expected + weight * (found - expected))
+    return replace(site, measured=dict(zip(places, map(float, harms), strict=True)))
+
+
+def _curve(softened: Array, harms: Array) -> Callable[[Array], Array]:
+    """Return a rising curve through logarithms of harms, of at most the second degree."""
+    degree = (len(softened) >= FEWEST_FOR_SLOPE) + (len(softened) >= FEWEST_FOR_BEND)
+    ends = np.array([softened.min(), softened.max()])
+    while degree and ends[0] < ends[1]:
+        found = np.polynomial.Polynomial.fit(softened, harms, degree)
+        if float(found.deriv()(ends).min()) >= LEAST_SLOPE:
+            return found
+        degree -= 1
+    shift = float(np.mean(harms - softened))
+    return lambda logarithms: logarithms + shift
 
 
 def _greatest(harms: Iterable[Iterable[float]]) -> float:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import le
@@ -18,15 +17,15 @@ from onebyone.calibration.curvature import curvature_of
 from onebyone.calibration.inputs import CalibrationData
 from onebyone.calibration.meaning import Meaning
 from onebyone.calibration.moments import TO_COMPARE
-from onebyone.calibration.prefix_cache import ResumedPasses
 from onebyone.core.errors import ModelError
 from onebyone.core.processes import gathered, is_mine
 from onebyone.core.records import Cost, LayerCost, Option, Step
-from onebyone.core.tensor_trees import Inputs, batch_size, tensors_in
-from onebyone.networks.outputs import Outputs
-from onebyone.networks.surgery import lay_channels_last, module_at
+from onebyone.core.settings.planning import Effort
+from onebyone.networks.surgery import module_at
+from onebyone.planning.estimate import LOGGER, tell
 from onebyone.planning.groups import GroupProblems, GroupSite, judged
-from onebyone.planning.harm import SiteHarms, pooled_harms
+from onebyone.planning.harm import Measured, SiteHarms, pooled_harms
+from onebyone.planning.probes import Counts, Probes
 from onebyone.rewrites.low_rank.reduced_rank import Problem, problems_of
 from onebyone.rewrites.registry import cost_before, layer_rewrite, layer_rewrites
 from onebyone.rewrites.steps import cost_of, roughly_fitted
@@ -42,20 +41,6 @@ FRONT = 60
 TIE = 1e-5
 # Of each form, at least, where forms are not weighed against each other yet.
 FEWEST_OF_A_FORM = 16
-# Options of a site whose harm is measured. The harm of the others is interpolated. It is wrong by a
-# factor of about two, or of a hundred if an option removes channels that the network needs. So more
-# are measured where CHEAP_MACS a site, about a second, pay for them: all options of a small
-# network, and of the last layers of a larger one.
-PROBES = 5
-FEWEST_PROBES = 3
-CHEAP_MACS = 3e10
-PROBE_EXAMPLES = 512
-# All probes together may cost this many MACs: a minute or two on two cores. A rule in MACs, not in
-# seconds, so that a plan does not depend on how busy the machine was. There are fewer probes before
-# there are fewer examples than enough.
-PROBE_MACS = 5e12
-ENOUGH_PROBE_EXAMPLES = 32
-FEWEST_PROBE_EXAMPLES = 16
 # Forms that are found from a layer's outputs alone.
 OF_OUTPUTS = ("expand", "pair")
 
@@ -95,7 +80,9 @@ class Surveyor:
         progress: Progress | None,
         *,
         every_form: bool = False,
+        effort: Effort = "normal",
     ) -> None:
+        self._effort = effort
         self.network = network
         self._data = data
         self._meaning = meaning
@@ -105,9 +92,8 @@ class Surveyor:
         self.groups: list[GroupSite] = []
         self.steps = 0
         self.done = 0
-        self._batches: list[Inputs] = []
-        self._probes = PROBES
-        self._passes: ResumedPasses | None = None
+        self._probing: Probes | None = None
+        self._paying_of: dict[str, Mapping[str, Sequence[Option]]] = {}
 
     @property
     def data(self) -> CalibrationData:
@@ -121,20 +107,34 @@ class Surveyor:
         assert self._meaning is not None
         return self._meaning
 
+    @property
+    def _probes(self) -> Probes:
+        assert self._probing is not None
+        return self._probing
+
     def advance(self, message: str) -> None:
         """Report that another step is done."""
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.steps, message)
 
+    def skip(self, count: int) -> None:
+        """Report that the options of so many layers are known from an earlier survey."""
+        self.done += count - 1
+        LOGGER.info(f"options of {count} layers: kept from an earlier plan")
+        self.advance("options kept from an earlier plan")
+
     def layer_options(self, names: list[str], reasons: dict[str, str]) -> list[Option]:
         """Return the options of layers by themselves; ``reasons`` takes those without any."""
         if self._data is None:
             return self._kernel_options(names, reasons)
+        counts = Counts.of(self.layers, names, len(self.data), self._effort)
+        readers = [site.group.readers[0] for site in self.groups]
+        tell(self.network, self.layers, names, counts, readers, data=self.data)
         batches, examples = self.data.batches, len(self.data)
         moments = collect(self.network, names, batches, examples=examples, enough=TO_COMPARE)
         metrics = curvature_of(self.network, names, self.data, self._macs(), self.meaning)
-        self._prepare_probes(names)
+        self._probing = Probes(self.network, self.data, self.meaning, names, counts)
         of_groups = GroupProblems(self.groups)
         found: list[_Found] = []
         for place, name in enumerate(names):
@@ -168,7 +168,7 @@ class Surveyor:
 
     def _probed_group(self, site: GroupSite, problems: Sequence[Problem]) -> list[_Probed]:
         """Measure the harm of a few options of a group of layers; of none that fail."""
-        probes, harm_with = self._probes_of(site.group.readers[0]), self._harm_with
+        probes, harm_with = self._probes.counts.at(site.group.readers[0]), self._probes.harm_with
         try:
             found = judged(site, self.network, problems, probes=probes, harm_with=harm_with)
         except (ModelError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
@@ -192,8 +192,13 @@ class Surveyor:
         paying = [option for options in self._paying(name).values() for option in options]
         return _front(paying, most=len(paying))
 
-    def _paying(self, name: str) -> dict[str, list[Option]]:
+    def _paying(self, name: str) -> Mapping[str, Sequence[Option]]:
         """Return for each rewrite the options of a layer that save enough, by their cost alone."""
+        if name not in self._paying_of:
+            self._paying_of[name] = self._counted(name)
+        return self._paying_of[name]
+
+    def _counted(self, name: str) -> dict[str, list[Option]]:
         module, layer = module_at(self.network, name), self.layers[name]
         before = cost_before(module, layer)
         return {
@@ -243,21 +248,20 @@ class Surveyor:
         if not options:
             return None
         options = sorted(options, key=lambda option: option.error or 0.0)
-        count = min(self._probes_of(options[0].site), len(options))
+        count = min(self._probes.counts.at(options[0].site), len(options))
         spots = np.linspace(0, len(options) - 1, count).round().astype(int)
-        measured: dict[int, float] = {}
+        measured: dict[int, Measured] = {}
         for spot in sorted({int(s) for s in spots}):
             option = options[spot]
             new = roughly_fitted(module, option.steps, problems)
-            measured[spot] = self._harm_with(option.site, new)
+            measured[spot] = self._probes.harm_with(option.site, new)
         felt = sum(problem.felt for problem in problems) / 2
         predicted = [felt * (option.error or 0.0) for option in options]
-        return _Probed(options, SiteHarms(predicted, measured))
+        return _Probed(options, SiteHarms.of(predicted, measured))
 
     def _with_harm(self, probed: Sequence[_Probed]) -> list[Option]:
         """Return the options of all sites, each with its harm."""
-        examples = sum(map(batch_size, self._batches))
-        harms = pooled_harms([site.harms for site in probed], examples)
+        harms = pooled_harms([site.harms for site in probed], self._probes.counts.examples)
         return [
             replace(option, harm=harm, measured=place in site.harms.measured)
             for site, found in zip(probed, harms, strict=True)
@@ -266,42 +270,6 @@ class Surveyor:
 
     def _macs(self) -> int:
         return sum(layer.macs for layer in self.layers.values())
-
-    def _prepare_probes(self, names: Sequence[str]) -> None:
-        """Keep the original's outputs on the examples that harm is measured on."""
-        each = sum(self._macs_from(name) for name in names)
-        enough = min(ENOUGH_PROBE_EXAMPLES, len(self.data))
-        affordable_probes = int(PROBE_MACS / max(enough * each, 1))
-        self._probes = min(PROBES, max(FEWEST_PROBES, affordable_probes))
-        affordable = self.data.within(PROBE_MACS, self._probes * each, fewest=FEWEST_PROBE_EXAMPLES)
-        self._batches = list(affordable.first(PROBE_EXAMPLES).batches())
-        if any(tensor.ndim == 4 for tensor in tensors_in(self._batches[0])):
-            # As the inputs are laid out; weights of another layout are turned at each call.
-            lay_channels_last(self.network)
-        self._passes = ResumedPasses(self.network, self._batches, names)
-
-    def _probes_of(self, site: str) -> int:
-        """Return how many options of a site are measured, at most."""
-        examples = sum(map(batch_size, self._batches))
-        return max(self._probes, int(CHEAP_MACS / max(examples * self._macs_from(site), 1)))
-
-    def _macs_from(self, name: str) -> int:
-        """Return what a layer and all that run after it cost, for one input."""
-        order = list(self.layers)
-        return sum(self.layers[later].macs for later in order[order.index(name) :])
-
-    def _harm_with(self, site: str, new: nn.Module) -> float:
-        """Return the divergence of the outputs with one module replaced."""
-        assert self._passes is not None
-        return self._divergence(self._passes.outputs(site, new))
-
-    def _divergence(self, outputs: Iterable[Outputs]) -> float:
-        assert self._passes is not None
-        pairs = zip(self._passes.reference, outputs, strict=True)
-        found = float(torch.cat([self.meaning.divergence(*pair) for pair in pairs]).double().mean())
-        if not math.isfinite(found):
-            raise ModelError("its outputs are then NaN or infinite.")
-        return found
 
 
 def _pays(cost: Cost, before: Cost) -> bool:

@@ -29,7 +29,7 @@ from onebyone.core.records import (
     Quantity,
 )
 from onebyone.core.settings.common import Progress
-from onebyone.core.settings.planning import PlanSettings
+from onebyone.core.settings.planning import Effort, PlanSettings
 from onebyone.core.settings.signature import takes_calibration
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples, repeated, to_device
 from onebyone.core.torch_state import ordinary_torch
@@ -108,6 +108,7 @@ def plan(model: nn.Module, calibration: object, settings: PlanSettings) -> Plan:
         name=settings.name,
         device=settings.device,
         precision=settings.precision,
+        effort=settings.effort,
         progress=settings.progress,
     )
     return on_main(
@@ -138,10 +139,11 @@ class Planner:
         num_threads: Torch's and the runtime's.
         input_shape: Without calibration data, of the input.
         example: In place of ``input_shape``, what the network is called with.
-        cache: Where times are kept.
+        cache: Where times and surveys are kept.
         name: Of the network.
         device: Where to run it.
         precision: What it is deployed in; int8 needs a runtime.
+        effort: On how many examples and options harm is measured.
         progress: Told of the steps done.
 
     Raises:
@@ -166,6 +168,7 @@ class Planner:
         name: str | None = None,
         device: str = "cpu",
         precision: PlanPrecision = "float32",
+        effort: Effort = "normal",
         progress: Progress | None = None,
     ) -> None:
         if head not in HEAD_CHOICES:
@@ -201,6 +204,8 @@ class Planner:
                 with_groups=precision == FLOAT32,
                 meaning=task if isinstance(task, Meaning) else None,
                 check=partial(check_reachable, asked, deployment) if asked else None,
+                effort=effort,
+                folder=_folder(cache),
                 progress=progress,
             )
         self._flow: Flow | None = None

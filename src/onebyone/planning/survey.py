@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -14,7 +16,9 @@ from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import ModelError, OptionError
 from onebyone.core.precision import float32_in
 from onebyone.core.processes import on_main
+from onebyone.core.randomness import seeded
 from onebyone.core.records import Cost, LayerCost, LeftAlone, Option
+from onebyone.core.settings.planning import Effort
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples
 from onebyone.networks.channel_groups import ChannelGroup
 from onebyone.networks.surgery import evaluation_copy, floating_type
@@ -29,6 +33,7 @@ from onebyone.planning.head_options import (
     head_site,
     with_exact_head,
 )
+from onebyone.planning.kept_surveys import Keeper, KeptOptions, keeper_for
 from onebyone.planning.layer_options import Progress, Surveyor
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.rewrites.head import rewrite as head
@@ -118,6 +123,8 @@ def survey(
     with_groups: bool = True,
     meaning: Meaning | None = None,
     check: Callable[[Survey], None] | None = None,
+    effort: Effort = "normal",
+    folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Survey:
     """List the options of every site and measure their harm on calibration data.
@@ -135,6 +142,8 @@ def survey(
         meaning: What the outputs mean, which harm follows; found on the data where not given.
         check: Called before anything is measured, with the options as far as they can be counted:
             without errors and harms, of all that cost least. What it raises ends the survey.
+        effort: On how many examples and options harm is measured.
+        folder: Where options are kept for the next survey of the same network and data.
         progress: Told of the steps done.
 
     Raises:
@@ -163,7 +172,9 @@ def survey(
     why = reasons(network, example, costs, leave)
     if known is not None and meaning is None:
         meaning = meaning_of(base, known, device=known.device)
-    surveyor = Surveyor(network, known, meaning, costs.layers, progress, every_form=every_form)
+    surveyor = Surveyor(
+        network, known, meaning, costs.layers, progress, every_form=every_form, effort=effort
+    )
     gap = site if known is not None and head_choice in ("auto", "gap") else None
     inside: tuple[str, ...] = ()
     if gap is not None:
@@ -196,13 +207,46 @@ def survey(
         counted = [option for name in names for option in surveyor.counted_options(name)]
         counted += [option for group in surveyor.groups for option in group.options]
         check(found(counted, heads))
-    of_layers = surveyor.layer_options(names, why)
+    settings = {"effort": effort, "every form": every_form, "layers": names}
+    keeper = None if folder is None else _keeper(folder, surveyor, known, settings)
+    of_layers = _of_layers(surveyor, names, why, keeper)
     if gap is not None:
         heads, more = on_main(
             partial(_fitted_heads, surveyor, heads, gap, base, example, choice=head_choice)
         )
         notes += more
     return found(of_layers, heads)
+
+
+def _keeper(
+    folder: Path, surveyor: Surveyor, data: CalibrationData | None, settings: Mapping[str, object]
+) -> Keeper | None:
+    """Return where options are kept; nowhere without data, which takes little time."""
+    if data is None:
+        return None
+    groups = [(each.rewrite, each.group.members) for each in surveyor.groups]
+    settings = {**settings, "groups": groups}
+    folder = folder / "surveys"
+    return keeper_for(folder, surveyor.network, data, surveyor.meaning, settings)
+
+
+def _of_layers(
+    surveyor: Surveyor, names: list[str], reasons: dict[str, str], keeper: Keeper | None
+) -> list[Option]:
+    """Return the options of layers, those that were kept where there are any."""
+    if keeper is None:
+        return surveyor.layer_options(names, reasons)
+    kept = on_main(lambda: keeper.get(names))
+    if kept is None:
+        before, start = set(reasons), time.perf_counter()
+        found = surveyor.layer_options(names, reasons)
+        new = {name: reason for name, reason in reasons.items() if name not in before}
+        seconds = time.perf_counter() - start
+        on_main(lambda: keeper.put(KeptOptions(tuple(found), new), seconds=seconds))
+        return found
+    surveyor.skip(len(names))
+    reasons |= kept.reasons
+    return list(kept.options)
 
 
 def _fitted_heads(
@@ -216,7 +260,10 @@ def _fitted_heads(
 ) -> tuple[list[Option], list[LeftAlone]]:
     """Return the averaging heads that can be fitted, or why none can."""
     try:
-        found = fit_heads(heads, site, base, example, data=surveyor.data, meaning=surveyor.meaning)
+        with seeded(0, device_of(example)):  # the same whether layers' options were kept or not
+            found = fit_heads(
+                heads, site, base, example, data=surveyor.data, meaning=surveyor.meaning
+            )
     except ModelError as error:
         if choice == "gap":
             raise

@@ -63,6 +63,8 @@ def _ignore(done: int, total: int, message: str = "") -> None:
 def progress(title: str) -> Iterator[Update]:
     """Show a progress bar on standard error while the block runs, and a line a finished stage.
 
+    A plan has a line before as well: about how long it will take.
+
     The bar has the time that the command has taken, and the time left in its present step. If
     standard error is not a terminal, there are only the lines of finished stages. Standard output
     is not used, so that ``--json`` can be piped. There are no colors if ``NO_COLOR`` is set.

@@ -10,7 +10,7 @@ import onebyone
 from onebyone.core.arguments import KINDS, OneOf
 from onebyone.core.errors import OptionError, UnknownNameError
 from onebyone.core.precision import Precision
-from onebyone.core.settings.planning import PlanSettings
+from onebyone.core.settings.planning import Effort, PlanSettings
 from onebyone.core.settings.runs import ShrinkArguments, TrainRunSettings
 from onebyone.core.settings.signature import docs_of, takes
 from onebyone.core.settings.training import DistillSettings, TrainSettings
@@ -55,7 +55,12 @@ def test_the_documentation_of_a_function_has_that_of_each_setting(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("head", get_args(HeadChoice)), ("precision", get_args(Precision))]
+    ("name", "words"),
+    [
+        ("effort", get_args(Effort)),
+        ("head", get_args(HeadChoice)),
+        ("precision", get_args(Precision)),
+    ],
 )
 def test_the_type_of_a_setting_has_the_words_that_its_check_takes(name, words):
     kind = KINDS[name]

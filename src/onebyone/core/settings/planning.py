@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET = "macs=50%"
 
+Effort = Literal["quick", "normal", "thorough"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceSettings(CheckedSettings):
@@ -41,6 +43,9 @@ class ChoiceSettings(CheckedSettings):
             network is deployed in it; or ``auto``: the plan chooses the precision of each layer,
             too. Int8 is for ``onnxruntime`` and ``openvino``. Budgets in percent are of the
             original in float32.
+        effort: On how many examples and options harm is measured. ``quick`` takes about half of
+            the time of ``normal``, and its plans may be worse; ``thorough`` takes several times
+            as long.
     """
 
     budget: str | Iterable[str] | None = None
@@ -50,6 +55,7 @@ class ChoiceSettings(CheckedSettings):
     head: HeadChoice = "auto"
     leave: Sequence[str] = ()
     precision: PlanPrecision = field(default="float32", metadata={"check": PLAN_PRECISION})
+    effort: Effort = "normal"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,7 +89,8 @@ class PlanSettings(TimingSettings, TaskSettings, ChoiceSettings):
         input_shape: Without calibration data, the shape of the input with the batch in front.
         example: Without calibration data, in place of ``input_shape``: a tensor, a tuple of
             positional arguments or a mapping of keyword arguments.
-        cache: Folder that keeps times for the next plan; ``False`` keeps none. By default
+        cache: Folder that keeps times and options for the next plan, so that another budget for
+            the same network and data takes seconds; ``False`` keeps none. By default
             ``ONEBYONE_CACHE`` or a folder in the user's cache.
         name: Name of the network. By default that of its class.
         device: Where to run it.
