@@ -101,7 +101,7 @@ def subject_of(name: str) -> Subject:
 def alone_share(network: nn.Module, example: Tensor, runtime: str) -> float:
     """Return the time of int8 alone as a share of float32's."""
     content = to_onnx(network, example)
-    files = {"float32": content, "int8": int8_form(content)}
+    files = {"float32": content, "int8": int8_form(content, inputs=example)}
     samples = interleave({k: call(v, example, runtime) for k, v in files.items()}, rounds=ROUNDS)
     return ratio_of(samples.ms["int8"], samples.ms["float32"]).value
 

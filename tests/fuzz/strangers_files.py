@@ -178,3 +178,59 @@ def state_dicts(draw):
     content = draw(st.sampled_from([state, {"state_dict": state}, {"ema": state, "epoch": 1}, []]))
     torch.save(content, saved := io.BytesIO(), _use_new_zipfile_serialization=draw(st.booleans()))
     return saved.getvalue()
+
+
+@st.composite
+def onnx_files(draw):
+    """Return an ONNX file of a few nodes whose attributes and sizes mostly fit each other."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def pair(low=0, high=3):
+        return [draw(st.integers(low, high)) for _ in range(2)]
+
+    def constant(name, array):
+        return numpy_helper.from_array(np.asarray(array), name)
+
+    kernel = draw(st.sampled_from([(4, 3, 1, 1), (4, 3, 3, 3), (4, 1, 3, 3)]))
+    convolution = helper.make_node(
+        "Conv", ["x", "w"], ["a"], "first",
+        pads=2 * pair(), strides=pair(1), dilations=pair(1, 2), group=draw(st.sampled_from([1, 1, 3])),
+    )  # fmt: skip
+    second = draw(
+        st.sampled_from(
+            [
+                helper.make_node("Relu", ["a"], ["b"], "second"),
+                helper.make_node("Clip", ["a", "low", "high"], ["b"], "second"),
+                helper.make_node("MaxPool", ["a"], ["b"], "second", kernel_shape=pair(1)),
+                helper.make_node("Add", ["a", "bias"], ["b"], "second"),
+                helper.make_node("Transpose", ["a"], ["b"], "second", perm=[0, 2, 3, 1]),
+            ]
+        )
+    )
+    third = draw(
+        st.sampled_from(
+            [
+                helper.make_node("Reshape", ["b", "s"], ["y"], "third"),
+                helper.make_node("ReduceMean", ["b"], ["y"], "third", keepdims=0),
+                helper.make_node("Slice", ["b", "zero", "s"], ["y"], "third"),
+            ]
+        )
+    )
+    weights = [
+        constant("w", np.ones(kernel, np.float32)),
+        constant("low", np.float32(0)),
+        constant("high", np.float32(6)),
+        constant("bias", np.ones((4, 1, 1), np.float32)),
+        constant("zero", np.zeros(2, np.int64)),
+        constant("s", np.array(draw(st.sampled_from([[1, -1], [0, -1], [4, 4], [-1, 2]])))),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [convolution, second, third],
+        "net",
+        [value("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [value("y", TensorProto.FLOAT, None)],
+        weights,
+    )
+    opsets = [helper.make_opsetid("", draw(st.sampled_from([11, 13, 17])))]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()

@@ -13,12 +13,14 @@ from strangers_files import (
     damaged,
     idx_files,
     npy_files,
+    onnx_files,
     packed,
     pictures,
     safetensors,
     state_dicts,
 )
 
+from onebyone import import_onnx
 from onebyone.core.errors import OneByOneError
 from onebyone.data.arrays import read_cifar_batch, read_idx, read_npy
 from onebyone.data.pictures import fit_picture, open_picture
@@ -90,3 +92,11 @@ def test_safetensors(folder, content):
 def test_pickled_weights(folder, content):
     found = read(read_weights, folder / "x.pt", content)
     assert found is None or all(tensor.isfinite().all() for tensor in found.values())
+
+
+@some(dearer=10)
+@given(damaged(onnx_files()))
+def test_onnx(folder, content):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    network = read(import_onnx, folder / "net.onnx", content)
+    assert network is None or all(p.isfinite().all() for p in network.parameters())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from onebyone.core.errors import OptionError
 from onebyone.networks.examples import example_input
@@ -379,3 +380,14 @@ def test_the_number_of_threads_is_put_back_whoever_leaves_last():
     with threads(2), pytest.raises(ZeroDivisionError), threads(3):
         raise ZeroDivisionError
     assert torch.get_num_threads() == before
+
+
+def test_a_profile_names_the_layers_whose_activations_are_subnormal():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    nn.init.constant_(
+        net[0].weight, 1e-20
+    )  # a normal number, whose products with tiny inputs are not
+    found = profile(net, example=torch.full((1, 3, 4, 4), 1e-20), num_threads=1)
+    assert found.subnormals.activations == {"0": 64, "1": 64}
+    assert "Subnormal activations, which cost time too: in 0 (64), 1 (64)." in str(found)
+    assert profile(net, example=torch.ones(1, 3, 4, 4), num_threads=1).subnormals is None

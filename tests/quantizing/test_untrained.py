@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from onebyone.core.errors import ModelError
-from onebyone.quantizing import NO_CLOSED_FORMS, quantize
+from onebyone.quantizing import NO_CLOSED_FORMS, ClosedForms, quantize
 from onebyone.quantizing.flow import flow_of
 from onebyone.quantizing.untrained import int8_form, with_conversion
 from onebyone.runtimes.onnx import layers_to_onnx, onnxruntime_session, to_onnx
@@ -62,6 +62,25 @@ def rounded(content):
 def test_tensors_are_quantized_where_the_deployed_file_quantizes_them(net, inputs):
     real = to_onnx(quantize(net, inputs, forms=NO_CLOSED_FORMS).network, inputs[:1])
     assert rounded(int8_form(to_onnx(net, inputs[:1]))) == rounded(real)
+
+
+def zero_of_the_input(content):
+    """Return the level of zero on the grid of the network's input."""
+    graph = onnx.load_from_string(content).graph
+    constants = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
+    first = next(node for node in graph.node if node.op_type == "QuantizeLinear")
+    return int(constants[first.input[2]])
+
+
+def test_pictures_of_bytes_are_levels_from_zero_as_in_the_deployed_file(net, inputs):
+    levels = torch.randint(0, 256, (16, 3, 12, 12), generator=torch.Generator().manual_seed(0))
+    pictures = levels / 255 - 0.5
+    content = to_onnx(net, inputs[:1])
+    real = to_onnx(quantize(net, pictures, forms=ClosedForms(rounding=False)).network, inputs[:1])
+    assert zero_of_the_input(real) == 0
+    assert zero_of_the_input(int8_form(content, inputs=pictures[:1])) == 0
+    for others in (None, inputs):
+        assert zero_of_the_input(int8_form(content, inputs=others)) > 0
 
 
 def test_runtimes_compute_every_layer_but_the_last_in_int8(net, inputs, tmp_path):

@@ -146,5 +146,13 @@ def test_subnormal_weights_that_were_kept_are_no_condition_of_the_speed():
     assert "They were left as they are" in " ".join(render_run(record).split())
 
 
+def test_subnormal_activations_are_named_on_the_page_with_what_avoids_them():
+    found = Subnormals(weights={}, values=100, activations={"features.0": 64})
+    page = " ".join(render_run(run_record().with_(subnormals=found)).split())
+    assert "Subnormal activations, which cost time too: in features.0 (64)." in page
+    assert "torch.set_flush_denormal(True)" in page
+    assert "Subnormal weights" not in page
+
+
 def test_without_subnormal_weights_the_page_does_not_speak_of_them():
     assert "ubnormal weights" not in render_run(run_record()) + str(run_record())

@@ -55,6 +55,16 @@ def import_onnx(path: str | Path, /, *, input_shape: tuple[int, ...] | None = No
 
 def imported(path: Path, *, input_shape: tuple[int, ...] | str | None = None) -> Loaded:
     """Return a network like :func:`import_onnx`, with its source and its inputs."""
+    try:
+        return _imported(path, input_shape)
+    except ModelError as error:
+        name = printable(path)
+        if name in str(error):
+            raise
+        raise ModelError(f"{name} cannot be read as a network: {error}") from error
+
+
+def _imported(path: Path, input_shape: tuple[int, ...] | str | None) -> Loaded:
     file = read_file(path)
     asked = None if input_shape is None else _asked(file, input_shape)
     session = _session(file)

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from onebyone.core.errors import ModelError
+from onebyone.quantizing.pixels import find_pixels
 
 # The operators of `placement`, as ONNX names them.
 _FUSED = frozenset({"Relu", "Clip"})
@@ -33,7 +35,13 @@ _MIDDLE = 120
 _SCALE = 0.02
 
 
-def int8_form(content: bytes, *, float32: Collection[str] = (), first: int = 0) -> bytes:
+def int8_form(
+    content: bytes,
+    *,
+    float32: Collection[str] = (),
+    first: int = 0,
+    inputs: Tensor | None = None,
+) -> bytes:
     """Return an ONNX file with arbitrary scales whose layers compute in int8.
 
     Tensors are quantized where :func:`onebyone.quantizing.quantize` quantizes them. The outputs are
@@ -43,6 +51,8 @@ def int8_form(content: bytes, *, float32: Collection[str] = (), first: int = 0) 
         content: An ONNX file of a network in evaluation mode, its batch norms folded.
         float32: Names of modules that stay float32.
         first: The first layer that computes in int8: those before it stay float32, too.
+        inputs: Real inputs ``(batch, …)``. If they are pictures of bytes, the deployed file maps
+            them to levels from 0, which some runtimes read faster than levels around a zero.
 
     Raises:
         ModelError: If no layer can be quantized, or there is none of a name in ``float32``.
@@ -62,7 +72,8 @@ def int8_form(content: bytes, *, float32: Collection[str] = (), first: int = 0) 
     quantized = {key for key, name in later if name not in float32}
     if not quantized:
         raise ModelError("A network must have a layer that can be quantized, and none is left.")
-    grids = _grids(graph, quantized)
+    levels = inputs is not None and find_pixels(inputs) is not None
+    grids = _grids(graph, quantized, from_zero=levels)
     for node in graph.nodes:
         if id(node) in quantized:
             graph.quantize_weights(node, grids[node.input[0]])
@@ -215,8 +226,14 @@ def _is_transposed(node: Any) -> bool:
     return any(each.name == "transB" and each.i for each in node.attribute)
 
 
-def _grids(graph: Graph, quantized: Collection[int]) -> dict[str, _Grid]:
-    """Return the tensors that are quantized, in order, with their grids; as `placement.place`."""
+def _grids(graph: Graph, quantized: Collection[int], *, from_zero: bool) -> dict[str, _Grid]:
+    """Return the tensors that are quantized, in order, with their grids; as `placement.place`.
+
+    Args:
+        graph: Not modified.
+        quantized: Its layers in int8.
+        from_zero: Whether ungrouped convolutions read the inputs as levels from 0.
+    """
     before = _before_layers(graph, quantized)
     read = _read_by_layers(graph, quantized)
     positive = _never_negative(graph, quantized)
@@ -227,7 +244,8 @@ def _grids(graph: Graph, quantized: Collection[int]) -> dict[str, _Grid]:
 
     for name in graph.inputs:
         if name in before and name in read:
-            grids[name] = own(name)
+            mapped = from_zero and all(_reads_pixels(node) for node in graph.users[name])
+            grids[name] = _Grid(0, _SCALE) if mapped else own(name)
     for node in graph.nodes:
         name, inputs = node.output[0], list(graph.tensors(node))
         if name not in before or not inputs:
@@ -242,6 +260,11 @@ def _grids(graph: Graph, quantized: Collection[int]) -> dict[str, _Grid]:
         elif name in read or (fused and _gives_8_bits(graph, inputs[0], quantized, grids)):
             grids[name] = own(name)
     return grids
+
+
+def _reads_pixels(node: Any) -> bool:
+    groups = next((each.i for each in node.attribute if each.name == "group"), 1)
+    return node.op_type == "Conv" and groups == 1
 
 
 def _never_negative(graph: Graph, quantized: Collection[int]) -> set[str]:

@@ -70,7 +70,8 @@ def prepare_int8(
     """
     from onebyone.quantizing.untrained import int8_form  # noqa: PLC0415 - only int8 needs it
 
-    return run(int8_form(to_onnx(_distinct(network), example), float32=float32), example)
+    content = to_onnx(_distinct(network), example)
+    return run(int8_form(content, float32=float32, inputs=example), example)
 
 
 def _distinct(network: nn.Module) -> nn.Module:
