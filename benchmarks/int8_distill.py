@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import onebyone as obo
+from onebyone.core.records import TrainLog
 from onebyone.core.tables import Table
 from onebyone.data import Data
 from onebyone.networks.subnormals import flush_in_place
@@ -89,7 +90,7 @@ def measure(name: str, macs: float, args: argparse.Namespace) -> list[Row]:
     if macs < 100:
         plan = obo.plan(network, whole.train.take(FITTED, 0), budget=f"macs={macs}%")
         small = obo.apply(network, plan, whole.train.take(FITTED, 0)).eval()
-    files = {"original": to_flexible(network, images)}
+    files = {"float32": to_flexible(network, images)}
     remarks = {}
 
     def told(text: str) -> None:
@@ -98,16 +99,17 @@ def measure(name: str, macs: float, args: argparse.Namespace) -> list[Row]:
     start = small
     if args.epochs and macs < 100:
         trained = obo.distill(start, data, teacher=network, epochs=args.epochs)
-        small, remarks["float32"] = trained.model, f"{args.epochs} epochs"
+        small, remarks["rewritten"] = trained.model, _kept(trained.log, args.epochs)
         told(str(trained.log))
-    files["float32"] = to_flexible(small, images)
+    if macs < 100:
+        files["rewritten"] = to_flexible(small, images)
     closed = quantize(small, images)
     files["int8, closed forms"] = to_flexible(closed.network, images)
     made = distill_int8(closed, data, teacher=network, epochs=args.int8_epochs)
     told(f"{made.log} {made.before} {made.after}")
     files["int8, distilled"] = to_flexible(made.quantized.network, images)
     remarks["int8, distilled"] = (
-        f"epoch {made.log.chosen_epoch} of {args.int8_epochs}, rate {made.log.learning_rate:.2g}, "
+        f"{_kept(made.log, args.int8_epochs)}, rate {made.log.learning_rate:.2g}, "
         f"validation {made.before:.3g} → {made.after:.3g}, {made.log.seconds:.0f} s"
     )
     if args.more:
@@ -115,10 +117,10 @@ def measure(name: str, macs: float, args: argparse.Namespace) -> list[Row]:
         longer = obo.distill(start, data, teacher=network, epochs=epochs)
         key = "int8, closed forms, longer in float32"
         files[key] = to_flexible(quantize(longer.model, images).network, images)
-        remarks[key] = f"{epochs} epochs"
+        remarks[key] = _kept(longer.log, epochs)
     ratios = times(files, images[:1], "onnxruntime")
     inputs, targets = test_part(name, whole)
-    exact = outputs_of_file(files["original"], inputs)
+    exact = outputs_of_file(files["float32"], inputs)
     return [
         Row(
             network=name,
@@ -131,6 +133,10 @@ def measure(name: str, macs: float, args: argparse.Namespace) -> list[Row]:
         )
         for each, content in files.items()
     ]
+
+
+def _kept(log: TrainLog, epochs: int) -> str:
+    return f"epoch {log.chosen_epoch} of {epochs}"
 
 
 def scores(exact: Tensor, given: Tensor, targets: Tensor) -> dict[str, Any]:
