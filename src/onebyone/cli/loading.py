@@ -29,8 +29,9 @@ def load(
     needs_weights: bool,
     original: str | None = None,
     as_file: bool = False,
+    seed: int = 0,
 ) -> Loaded:
-    """Load a network.
+    """Load a network; the same command always gives the same one, also with random weights.
 
     Args:
         spec: What the command was given.
@@ -39,10 +40,12 @@ def load(
         needs_weights: Whether random weights are of no use.
         original: Of a run.
         as_file: Whether an ONNX file runs in its runtime; else its layers are read.
+        seed: Of random weights.
 
     Raises:
         WeightsError: If it would have random weights although ``needs_weights`` is set.
     """
+    from onebyone.core.randomness import seeded
     from onebyone.pipeline.loading import load_deployable, load_source
     from onebyone.pipeline.run_folder import is_run
     from onebyone.runtimes.files import is_network_file
@@ -56,7 +59,8 @@ def load(
     if needs_weights and weights is None and not is_network_file(spec):
         _check_has_weights(spec, model_options(options))
     loading = load_deployable if as_file else load_source
-    return loading(spec, weights=weights, **model_options(options))
+    with seeded(seed):
+        return loading(spec, weights=weights, **model_options(options))
 
 
 def _check_has_weights(spec: str, options: dict[str, Any]) -> None:

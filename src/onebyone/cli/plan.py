@@ -30,9 +30,9 @@ The plan is a small JSON file. It can be edited by hand and carried out by
 `onebyone shrink --plan FILE`.
 
 A plan has no --resume: it is written at its end, and a plan that is stopped
-leaves no file. Only the times of layers are kept, for the next plan. Shrink
-keeps each stage instead: --epochs 0 --out DIR makes and carries out a plan,
-and is resumed by --resume.
+leaves no file. Kept for the next plan are the times of layers and, once they
+are all measured, the options. Shrink keeps each stage: --epochs 0 --out DIR
+makes and carries out a plan, and is resumed by --resume.
 """
 
 
@@ -132,7 +132,12 @@ def _planned(args: argparse.Namespace) -> Plan:
     asked = settings_of(args, PlanSettings)
     PlanSettings(**asked)  # a typing error should not wait for the network and the data
     loaded = load(
-        args.model, args.weights, args.model_option, needs_weights=True, original=args.original
+        args.model,
+        args.weights,
+        args.model_option,
+        needs_weights=True,
+        original=args.original,
+        seed=args.seed,
     )
     device = device_of(args.device)
     data = data_of(args)

@@ -43,7 +43,12 @@ def run(args: argparse.Namespace) -> None:
 
     settings = run_settings(args, ShrinkSettings)
     loaded = load(
-        args.model, args.weights, args.model_option, needs_weights=True, original=args.original
+        args.model,
+        args.weights,
+        args.model_option,
+        needs_weights=True,
+        original=args.original,
+        seed=args.seed,
     )
     data = data_of(args)
     out = args.out or free_folder(loaded.source.name)

@@ -25,15 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train a network."""
     settings = run_settings(args, TrainRunSettings)
-    from onebyone.core.randomness import seeded
     from onebyone.pipeline.train import train_loaded
 
-    # New weights are drawn when the network is created, so it needs the seed too.
-    with seeded(args.seed):
-        loaded = load(
-            args.model, args.weights, args.model_option, needs_weights=False, original=args.original
-        )
-
+    loaded = load(
+        args.model,
+        args.weights,
+        args.model_option,
+        needs_weights=False,
+        original=args.original,
+        seed=args.seed,
+    )
     data = data_of(args)
     out = args.out or free_folder(loaded.source.name)
     with stoppable(out), progress("train") as update:
