@@ -326,6 +326,7 @@ KINDS: Mapping[str, Check] = {
     # files
     "checkpoint": OrNone(path),
     "folder": path,
+    "path": path,
     "original_weights": OrNone(path),
     "out": OrNone(path),
     "weights": OrNone(path),
