@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from onebyone.cli.arguments import FILE_HELP, add_input, add_measuring, add_model, add_output
-from onebyone.cli.loading import device_of, input_of, load
+from onebyone.cli.loading import device_of, input_of, load_asked
 from onebyone.cli.output import check_output, progress, show, write_record
 from onebyone.cli.values import whole
 
@@ -36,14 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Time a network in several runtimes."""
     check_output(args.out)
-    loaded = load(
-        args.model,
-        args.weights,
-        args.model_option,
-        needs_weights=False,
-        original=args.original,
-        as_file=True,
-    )
+    loaded = load_asked(args, needs_weights=False, as_file=True)
     given = input_of(args, loaded, batch=args.batch)
     from onebyone.profiling.bench import bench
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from onebyone.cli.arguments import DATA_HELP, add_model, add_output, add_task
-from onebyone.cli.loading import load, load_task
+from onebyone.cli.loading import load_asked, load_task
 from onebyone.cli.output import check_output, free_folder, progress, say, show
 from onebyone.cli.values import shape, whole
 from onebyone.core.errors import OptionError
@@ -58,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Explain images."""
     check_output(args.out)
-    loaded = load(
-        args.model, args.weights, args.model_option, needs_weights=True, original=args.original
-    )
+    loaded = load_asked(args, needs_weights=True)
     from onebyone.explaining import explain
     from onebyone.explaining.images import PAGE
 

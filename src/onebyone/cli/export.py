@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onebyone.cli.arguments import add_input, add_json, add_model
-from onebyone.cli.loading import input_of, input_size, load
+from onebyone.cli.loading import input_of, input_size, load, load_asked
 from onebyone.cli.output import check_output, progress, say, show
 from onebyone.core.data_names import DATA_NAMES
 from onebyone.core.errors import OneByOneError, OptionError
@@ -64,9 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export a network."""
     check_output(args.out)
-    loaded = load(
-        args.model, args.weights, args.model_option, needs_weights=True, original=args.original
-    )
+    loaded = load_asked(args, needs_weights=True)
     from onebyone.core.records import RunRecord
     from onebyone.data import load_data
     from onebyone.pipeline.exporting import export

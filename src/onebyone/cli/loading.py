@@ -63,6 +63,19 @@ def load(
         return loading(spec, weights=weights, **model_options(options))
 
 
+def load_asked(args: argparse.Namespace, *, needs_weights: bool, as_file: bool = False) -> Loaded:
+    """Load the one network of a command by its arguments, as :func:`load` does."""
+    return load(
+        args.model,
+        args.weights,
+        args.model_option,
+        needs_weights=needs_weights,
+        original=args.original,
+        as_file=as_file,
+        seed=getattr(args, "seed", 0),
+    )
+
+
 def _check_has_weights(spec: str, options: dict[str, Any]) -> None:
     """Check that a network has weights if none are given.
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from onebyone.cli.arguments import add_data, add_input, add_model, add_output
-from onebyone.cli.loading import data_of, device_of, input_of, load, settings_of
+from onebyone.cli.loading import data_of, device_of, input_of, load_asked, settings_of
 from onebyone.cli.options import add_settings, group, offered
 from onebyone.cli.output import check_output, progress, show, write_record
 from onebyone.core.errors import OptionError
@@ -108,9 +108,7 @@ def _uniform(args: argparse.Namespace) -> Plan:
     for name, given in asked.items():
         if given:
             raise OptionError(f"{name} does not go with --ranks, which needs no data.")
-    loaded = load(
-        args.model, args.weights, args.model_option, needs_weights=False, original=args.original
-    )
+    loaded = load_asked(args, needs_weights=False)
     from onebyone.planning import uniform_plan
 
     given = input_of(args, loaded)
@@ -131,14 +129,7 @@ def _planned(args: argparse.Namespace) -> Plan:
 
     asked = settings_of(args, PlanSettings)
     PlanSettings(**asked)  # a typing error should not wait for the network and the data
-    loaded = load(
-        args.model,
-        args.weights,
-        args.model_option,
-        needs_weights=True,
-        original=args.original,
-        seed=args.seed,
-    )
+    loaded = load_asked(args, needs_weights=True)
     device = device_of(args.device)
     data = data_of(args)
     calibration = drawn_for(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from onebyone.cli.arguments import add_input, add_measuring, add_model, add_output
-from onebyone.cli.loading import device_of, input_of, load, runtimes_of
+from onebyone.cli.loading import device_of, input_of, load_asked, runtimes_of
 from onebyone.cli.output import check_output, progress, show, write_record
 
 EPILOG = """examples:
@@ -30,9 +30,7 @@ def run(args: argparse.Namespace) -> None:
     """Profile a network."""
     check_output(args.out)
     runtimes = runtimes_of(args.runtimes)
-    loaded = load(
-        args.model, args.weights, args.model_option, needs_weights=False, original=args.original
-    )
+    loaded = load_asked(args, needs_weights=False)
     given = input_of(args, loaded, batch=args.batch)
     from onebyone.profiling import profile
 

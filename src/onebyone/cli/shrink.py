@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onebyone.cli.arguments import add_run
-from onebyone.cli.loading import data_of, load, run_settings
+from onebyone.cli.loading import data_of, load_asked, run_settings
 from onebyone.cli.output import free_folder, progress, say, show, stoppable
 from onebyone.core.settings.runs import ShrinkSettings
 
@@ -42,14 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from onebyone.pipeline.shrink import shrink_loaded
 
     settings = run_settings(args, ShrinkSettings)
-    loaded = load(
-        args.model,
-        args.weights,
-        args.model_option,
-        needs_weights=True,
-        original=args.original,
-        seed=args.seed,
-    )
+    loaded = load_asked(args, needs_weights=True)
     data = data_of(args)
     out = args.out or free_folder(loaded.source.name)
     with stoppable(out), progress("shrink") as update:

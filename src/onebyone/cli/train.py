@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from onebyone.cli.arguments import add_run
-from onebyone.cli.loading import data_of, load, run_settings
+from onebyone.cli.loading import data_of, load_asked, run_settings
 from onebyone.cli.output import free_folder, progress, say, show, stoppable
 from onebyone.core.settings.runs import TrainRunSettings
 
@@ -27,14 +27,7 @@ def run(args: argparse.Namespace) -> None:
     settings = run_settings(args, TrainRunSettings)
     from onebyone.pipeline.train import train_loaded
 
-    loaded = load(
-        args.model,
-        args.weights,
-        args.model_option,
-        needs_weights=False,
-        original=args.original,
-        seed=args.seed,
-    )
+    loaded = load_asked(args, needs_weights=False)
     data = data_of(args)
     out = args.out or free_folder(loaded.source.name)
     with stoppable(out), progress("train") as update:

@@ -443,11 +443,14 @@ def outputs_of_modules(network: nn.Module, names: Sequence[str]) -> Iterator[dic
 
 @contextmanager
 def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    """Yield a network with modules in the places of those of their names, and put these back.
+    """Put modules in the places of those of the same names, and put the old ones back at the end.
 
     Args:
-        network: Changed while in this context. If one name is empty, its module is yielded instead.
+        network: Changed while in this context.
         modules: By name. They take over the mode of those that they replace.
+
+    Yields:
+        The network; if a name is empty, the module of that name in its place.
     """
     own = {name: module_at(network, name) for name in modules}
     changed = network

@@ -94,7 +94,7 @@ def load_source(
     if is_run(spec):
         return _load_run(Path(spec), weights, _Named(original, options))
     if is_network_file(spec):
-        _check_own_weights(spec, weights=weights, original=original)
+        _check_nothing_beside(spec, weights=weights, original=original)
         return _read_layers(Path(spec), options)
     if why_no_folder(Path(spec)) is None:
         raise RecordError(
@@ -123,14 +123,14 @@ def load_deployable(
     """Return a network like :func:`load_source`, but a file as it runs in its runtime."""
     if is_run(spec) or not is_network_file(spec):
         return load_source(spec, weights=weights, original=original, **options)
-    _check_own_weights(spec, weights=weights, original=original, options=options)
+    _check_nothing_beside(spec, weights=weights, original=original, options=options)
     network = FileNetwork(spec)
     source = ModelSource(name=network.path.name, spec=str(spec))
     return Loaded(model=network, source=source, inputs=network.inputs)
 
 
-def _check_own_weights(spec: str | Path, **given: object) -> None:
-    """Check that nothing is given for a file that it has itself.
+def _check_nothing_beside(spec: str | Path, **given: object) -> None:
+    """Check that nothing is given beside a file that has it already.
 
     Raises:
         OptionError: If anything is.

@@ -103,8 +103,8 @@ class RunFolder:
         if self._replaces:
             if self._keeps_earlier and record.plan is None and record.status.stage in _PREPARING:
                 return
-            self.remove(CHECKPOINT, ONE_SHOT, ORIGINAL, PLAN, WEIGHTS, REPORT, EPOCHS, LOG)
-            self.remove(INT8_CHECKPOINT, INT8_EPOCHS)
+            self.remove(CHECKPOINT, INT8_CHECKPOINT, ONE_SHOT, ORIGINAL, PLAN, WEIGHTS, REPORT)
+            self.remove(EPOCHS, INT8_EPOCHS, LOG)
             shutil.rmtree(self.file(DEPLOYED), ignore_errors=True)
             self._replaces = False
         if record.plan is not None:

@@ -22,8 +22,8 @@ from onebyone.planning.probes import Counts
 LOGGER = logging.getLogger("onebyone.run")  # that of pipeline.run, whose lines commands show
 # Examples of the pass whose time tells how fast the network runs.
 TIMED_EXAMPLES = 32
-# Seconds for the closed forms of a layer's options, besides what grows with its size: much of it is
-# Python. And how often the cube of the input values of a kernel its decompositions cost.
+# The closed forms of a layer's options take about so many seconds, however small it is, and as many
+# MACs as this number times the cube of its kernel's input values.
 SECONDS_A_LAYER = 0.35
 CUBES = 20
 # Passes take longer than their layers' MACs alone: hooks and copies of activations.
@@ -61,7 +61,7 @@ def survey_macs(
     return total
 
 
-def tell(
+def tell_seconds(
     network: nn.Module,
     layers: Mapping[str, LayerCost],
     names: Sequence[str],

@@ -22,7 +22,7 @@ from onebyone.core.processes import gathered, is_mine
 from onebyone.core.records import Cost, LayerCost, Option, Step
 from onebyone.core.settings.planning import Effort
 from onebyone.networks.surgery import module_at
-from onebyone.planning.estimate import LOGGER, tell
+from onebyone.planning.estimate import LOGGER, tell_seconds
 from onebyone.planning.groups import GroupProblems, GroupSite, judged
 from onebyone.planning.harm import Measured, SiteHarms, pooled_harms
 from onebyone.planning.probes import Counts, Probes
@@ -130,7 +130,7 @@ class Surveyor:
             return self._kernel_options(names, reasons)
         counts = Counts.of(self.layers, names, len(self.data), self._effort)
         readers = [site.group.readers[0] for site in self.groups]
-        tell(self.network, self.layers, names, counts, readers, data=self.data)
+        tell_seconds(self.network, self.layers, names, counts, readers, data=self.data)
         batches, examples = self.data.batches, len(self.data)
         moments = collect(self.network, names, batches, examples=examples, enough=TO_COMPARE)
         metrics = curvature_of(self.network, names, self.data, self._macs(), self.meaning)

@@ -92,7 +92,7 @@ class ShrinkSettings(RunSettings, TeacherSettings, ChoiceSettings):
             is nearer to the teacher. The teacher is the original; where labels have a weight, the
             network before it was quantized.
         learning_rate: The highest learning rate of the distillation. By default several are tried
-            and the best is used. That in int8 always tries its own.
+            and the best is used. The distillation in int8 always tries rates of its own.
         calibration_examples: Number of training inputs, without labels, that weights are fitted
             on. By default 1,024, or more for a cheap network with a wide linear layer.
     """

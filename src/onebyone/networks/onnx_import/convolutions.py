@@ -72,6 +72,11 @@ class _Window:
         pairs = reversed(list(zip(self.before, self.after, strict=True)))
         return [pad for pair in pairs for pad in pair]
 
+    @property
+    def takes_own_pads(self) -> bool:
+        """Whether torch's pooling takes these pads: at most half of the kernel."""
+        return all(2 * pad <= size for pad, size in zip(self.before, self.kernel, strict=True))
+
     def padded(self, b: GraphBuilder, node: OnnxNode, x: Any, value: float = 0.0) -> Any:
         """Add what a layer's own padding cannot do; the layer then pads ``self.before``."""
         if self.same:
@@ -214,8 +219,7 @@ def _max_pool(b: GraphBuilder, node: OnnxNode, x: Any) -> Any:
     indices = len(node.outputs) > 1 and bool(node.outputs[1])
     if indices:
         raise Refused("it returns the positions of the maxima, which is not supported")
-    half = all(2 * pad <= size for pad, size in zip(window.before, window.kernel, strict=True))
-    if half:
+    if window.takes_own_pads:
         x = window.padded(b, node, x, -math.inf)
     else:
         pads, window.before = window.pads, [0] * window.rank
@@ -241,8 +245,7 @@ def _average_pool(b: GraphBuilder, node: OnnxNode, x: Any) -> Any:
     ceil = bool(node.attributes.get("ceil_mode", 0))
     counted = bool(node.attributes.get("count_include_pad", 0))
     even = not window.same and window.before == window.after
-    half = all(2 * pad <= size for pad, size in zip(window.before, window.kernel, strict=True))
-    if even and half:
+    if even and window.takes_own_pads:
         return b.module(
             node,
             lambda: _AVERAGE_POOLS[window.rank](
