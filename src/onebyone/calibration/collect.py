@@ -17,7 +17,8 @@ from onebyone.calibration.resumed_pass import Reached
 from onebyone.core import processes
 from onebyone.core.errors import DataError
 from onebyone.core.tensor_trees import Inputs, batch_size, first_examples, sliced
-from onebyone.networks.surgery import evaluation_copy, hooks_removed, run
+from onebyone.networks.held import to_run
+from onebyone.networks.surgery import hooks_removed, run
 from onebyone.profiling.trace import trace_layers
 
 
@@ -40,7 +41,7 @@ def collect(
         examples: Number of examples. If given, large maps are sampled; else every position counts.
         enough: How many rows a wide layer needs.
     """
-    network = evaluation_copy(model)
+    network = to_run(model)
     generator = torch.Generator().manual_seed(0)
     sums = {
         name: LayerSum(network.get_submodule(name), examples, generator, enough=enough, name=name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from onebyone.core.processes import on_main
 from onebyone.core.tensor_trees import batch_size, map_tensors
 from onebyone.networks.conv_layers import output_rows
 from onebyone.networks.gradients import backward
+from onebyone.networks.held import to_run
 from onebyone.networks.outputs import Outputs, check_finite_outputs, comparable
-from onebyone.networks.surgery import call, evaluation_copy, hooks_removed, in_evaluation_mode, run
+from onebyone.networks.surgery import call, hooks_removed, in_evaluation_mode, run
 
 # The curvature needs a forward and a backward pass with gradients of activations only: twice the
 # MACs of a forward pass. A few hundred examples are enough; this limit allows them.
@@ -81,9 +83,7 @@ def output_curvature(
     Raises:
         ModelError: If an output is not finite; names the first layer that gives such values.
     """
-    network = evaluation_copy(model)
-    for parameter in network.parameters():
-        parameter.requires_grad = False
+    network = to_run(model)
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
 
@@ -104,7 +104,7 @@ def output_curvature(
 
     handles = [network.get_submodule(n).register_forward_hook(watch(n)) for n in names]
     examples = 0
-    with hooks_removed(handles), torch.enable_grad():
+    with _weights_fixed(network), hooks_removed(handles), torch.enable_grad():
         for inputs in batches():
             count = batch_size(inputs)
             given = comparable(call(network, map_tensors(_tracked, inputs)), network, count)
@@ -115,6 +115,19 @@ def output_curvature(
                 return {}
             examples += count
     return {name: total / examples for name, total in sums.items()}
+
+
+@contextmanager
+def _weights_fixed(network: nn.Module) -> Iterator[None]:
+    """Take the gradients of activations only in this context."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad = False
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
 
 
 def _tracked(tensor: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from onebyone.core.task import TASKS, UNKNOWN, Task, find_task
 from onebyone.core.tensor_trees import batch_size
 from onebyone.data import Data, Split
 from onebyone.networks.halving import Halving
+from onebyone.networks.held import any_to_run
 from onebyone.networks.outputs import Outputs, check_finite_outputs, comparable, paired, the_one
-from onebyone.networks.surgery import as_network, copy_to_run, in_type_of
+from onebyone.networks.surgery import as_network, in_type_of
 
 # The number of examples to inspect outputs on.
 LOOKED_AT = 64
@@ -153,7 +154,7 @@ def look_at(model: nn.Module, data: Any, *, device: torch.device | str = "cpu") 
         ModelError: If the network cannot be run, or its outputs are not finite.
         DataError: If there is no example.
     """
-    network = copy_to_run(as_network(model, scripted=True), device=device)
+    network = any_to_run(as_network(model, scripted=True), device=device)
     split = getattr(data, "split", data)  # calibration data has one
     part = split.take(LOOKED_AT, 0) if isinstance(split, Split) else split
     inputs, targets = [], []

@@ -25,8 +25,9 @@ from onebyone.data import Data, as_split
 from onebyone.evaluation.batch_scores import LIKENESS, Scoring
 from onebyone.evaluation.statistics import AGREEMENT, Array, Scores
 from onebyone.networks.halving import Halving
+from onebyone.networks.held import any_to_run
 from onebyone.networks.outputs import Outputs, check_finite_outputs, comparable, the_one
-from onebyone.networks.surgery import as_device, as_network, copy_to_run, in_type_of
+from onebyone.networks.surgery import as_device, as_network, in_type_of
 
 
 @runtime_checkable
@@ -219,7 +220,7 @@ def score(
 
 def copies_to_score(models: Sequence[nn.Module], device: torch.device | str) -> list[nn.Module]:
     """Return copies of networks on a device, which serve for any number of splits."""
-    return [copy_to_run(as_network(model, scripted=True), device=device) for model in models]
+    return [any_to_run(as_network(model, scripted=True), device=device) for model in models]
 
 
 def check_scorable(

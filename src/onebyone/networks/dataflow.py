@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.core.errors import ModelError
 from onebyone.core.tensor_trees import Inputs, fresh, tensors_in
+from onebyone.networks.held import to_run
 from onebyone.networks.stand_ins import stand_ins
-from onebyone.networks.surgery import evaluation_copy, hooks_removed, run
+from onebyone.networks.surgery import hooks_removed, run
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ def find_neighbours(model: nn.Module, inputs: Inputs) -> Neighbours:
     Raises:
         ModelError: If the network cannot be copied or run on these inputs.
     """
-    return neighbours_in(evaluation_copy(model), inputs)
+    return neighbours_in(to_run(model), inputs)
 
 
 def neighbours_in(network: nn.Module, inputs: Inputs) -> Neighbours:

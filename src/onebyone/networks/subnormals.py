@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 # For each type: the integer type of the same size, and the bits of exponent and fraction. The bits
 from onebyone.core.tensor_trees import Inputs, tensors_in
-from onebyone.networks.surgery import copy_beside, hooks_removed, run
+from onebyone.networks.held import to_run_beside
+from onebyone.networks.surgery import hooks_removed, run
 
 # For each type: the integer type of the same size, and the bits of exponent and fraction. The bits
 # are checked because a process that flushes subnormals compares them as zero. float16 is left out:
@@ -107,7 +108,7 @@ def subnormal_activations(model: nn.Module, inputs: Inputs) -> dict[str, int]:
     Raises:
         ModelError: If the network cannot be run on them.
     """
-    network = copy_beside(model, inputs)
+    network = to_run_beside(model, inputs)
     counts: dict[str, int] = {}
 
     def look(name: str) -> Any:

@@ -130,21 +130,6 @@ def in_evaluation_mode(model: nn.Module, *, device: torch.device | str = "cpu") 
     return model
 
 
-def copy_to_run(model: nn.Module, *, device: torch.device | str = "cpu") -> nn.Module:
-    """Return a copy of a user's network to run, because a network may modify itself as it runs.
-
-    A network that cannot be copied, such as one that holds a session of another runtime, is
-    returned itself if it is in evaluation mode.
-
-    Raises:
-        ModelError: As :func:`evaluation_copy`, if it is not.
-    """
-    try:
-        return evaluation_copy(model, device=device)
-    except ModelError:
-        return in_evaluation_mode(model, device=device)
-
-
 def as_device(device: torch.device | str) -> torch.device:
     """Return a device by its name.
 
@@ -165,11 +150,6 @@ def as_device(device: torch.device | str) -> torch.device:
 def home_of(model: nn.Module) -> torch.device:
     """Return the device of a network's first parameter; the CPU if it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def copy_beside(model: nn.Module, inputs: Inputs) -> nn.Module:
-    """Return a deep copy in evaluation mode, on the device of the inputs."""
-    return evaluation_copy(model, device=device_of(inputs))
 
 
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
@@ -386,7 +366,7 @@ def first_nonfinite_layer(model: nn.Module, inputs: Inputs) -> str | None:
     Raises:
         ModelError: If the network cannot be copied or run on these inputs.
     """
-    network = copy_beside(model, inputs)
+    network = evaluation_copy(model, device=device_of(inputs))
     found: list[str] = []
 
     def watch(name: str) -> Any:

@@ -19,6 +19,7 @@ from onebyone.core.tensor_trees import Inputs, to_device
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import Data
 from onebyone.evaluation.scores import check_scorable
+from onebyone.networks.held import held
 from onebyone.networks.surgery import (
     as_network,
     check_finite,
@@ -96,10 +97,17 @@ def shrink_loaded(
     examples = read_data(data, settings)
     if precision != "float32":
         examples.inputs.single("Int8")
-    original = evaluation_copy(network, device="cpu")
-    own = settings.task if settings.task is not None else examples.task
     if settings.plan is not None:
         _check_size(settings.plan, examples)
+    original = evaluation_copy(network, device="cpu")
+    with held(original, _shown(original, examples)):
+        return _from_copy(original, source, examples, settings)
+
+
+def _from_copy(
+    original: nn.Module, source: ModelSource, examples: Data, settings: ShrinkSettings
+) -> Shrunk:
+    own = settings.task if settings.task is not None else examples.task
     meaning = meaning_of_run(original, source, examples, settings, own)
     if settings.plan is not None and not meaning.info().known:
         own = planned_task(settings.plan.task, own)
@@ -129,6 +137,13 @@ def _shrunk(run: Run, original: nn.Module, examples: Data, settings: ShrinkSetti
             run.keep(profile_before=run.profile(original))
     else:
         original = _without_subnormals(original, examples)
+    with held(original, _shown(original, examples)):
+        return _from_profiled(run, original, examples, settings)
+
+
+def _from_profiled(
+    run: Run, original: nn.Module, examples: Data, settings: ShrinkSettings
+) -> Shrunk:
     calibration = drawn_for(
         original,
         examples.train,
@@ -147,7 +162,7 @@ def _shrunk(run: Run, original: nn.Module, examples: Data, settings: ShrinkSetti
     with run.stage("apply"):
         small = _applied(run, original, chosen, calibration, settings=settings, data=examples)
     if run.record.one_shot is None:
-        with run.stage("one-shot"):
+        with run.stage("one-shot"), held(small, _shown(small, examples)):
             run.on_main(lambda: measure_one_shot(run, original, small, examples))
     if settings.epochs:
         with run.stage("distil"):
@@ -173,7 +188,7 @@ def _shrunk(run: Run, original: nn.Module, examples: Data, settings: ShrinkSetti
 
 
 def _compared(run: Run, original: nn.Module, small: nn.Module, data: Data) -> None:
-    with run.stage("compare"):
+    with run.stage("compare"), held(small, _shown(small, data)):
         compare_both(run, original, small, data)
 
 

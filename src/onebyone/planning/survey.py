@@ -21,6 +21,7 @@ from onebyone.core.records import Cost, LayerCost, LeftAlone, Option
 from onebyone.core.settings.planning import Effort
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples
 from onebyone.networks.channel_groups import ChannelGroup
+from onebyone.networks.held import held
 from onebyone.networks.surgery import evaluation_copy, floating_type
 from onebyone.networks.weight_bytes import weight_bytes
 from onebyone.planning.applicability import HEAD, reasons
@@ -168,54 +169,59 @@ def survey(
             site = None
         else:
             network, exact = changed, exact_option(site)
-    costs = original if network is base else trace_layers(network, example)
-    why = reasons(network, example, costs, leave)
-    if known is not None and meaning is None:
-        meaning = meaning_of(base, known, device=known.device)
-    surveyor = Surveyor(
-        network, known, meaning, costs.layers, progress, every_form=every_form, effort=effort
-    )
-    gap = site if known is not None and head_choice in ("auto", "gap") else None
-    inside: tuple[str, ...] = ()
-    if gap is not None:
-        inside = tuple(layer.name for layer in costs.layers if _is_inside(layer.name, gap))
-    # With an averaging head in any case, the old one's layers are no sites.
-    forced, gone = ((gap.name,), inside) if gap is not None and head_choice == "gap" else ((), ())
-    out = {*why, *gone}
-    names = [layer.name for layer in costs.layers if layer.macs and layer.name not in out]
-    surveyor.steps = len(names) + (gap is not None)
-    if known is not None and with_groups:
-        surveyor.groups = group_sites(network, example, surveyor.layers, free=names, leave=leave)
-
-    def found(of_layers: Iterable[Option], of_head: Iterable[Option]) -> Survey:
-        return Survey(
-            network=network,
-            exact=exact,
-            exact_asked=head_choice == "exact",
-            options=(*of_layers, *of_head),
-            left_alone=(*notes, *(LeftAlone(site=n, reason=r) for n, r in why.items())),
-            before=before,
-            forced=forced,
-            layers=costs.layers,
-            head=site,
-            meaning=meaning,
-            groups=tuple(site.group for site in surveyor.groups),
+    with held(base, example), held(network, example):
+        costs = original if network is base else trace_layers(network, example)
+        why = reasons(network, example, costs, leave)
+        if known is not None and meaning is None:
+            meaning = meaning_of(base, known, device=known.device)
+        surveyor = Surveyor(
+            network, known, meaning, costs.layers, progress, every_form=every_form, effort=effort
         )
-
-    heads = [] if gap is None else gap_options(gap, inside)
-    if check is not None:
-        counted = [option for name in names for option in surveyor.counted_options(name)]
-        counted += [option for group in surveyor.groups for option in group.options]
-        check(found(counted, heads))
-    settings = {"effort": effort, "every form": every_form, "layers": names}
-    keeper = None if folder is None else _keeper(folder, surveyor, known, settings)
-    of_layers = _of_layers(surveyor, names, why, keeper)
-    if gap is not None:
-        heads, more = on_main(
-            partial(_fitted_heads, surveyor, heads, gap, base, example, choice=head_choice)
+        gap = site if known is not None and head_choice in ("auto", "gap") else None
+        inside: tuple[str, ...] = ()
+        if gap is not None:
+            inside = tuple(layer.name for layer in costs.layers if _is_inside(layer.name, gap))
+        # With an averaging head in any case, the old one's layers are no sites.
+        forced, gone = (
+            ((gap.name,), inside) if gap is not None and head_choice == "gap" else ((), ())
         )
-        notes += more
-    return found(of_layers, heads)
+        out = {*why, *gone}
+        names = [layer.name for layer in costs.layers if layer.macs and layer.name not in out]
+        surveyor.steps = len(names) + (gap is not None)
+        if known is not None and with_groups:
+            surveyor.groups = group_sites(
+                network, example, surveyor.layers, free=names, leave=leave
+            )
+
+        def found(of_layers: Iterable[Option], of_head: Iterable[Option]) -> Survey:
+            return Survey(
+                network=network,
+                exact=exact,
+                exact_asked=head_choice == "exact",
+                options=(*of_layers, *of_head),
+                left_alone=(*notes, *(LeftAlone(site=n, reason=r) for n, r in why.items())),
+                before=before,
+                forced=forced,
+                layers=costs.layers,
+                head=site,
+                meaning=meaning,
+                groups=tuple(site.group for site in surveyor.groups),
+            )
+
+        heads = [] if gap is None else gap_options(gap, inside)
+        if check is not None:
+            counted = [option for name in names for option in surveyor.counted_options(name)]
+            counted += [option for group in surveyor.groups for option in group.options]
+            check(found(counted, heads))
+        settings = {"effort": effort, "every form": every_form, "layers": names}
+        keeper = None if folder is None else _keeper(folder, surveyor, known, settings)
+        of_layers = _of_layers(surveyor, names, why, keeper)
+        if gap is not None:
+            heads, more = on_main(
+                partial(_fitted_heads, surveyor, heads, gap, base, example, choice=head_choice)
+            )
+            notes += more
+        return found(of_layers, heads)
 
 
 def _keeper(

@@ -11,7 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onebyone.core.tensor_trees import Inputs, fresh, tensors_in
-from onebyone.networks.surgery import copy_beside, run
+from onebyone.networks.held import to_run_beside
+from onebyone.networks.surgery import run
 
 
 @dataclass
@@ -93,7 +94,7 @@ def peak_activation_bytes(model: nn.Module, inputs: Inputs) -> int:
         >>> peak_activation_bytes(chain, torch.zeros(1, 3, 5, 7))  # 4 bytes × (8 + 8) × 5 × 7
         2240
     """
-    network = copy_beside(model, inputs)
+    network = to_run_beside(model, inputs)
     weights = {_address(tensor) for tensor in (*network.parameters(), *network.buffers())}
     lifetimes = _Lifetimes(weights)
     inputs = fresh(inputs)

@@ -9,6 +9,7 @@ from torch import nn
 
 from onebyone.core.records import Subnormals
 from onebyone.core.tensor_trees import Inputs, batch_size, device_of, to_device
+from onebyone.networks.held import to_run_beside
 from onebyone.networks.subnormals import (
     count_near,
     count_subnormals,
@@ -16,7 +17,7 @@ from onebyone.networks.subnormals import (
     flush_in_place,
     subnormal_activations,
 )
-from onebyone.networks.surgery import copy_beside, copy_network, run
+from onebyone.networks.surgery import copy_network, run
 from onebyone.profiling.latency import interleave
 from onebyone.runtimes import difference, find_runtime, outputs_of
 
@@ -56,8 +57,8 @@ def without_subnormals(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Sub
         return model, None
     flushed = copy_network(model)
     flush_in_place(flushed)
-    reference = outputs_of(run(copy_beside(model, inputs), inputs))
-    outputs = outputs_of(run(copy_beside(flushed, inputs), inputs))
+    reference = outputs_of(run(to_run_beside(model, inputs), inputs))
+    outputs = outputs_of(run(to_run_beside(flushed, inputs), inputs))
     error = difference(reference, outputs).relative
     coarse = any(str(p.dtype) == "torch.bfloat16" for p in model.parameters())
     record = Subnormals(

@@ -19,11 +19,9 @@ from onebyone.core.records import Cost, LayerCost, Timing
 from onebyone.core.rounds import limited
 from onebyone.core.shared_state import SharedChange
 from onebyone.core.tensor_trees import Inputs, batch_size, device_of, fresh, tensors_in
-from onebyone.networks.copies import runs_alone
+from onebyone.networks.held import copy_runs_alone, to_run, to_run_beside
 from onebyone.networks.surgery import (
     call,
-    copy_beside,
-    evaluation_copy,
     hooks_removed,
     run,
     writes_into_inputs,
@@ -123,7 +121,7 @@ def trace_layers(model: nn.Module, inputs: Inputs) -> LayerCosts:
     Raises:
         ModelError: If the network cannot be copied or run on these inputs.
     """
-    network = copy_beside(model, inputs)
+    network = to_run_beside(model, inputs)
     trace = _Trace()
     handles: list[Any] = []
     for name, module in network.named_modules():
@@ -134,7 +132,12 @@ def trace_layers(model: nn.Module, inputs: Inputs) -> LayerCosts:
         )
         handles.append(module.register_forward_hook(_leaving(trace, name), always_call=True))
     given = fresh(inputs)  # before counting, so that the copying is not recorded
-    with hooks_removed(handles), _plain_attention(), runs_alone(model), _MacCounter(trace):
+    with (
+        hooks_removed(handles),
+        _plain_attention(),
+        copy_runs_alone(model, network),
+        _MacCounter(trace),
+    ):
         output = run(network, given, given_away=True)
     batch = batch_size(inputs)
     layers = _layer_costs(network, trace, batch)
@@ -267,7 +270,7 @@ def time_layers(
         The time of all calls of each layer in one pass, without the layers inside it.
     """
     device = device_of(inputs)
-    network = evaluation_copy(model, device=device)
+    network = to_run(model, device=device)
     wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
     # With one thread, all computing is in this thread. Its thread time does not include waits for a
     # processor.

@@ -23,6 +23,7 @@ from onebyone.core.records import Option, Plan
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples, only_tensor, to_device
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.networks.examples import example_of
+from onebyone.networks.held import held
 from onebyone.networks.layers import GlobalAverageHead
 from onebyone.networks.outputs import check_finite_outputs, floating_tensors
 from onebyone.networks.subnormals import flush_in_place
@@ -239,16 +240,17 @@ class _Work:
             self.advance(len(kept), " + ".join(kept[-1].rewrites))
         rest = options[len(kept) :]
         self.exact = self.exact and not rest
-        self.network = refitted(
-            self.network,
-            self.reference,
-            rest,
-            self.data,
-            meaning=self.meaning,
-            macs=self.macs,
-            advance=self.advance,
-            groups=groups,
-        )
+        with held(self.reference, self.witness):
+            self.network = refitted(
+                self.network,
+                self.reference,
+                rest,
+                self.data,
+                meaning=self.meaning,
+                macs=self.macs,
+                advance=self.advance,
+                groups=groups,
+            )
 
     def _change_head(self, option: Option) -> None:
         self.network = _first_step(self.network, option, self.example)

@@ -11,8 +11,9 @@ from torch import nn
 from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import ModelError
 from onebyone.data import Split
+from onebyone.networks.held import any_to_run, to_run
 from onebyone.networks.outputs import comparable
-from onebyone.networks.surgery import copy_to_run, evaluation_copy, home_of, in_type_of, run
+from onebyone.networks.surgery import home_of, in_type_of, run
 from onebyone.training.job import Trained
 
 DISTILL_RATE = 1e-3
@@ -144,9 +145,9 @@ def distances(
         split: The data; its labels are not used.
         device: Where to run. The default is the teacher's device.
     """
-    guide = evaluation_copy(teacher, device=device)
+    guide = to_run(teacher, device=device)
     place = device or home_of(guide)
-    each = [copy_to_run(student, device=place) for student in students]
+    each = [any_to_run(student, device=place) for student in students]
     totals = [0.0] * len(each)
     with torch.no_grad():
         for inputs, targets in split.batches(250, device=place):

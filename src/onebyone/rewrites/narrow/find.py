@@ -18,11 +18,11 @@ from onebyone.core.errors import ModelError, PlanError
 from onebyone.core.tensor_trees import Inputs
 from onebyone.networks.channel_groups import ChannelGroup, FoundGroups, channel_groups
 from onebyone.networks.conv_layers import kernel_of, set_kernel, shape_of, why_unknown
+from onebyone.networks.held import to_run
 from onebyone.networks.plain_layers import why_not_its_class
 from onebyone.networks.surgery import (
     aliases,
     copy_network,
-    evaluation_copy,
     module_at,
     parameter_owners,
     replaced,
@@ -42,7 +42,7 @@ def find(network: nn.Module, example: Inputs) -> FoundGroups:
     Raises:
         ModelError: If the network cannot be copied or run on the example.
     """
-    found = channel_groups(evaluation_copy(network), example)
+    found = channel_groups(to_run(network), example)
     reasons = dict(found.reasons)
     free = []
     names, owners = aliases(network), parameter_owners(network)

@@ -1,0 +1,144 @@
+"""Networks that nobody else holds, so that what only runs one of them needs no copy of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onebyone.core.errors import ModelError
+from onebyone.core.tensor_trees import Inputs, device_of
+from onebyone.networks.copies import MOST_OBJECTS, reached, runs_alone
+from onebyone.networks.surgery import evaluation_copy, in_evaluation_mode, run
+
+_HELD: ContextVar[tuple[nn.Module, ...]] = ContextVar("networks that onebyone holds", default=())
+_ATOMS = (str, bytes, int, float, complex, bool, type(None))
+
+
+@contextmanager
+def held(network: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """In this context, functions that only run this network run it itself instead of a copy.
+
+    They leave it as it was. A network that changes itself as it runs, such as one that keeps its
+    last features, is copied by each of them, as everywhere else.
+
+    Args:
+        network: A copy that the caller made and nobody else uses. Run once.
+        inputs: What to run it on.
+
+    Raises:
+        ModelError: If it does not run on them.
+    """
+    if _is_held(network) or _trains(network) or _changes(network, inputs):
+        yield
+        return
+    before = _HELD.set((*_HELD.get(), network))
+    try:
+        yield
+    finally:
+        _HELD.reset(before)
+
+
+def to_run(model: nn.Module, *, device: torch.device | str | None = None) -> nn.Module:
+    """Return a network to run: a copy in evaluation mode, or itself where it is held.
+
+    The caller must leave it as it was: hooks are removed, settings of parameters restored.
+
+    Args:
+        model: Not modified.
+        device: Where to run it. The default is where it is.
+
+    Raises:
+        ModelError: As :func:`evaluation_copy`.
+    """
+    if _is_held(model) and (device is None or _lies_on(model, torch.device(device))):
+        return model
+    return evaluation_copy(model, device=device)
+
+
+def to_run_beside(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """Return a network to run on the device of the inputs, as :func:`to_run`."""
+    return to_run(model, device=device_of(inputs))
+
+
+def any_to_run(model: nn.Module, *, device: torch.device | str = "cpu") -> nn.Module:
+    """Return a user's network to run, as :func:`to_run`, also one that cannot be copied.
+
+    Such a network, which may hold a session of another runtime, is returned itself if it is in
+    evaluation mode.
+
+    Raises:
+        ModelError: As :func:`evaluation_copy`, if it is not.
+    """
+    try:
+        return to_run(model, device=device)
+    except ModelError:
+        return in_evaluation_mode(model, device=device)
+
+
+@contextmanager
+def copy_runs_alone(model: nn.Module, copy: nn.Module) -> Iterator[None]:
+    """Check that nothing of a network is used while its copy runs, unless it is the copy."""
+    with nullcontext() if copy is model else runs_alone(model):
+        yield
+
+
+def _is_held(model: nn.Module) -> bool:
+    return any(model is network for network in _HELD.get()) and not _trains(model)
+
+
+def _trains(model: nn.Module) -> bool:
+    return any(module.training for module in model.modules())
+
+
+def _lies_on(model: nn.Module, device: torch.device) -> bool:
+    return all(t.device == device for t in (*model.parameters(), *model.buffers()))
+
+
+def _changes(network: nn.Module, inputs: Inputs) -> bool:
+    """Run a network once and return whether it is another one afterwards."""
+    before = _state(network)
+    run(network, inputs)
+    return before != _state(network)
+
+
+def _state(network: nn.Module) -> list[Any]:
+    """Return what tells whether a network has changed: its objects, their sizes, tensors' writes.
+
+    Objects are told apart by their ``id``. Those of the first state live on until the second is
+    taken, or the network has changed.
+    """
+    found: list[Any] = []
+    seen: set[int] = set()
+    waiting: deque[Any] = deque([vars(module) for module in network.modules()])
+    while waiting and len(seen) < MOST_OBJECTS:
+        value = waiting.popleft()
+        if isinstance(value, _ATOMS):
+            found.append(repr(value))
+            continue
+        found.append(id(value))
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            found += _written(value)
+        else:
+            parts = reached(value)
+            found.append(len(parts))
+            waiting += parts
+    return found
+
+
+def _written(tensor: Tensor) -> list[Any]:
+    """Return what changes when a tensor is written, also through its ``data``."""
+    if tensor.is_inference():
+        return [repr(tensor.sum())]
+    writes = tensor._version  # noqa: SLF001 - their number
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        return [writes]
+    return [writes, tensor.data_ptr(), repr(tensor.detach().sum())]
