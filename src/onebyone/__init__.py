@@ -6,7 +6,7 @@ It keeps the network's weights and proves the result on the user's own machine.
 from __future__ import annotations
 
 import importlib
-import random
+import sys
 from typing import TYPE_CHECKING, Any
 
 from onebyone.core.version import __version__
@@ -100,11 +100,13 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'onebyone' has no attribute {name!r}")
     # Packages that are imported on the way may draw from the caller's generator.
-    before = random.getstate()
+    random = sys.modules.get("random")
+    before = None if random is None else random.getstate()
     try:
         return getattr(importlib.import_module(f"onebyone.{_HOMES[name]}"), name)
     finally:
-        random.setstate(before)
+        if random is not None:
+            random.setstate(before)
 
 
 def __dir__() -> list[str]:

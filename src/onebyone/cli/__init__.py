@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import io
 import re
@@ -91,6 +90,8 @@ class _Parser(argparse.ArgumentParser):
         known, extra = super().parse_known_args(args, namespace)
         if extra and self._subparsers is None:
             flags = [flag for action in self._actions for flag in action.option_strings]
+            import difflib  # here, for a fast start
+
             close = difflib.get_close_matches(extra[0], flags, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             self.error(f"unrecognized argument {extra[0]!r}.{hint}")
@@ -213,6 +214,8 @@ def _unreadable(arguments: Sequence[str]) -> str:
 def _unknown_command(arguments: Sequence[str]) -> str:
     if not arguments or arguments[0].startswith("-") or arguments[0] in COMMANDS:
         return ""
+    import difflib  # here, for a fast start
+
     close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     names = ", ".join(COMMANDS)

@@ -13,22 +13,22 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from onebyone.core import torchrun
 from onebyone.core.errors import OneByOneError
 from onebyone.core.read_files import printable, reason_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FAULT = 70  # the exit status of a fault of onebyone, as in sysexits.h
 INTERRUPTED, TERMINATED = 130, 143
 TRACEBACK = "ONEBYONE_TRACEBACK"
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "onnx", "onnxruntime", "openvino")
-_OURS = Path(__file__).resolve().parents[1]
 # Torch's CPU allocator raises a plain RuntimeError, which only its message identifies.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 _SYSTEM = {
@@ -69,7 +69,7 @@ def guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
         return TERMINATED if ended else INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - this is the boundary
         if os.environ.get(TRACEBACK, "0") not in ("", "0"):
-            traceback.print_exception(error)
+            _print_traceback(error)
         words, status = _explain(error, arguments)
         if not getattr(error, "told", False):  # by another process that torchrun started
             _print(words)
@@ -103,7 +103,7 @@ def _open_output() -> None:
     """Make standard output accept any text: characters outside its encoding become JSON escapes."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     codecs.register_error("json", _as_in_json)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="json")
@@ -158,9 +158,13 @@ def _memory_words(error: BaseException) -> str:
 
 def _in_code_of_user(error: BaseException) -> str | None:
     """Return the line of the user's code where an error arose, or ``None``."""
+    import traceback
+    from pathlib import Path
+
+    ours = Path(__file__).resolve().parents[1]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         path = Path(frame.f_code.co_filename)
-        if _OURS in path.parents:
+        if ours in path.parents:
             return None
         if path.is_file() and not any(folder in path.parents for folder in _libraries()):
             return f"{path}, line {line}, in {frame.f_code.co_name}"
@@ -169,6 +173,7 @@ def _in_code_of_user(error: BaseException) -> str | None:
 
 def _libraries() -> Iterator[Path]:
     import sysconfig
+    from pathlib import Path
 
     for kind in ("stdlib", "platstdlib", "purelib", "platlib"):
         yield Path(sysconfig.get_path(kind))
@@ -179,7 +184,7 @@ def _fault_words(error: BaseException, arguments: Sequence[str]) -> str:
     try:
         file = _write_fault(error, arguments)
     except (OSError, ImportError, MemoryError):
-        traceback.print_exception(error)
+        _print_traceback(error)
         place = "the lines above"
     else:
         place = str(file)
@@ -196,6 +201,8 @@ def _write_fault(error: BaseException, arguments: Sequence[str]) -> Path:
     import platform
     import shlex
     import tempfile
+    import traceback
+    from pathlib import Path
 
     lines = [
         f"onebyone {_version('onebyone')}: {type(error).__name__}",
@@ -212,6 +219,12 @@ def _write_fault(error: BaseException, arguments: Sequence[str]) -> Path:
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(text)
     return Path(path)
+
+
+def _print_traceback(error: BaseException) -> None:
+    import traceback
+
+    traceback.print_exception(error)
 
 
 def _version(package: str) -> str:

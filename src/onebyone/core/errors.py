@@ -23,7 +23,6 @@ OneByOneError
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -51,6 +50,8 @@ class UnknownNameError(UsageError):
         self, kind: str, name: str, available: Iterable[str], *, listed: int = 12, why: str = ""
     ) -> None:
         names = sorted(set(available))
+        import difflib  # noqa: PLC0415 - for a fast start
+
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         hint = f" Did you mean {_either(close)}?" if close else ""
         shown = ", ".join(names[:listed]) + (", …" if len(names) > listed else "")
