@@ -13,10 +13,12 @@ from onebyone.evaluation.scores import score
 from onebyone.networks.channel_groups import channel_groups
 from onebyone.networks.dataflow import find_neighbours
 from onebyone.networks.hashing import hash_weights
-from onebyone.networks.held import any_to_run, held, to_run
+from onebyone.networks.held import any_to_run, forget_made, held, made_once, to_run
 from onebyone.networks.subnormals import subnormal_activations
 from onebyone.profiling.activation_memory import peak_activation_bytes
 from onebyone.profiling.trace import time_layers, trace_layers
+from onebyone.rewrites.equivalence import version_of
+from onebyone.rewrites.plain import why_not_plain
 from onebyone.training.rate_search import distances
 
 
@@ -152,3 +154,45 @@ def test_it_is_left_as_it_was_and_gives_what_copies_give():
     ]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not any(m.training for m in model.modules())
+
+
+def test_what_is_made_of_a_held_network_is_made_once():
+    model, made = network(), []
+
+    def make():
+        made.append(0)
+        return object()
+
+    assert made_once(model, "a", make) is not made_once(model, "a", make)
+    with held(model, images()):
+        first = made_once(model, "a", make)
+        assert made_once(model, "a", make) is first
+        assert made_once(model, "b", make) is not first
+        assert made_once(network(), "a", make) is not first
+        forget_made(model)
+        assert made_once(model, "a", make) is not first
+    assert len(made) == 6
+
+
+class Doubled(nn.Conv2d):
+    """Gives twice what a plain layer of its weights gives."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_the_proof_of_plain_layers_is_made_once_and_says_the_same():
+    model, example, names = network(), images(1), ["0", "3", "6"]
+    model[3] = Doubled(6, 4, 1).eval()
+    alone = [why_not_plain(model, example, [name]) for name in names]
+    assert [bool(found) for found in alone] == [False, True, False]
+    seen = []
+    with held(model, example):
+        version = version_of(model, example)
+        assert version_of(model, example) is version
+        version.network[0].register_forward_hook(lambda *_: seen.append(0))
+        assert why_not_plain(model, example, names) == alone[1]
+        runs = len(seen)
+        assert [why_not_plain(model, example, [name]) for name in names] == alone
+        assert 0 < runs == len(seen)
+    assert version_of(model, example) is not version

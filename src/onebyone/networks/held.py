@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,18 @@ from onebyone.core.tensor_trees import Inputs, device_of
 from onebyone.networks.copies import MOST_OBJECTS, reached, runs_alone
 from onebyone.networks.surgery import evaluation_copy, in_evaluation_mode, run
 
-_HELD: ContextVar[tuple[nn.Module, ...]] = ContextVar("networks that onebyone holds", default=())
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A held network, and what was made of it."""
+
+    network: nn.Module
+    made: dict[Hashable, Any] = field(default_factory=dict)
+
+
+_HELD: ContextVar[tuple[_Held, ...]] = ContextVar("networks that onebyone holds", default=())
 _ATOMS = (str, bytes, int, float, complex, bool, type(None))
 
 
@@ -37,7 +49,7 @@ def held(network: nn.Module, inputs: Inputs) -> Iterator[None]:
     if _is_held(network) or _trains(network) or _changes(network, inputs):
         yield
         return
-    before = _HELD.set((*_HELD.get(), network))
+    before = _HELD.set((*_HELD.get(), _Held(network)))
     try:
         yield
     finally:
@@ -88,8 +100,32 @@ def copy_runs_alone(model: nn.Module, copy: nn.Module) -> Iterator[None]:
         yield
 
 
+def made_once(network: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
+    """Return what ``make`` gives for a network; of a held network, what it gave the first time.
+
+    Args:
+        network: Not changed while it is held, once something was made of it.
+        key: Says what is made.
+        make: Makes it.
+    """
+    for each in _HELD.get():
+        if each.network is network:
+            if key not in each.made:
+                each.made[key] = make()
+            made: T = each.made[key]
+            return made
+    return make()
+
+
+def forget_made(network: nn.Module) -> None:
+    """Free the memory of all that :func:`made_once` made of a network."""
+    for each in _HELD.get():
+        if each.network is network:
+            each.made.clear()
+
+
 def _is_held(model: nn.Module) -> bool:
-    return any(model is network for network in _HELD.get()) and not _trains(model)
+    return any(model is each.network for each in _HELD.get()) and not _trains(model)
 
 
 def _trains(model: nn.Module) -> bool:

@@ -21,7 +21,7 @@ from onebyone.core.records import Cost, LayerCost, LeftAlone, Option
 from onebyone.core.settings.planning import Effort
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples
 from onebyone.networks.channel_groups import ChannelGroup
-from onebyone.networks.held import held
+from onebyone.networks.held import forget_made, held
 from onebyone.networks.surgery import evaluation_copy, floating_type
 from onebyone.networks.weight_bytes import weight_bytes
 from onebyone.planning.applicability import HEAD, reasons
@@ -192,6 +192,7 @@ def survey(
             surveyor.groups = group_sites(
                 network, example, surveyor.layers, free=names, leave=leave
             )
+        forget_made(network)  # a copy in float64
 
         def found(of_layers: Iterable[Option], of_head: Iterable[Option]) -> Survey:
             return Survey(

@@ -23,7 +23,7 @@ from onebyone.core.records import Option, Plan
 from onebyone.core.tensor_trees import Inputs, device_of, first_examples, only_tensor, to_device
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.networks.examples import example_of
-from onebyone.networks.held import held
+from onebyone.networks.held import forget_made, held
 from onebyone.networks.layers import GlobalAverageHead
 from onebyone.networks.outputs import check_finite_outputs, floating_tensors
 from onebyone.networks.subnormals import flush_in_place
@@ -232,25 +232,29 @@ class _Work:
         self.advance(len(options), " + ".join(options[-1].rewrites))
 
     def _change_layers(self, options: Sequence[Option]) -> None:
+        with held(self.reference, self.witness):
+            self._change_plain_layers(options)
+
+    def _change_plain_layers(self, options: Sequence[Option]) -> None:
         groups = groups_at(self.reference, self.witness, options)
         check_plain(self.reference, self.witness, options)
+        forget_made(self.reference)  # a copy in float64
         kept = leading_exact(self.network, options, groups) if self.exact else []
         self.network = of_full_rank(self.network, kept, groups)
         if kept:
             self.advance(len(kept), " + ".join(kept[-1].rewrites))
         rest = options[len(kept) :]
         self.exact = self.exact and not rest
-        with held(self.reference, self.witness):
-            self.network = refitted(
-                self.network,
-                self.reference,
-                rest,
-                self.data,
-                meaning=self.meaning,
-                macs=self.macs,
-                advance=self.advance,
-                groups=groups,
-            )
+        self.network = refitted(
+            self.network,
+            self.reference,
+            rest,
+            self.data,
+            meaning=self.meaning,
+            macs=self.macs,
+            advance=self.advance,
+            groups=groups,
+        )
 
     def _change_head(self, option: Option) -> None:
         self.network = _first_step(self.network, option, self.example)

@@ -16,6 +16,7 @@ from onebyone.core.randomness import seeded
 from onebyone.core.records import LeftAlone, Option, Plan
 from onebyone.core.tensor_trees import Inputs, device_of, tensors_in
 from onebyone.networks.examples import inputs_of
+from onebyone.networks.held import made_once
 from onebyone.networks.surgery import (
     copy_network,
     evaluation_copy,
@@ -61,6 +62,11 @@ class Version:
     def outputs(self) -> list[Tensor]:
         """What the network gives for all inputs."""
         return self.outputs_of(self.network)
+
+    @cached_property
+    def not_plain(self) -> dict[str, str | None]:
+        """Why layers are not plain ones, of those that were looked at; ``None`` where they are."""
+        return {}
 
     @property
     def decides(self) -> bool:
@@ -139,7 +145,7 @@ def difference(before: Tensor, after: Tensor) -> float:
 
 
 def version_of(network: nn.Module, example: Inputs) -> Version:
-    """Return the first of :func:`versions_of`, for which the network is copied once.
+    """Return the first of :func:`versions_of`; the same each time for a held network.
 
     Args:
         network: Not modified.
@@ -148,6 +154,14 @@ def version_of(network: nn.Module, example: Inputs) -> Version:
     Raises:
         ModelError: If it cannot be copied or run on the example.
     """
+
+    def make() -> tuple[Version, Inputs]:
+        return _version_of(network, example), example  # while it is kept, its `id` is its own
+
+    return made_once(network, ("version", id(example)), make)[0]
+
+
+def _version_of(network: nn.Module, example: Inputs) -> Version:
     own = Version(evaluation_copy(network), (example,))
     assert own.outputs is not None  # it runs
     if not _is_narrow(own.network):

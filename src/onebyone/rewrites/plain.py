@@ -68,11 +68,16 @@ def why_not_plain(network: nn.Module, example: Inputs, names: Sequence[str]) -> 
 
 def not_plain_in(version: Version, names: Sequence[str]) -> dict[str, str]:
     """Return the same of a version of a network, which is as it was afterwards."""
-    layers = {name: plain_layer(module_at(version.network, name)) for name in names}
-    found = _otherwise(version, layers)
-    left = [name for name in names if name not in found]
-    _, rejected = keeping([], left, partial(_why_missed, version, layers), str)
-    return found | {item.site: item.reason for item in rejected}
+    known = version.not_plain
+    new = [name for name in names if name not in known]
+    if new:
+        layers = {name: plain_layer(module_at(version.network, name)) for name in new}
+        found = _otherwise(version, layers)
+        left = [name for name in new if name not in found]
+        _, rejected = keeping([], left, partial(_why_missed, version, layers), str)
+        found |= {item.site: item.reason for item in rejected}
+        known |= {name: found.get(name) for name in new}
+    return {name: reason for name in names if (reason := known[name]) is not None}
 
 
 def _otherwise(version: Version, layers: dict[str, nn.Module]) -> dict[str, str]:
