@@ -216,15 +216,17 @@ def test_a_factory_must_return_a_module(net):
         ("timm:resnet18.nope", ["resnet18.a1_in1k"]),
         ("torchvison:resnet18", ["No library of models named 'torchvison'", "'torchvision'?"]),
         ("resnet18", ["timm:resnet18", "torchvision:resnet18"]),
-        ("nothing-like-it", ["onebyone:NAME", "path/net.py:FACTORY"]),
+        ("nothing-like-it", ["onebyone:NAME", "path/net.py:FACTORY", "net.onnx", "folder of a run"]),
         ("runs/none", ["looks like a run's folder, but nothing is there", "onebyone:NAME"]),
         ("{net}:mkae", ["function in", "Did you mean 'make'?", "Net, fails, make, returns_text."]),
         ("{net}", ["net.py:make"]),
+        ("{folder}/tiny.onx", ["Did you mean", "tiny.onnx"]),
         ("{folder}/nett.py:make", ["No Python file named", "Did you mean", "net.py'"]),
         ("nowhere/net.py:make", ["no .py file in nowhere"]),
     ],
 )
 def test_names_that_are_wrong_lead_to_the_right_ones(net, spec, parts):
+    (net.parent / "tiny.onnx").touch()
     text = message(UnknownNameError, lambda: build(spec.format(net=net, folder=net.parent)))
     for part in parts:
         assert part in text

@@ -68,6 +68,7 @@ _ONEBYONE: dict[str, _Own] = {
 
 _LIBRARIES = ("onebyone", "torchvision", "timm")
 _FILE_FORM = "path/net.py:FACTORY"
+_PATH_FORMS = (_FILE_FORM, "path/net.onnx", "the folder of a run")
 
 # Without this option these two warn about a future default and spend a minute initializing.
 _TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
@@ -197,7 +198,18 @@ def _completions(spec: str) -> list[str]:
         for library in _LIBRARIES
         for name in difflib.get_close_matches(spec, available(library), n=2, cutoff=0.8)
     ]
-    return meant or [*(f"{library}:NAME" for library in _LIBRARIES), _FILE_FORM]
+    forms = [*(f"{library}:NAME" for library in _LIBRARIES), *_PATH_FORMS]
+    return meant or _files_like(Path(spec)) or forms
+
+
+def _files_like(path: Path) -> list[str]:
+    """Return the ONNX files beside where a path points whose names are like its own."""
+    try:
+        names = [file.name for file in path.parent.glob("*.onnx")]
+    except (OSError, ValueError):
+        return []
+    close = difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)
+    return [str(path.parent / name) for name in close]
 
 
 def _make(
