@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+from dataclasses import replace
 
 import pytest
 from tiny import shrink, stop_in
 
 from onebyone.core.records import RunRecord
+from onebyone.pipeline.run_times import times_of
 from onebyone.report.console import progress
 from onebyone.report.html import write_report
 
@@ -57,3 +59,29 @@ def test_the_last_report_is_of_the_finished_run(tmp_path):
     assert record.status.state == "finished"
     write_report(record, tmp_path / "again.html")
     assert (tmp_path / "run" / "report.html").read_bytes() == (tmp_path / "again.html").read_bytes()
+
+
+def test_after_a_run_like_it_a_run_says_how_long_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEBYONE_CACHE", str(tmp_path / "cache"))
+    shrink(tmp_path / "first", epochs=0)
+    assert not any("left" in line for line in lines(tmp_path / "first"))
+    record = RunRecord.load(tmp_path / "first" / "run.json")
+    stages, taken = [name for name in STAGES if name != "distil"], record.seconds
+    times = times_of(record)
+    assert times.left(stages, "one-shot") == pytest.approx(taken["compare"])
+    assert times.left(stages, "profile") == pytest.approx(sum(taken[name] for name in stages[1:]))
+    assert times.left(stages, "compare") is None
+    assert times.left([*stages, "export"], "plan") is None  # it never ran
+    shrink(tmp_path / "second", epochs=0, seed=5)
+    said = lines(tmp_path / "second")
+    assert all(" left, by the last run like it" in line for line in said[:-1])
+    assert "left" not in said[-1]
+    assert not times_of(with_setting(record, "epochs", "7")).earlier
+    assert times_of(with_setting(record, "budget", "macs=20%")).earlier
+    times.file.write_text('{"seconds": {"plan": "long"}}')
+    assert not times_of(record).earlier
+
+
+def with_setting(record, name, value):
+    settings = record.identity.settings | {name: value}
+    return record.with_(identity=replace(record.identity, settings=settings))

@@ -41,6 +41,7 @@ from onebyone.pipeline.run_folder import (
     RunFolder,
     check_apart,
 )
+from onebyone.pipeline.run_times import RunTimes, times_of
 from onebyone.pipeline.trackers import Tracker, check_trackers, trackers_of
 from onebyone.profiling import profile_on
 from onebyone.runtimes import describe_machine
@@ -79,6 +80,7 @@ class Run:
     trackers: tuple[Tracker, ...] = ()
     place: str = ""
     stages: Sequence[str] = ()
+    times: RunTimes | None = None
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -135,6 +137,8 @@ class Run:
         self.keep(status=Status(state="finished", stage=self.record.status.stage))
         if self.folder is not None:
             self.folder.remove(CHECKPOINT, INT8_CHECKPOINT, ONE_SHOT)
+            if self.times is not None:
+                self.times.keep(self.seconds)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -150,13 +154,21 @@ class Run:
             self.break_off(name, error)
             raise
         self.seconds[name] = before + time.perf_counter() - start
-        self.log(f"{self._numbered(name)}: finished after {format_seconds(self.seconds[name])}")
+        took = format_seconds(self.seconds[name])
+        self.log(f"{self._numbered(name)}: finished after {took}{self._left(name)}")
 
     def _numbered(self, stage: str) -> str:
         """Return a stage with its number: ``plan (2 of 6)``."""
         if stage not in self.stages:
             return stage
         return f"{stage} ({self.stages.index(stage) + 1} of {len(self.stages)})"
+
+    def _left(self, finished: str) -> str:
+        """Return how long the rest of the run will take, in words; empty where that is unknown."""
+        left = None if self.times is None else self.times.left(self.stages, finished)
+        return (
+            "" if left is None else f"; about {format_seconds(left)} left, by the last run like it"
+        )
 
     def log(self, line: str) -> None:
         """Add a line to the folder's log, and show it where a command listens."""
@@ -262,6 +274,7 @@ def started(
     record = record.with_(identity=identity, weights=hash_weights(network))
     with _folder_of(record, settings) as (record, folder):
         run = Run(record, folder, settings, device, example, meaning, dict(record.seconds))
+        run.times = times_of(record)
         try:
             with _reported(run, settings):
                 yield run

@@ -216,7 +216,10 @@ def test_a_factory_must_return_a_module(net):
         ("timm:resnet18.nope", ["resnet18.a1_in1k"]),
         ("torchvison:resnet18", ["No library of models named 'torchvison'", "'torchvision'?"]),
         ("resnet18", ["timm:resnet18", "torchvision:resnet18"]),
-        ("nothing-like-it", ["onebyone:NAME", "path/net.py:FACTORY", "net.onnx", "folder of a run"]),
+        (
+            "nothing-like-it",
+            ["onebyone:NAME", "path/net.py:FACTORY", "net.onnx", "folder of a run"],
+        ),
         ("runs/none", ["looks like a run's folder, but nothing is there", "onebyone:NAME"]),
         ("{net}:mkae", ["function in", "Did you mean 'make'?", "Net, fails, make, returns_text."]),
         ("{net}", ["net.py:make"]),
