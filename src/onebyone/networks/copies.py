@@ -186,11 +186,11 @@ class _Walk:
                 continue
             self._seen.add(id(value))
             self._held.append(value)
-            waiting += reached(value)
+            waiting += _reached(value)
         return None
 
 
-def reached(value: Any) -> list[Any]:  # noqa: PLR0911 - a kind a line
+def _reached(value: Any) -> list[Any]:  # noqa: PLR0911 - a kind a line
     """Return the objects that an object refers to and that a deep copy may have kept."""
     if isinstance(value, dict):
         return list(value.values())

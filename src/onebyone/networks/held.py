@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from onebyone.core.errors import ModelError
 from onebyone.core.tensor_trees import Inputs, device_of
-from onebyone.networks.copies import MOST_OBJECTS, reached, runs_alone
+from onebyone.networks.copies import MOST_OBJECTS, runs_alone
 from onebyone.networks.surgery import evaluation_copy, in_evaluation_mode, run
 
 T = TypeVar("T")
@@ -30,6 +31,9 @@ class _Held:
 
 _HELD: ContextVar[tuple[_Held, ...]] = ContextVar("networks that onebyone holds", default=())
 _ATOMS = (str, bytes, int, float, complex, bool, type(None))
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+# A copy has the same ones, so it changes nothing whether they change.
+_SHARED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 
 
 @contextmanager
@@ -146,28 +150,46 @@ def _changes(network: nn.Module, inputs: Inputs) -> bool:
 def _state(network: nn.Module) -> list[Any]:
     """Return what tells whether a network has changed: its objects, their sizes, tensors' writes.
 
-    Objects are told apart by their ``id``. Those of the first state live on until the second is
-    taken, or the network has changed.
+    Objects are told apart by their ``id``: those of the first state live on until the second is
+    taken, or the network has changed. What functions see, such as global variables, is left out: a
+    copy shares it.
     """
     found: list[Any] = []
     seen: set[int] = set()
     waiting: deque[Any] = deque([vars(module) for module in network.modules()])
     while waiting and len(seen) < MOST_OBJECTS:
         value = waiting.popleft()
-        if isinstance(value, _ATOMS):
+        if issubclass(type(value), _ATOMS):  # a proxy may do anything in `isinstance`
             found.append(repr(value))
             continue
         found.append(id(value))
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, Tensor):
+        if issubclass(type(value), Tensor):
             found += _written(value)
         else:
-            parts = reached(value)
+            parts = _parts(value)
             found.append(len(parts))
             waiting += parts
     return found
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the objects that an object holds and that a deep copy has copies of."""
+    kind = type(value)
+    if issubclass(kind, _SHARED):
+        return []
+    if issubclass(kind, dict):
+        return list(value.values())
+    if issubclass(kind, _CONTAINERS):
+        return list(value)
+    if issubclass(kind, types.MethodType):
+        return [value.__self__]
+    try:
+        return list(vars(value).values())
+    except TypeError:  # it has no attributes of its own
+        return []
 
 
 def _written(tensor: Tensor) -> list[Any]:
