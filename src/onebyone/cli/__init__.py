@@ -20,6 +20,7 @@ from onebyone.core.version import __version__
 COMMANDS = {
     "demo": "train and shrink a network on embedded data, in two or three minutes",
     "shrink": "make a network smaller within a budget, and prove the result",
+    "sweep": "shrink under many budgets, runtimes, seeds and precisions, here or on a cluster",
     "profile": "count and time a network, in total and layer by layer",
     "plan": "choose rewrites under a budget, without carrying them out",
     "train": "train a network",

@@ -77,6 +77,16 @@ def guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
     return status
 
 
+def message_of(error: BaseException, arguments: Sequence[str]) -> str:
+    """Return the message for an error; for a fault of onebyone, write its report.
+
+    Args:
+        error: What a command raised.
+        arguments: The command line's arguments, for the report of a fault.
+    """
+    return _explain(error, arguments)[0]
+
+
 class _Terminated(KeyboardInterrupt):
     """The system asked the process to end (SIGTERM); runs stop as on ^C."""
 

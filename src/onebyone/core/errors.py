@@ -16,6 +16,7 @@ OneByOneError
 ├── ExportError                a written file that does not give the network's outputs
 ├── OutputError                a folder that cannot be written, or belongs to something else
 ├── ProcessError               another process of the same run, under torchrun, failed or ended
+├── SweepError                 a sweep without a machine to go on with, or without a finished trial
 ├── MissingExtraError          an optional package that is not installed
 └── PluginError                a plugin of an installed package that cannot be used
     └── ContractError          a runtime or a rewrite that breaks the rules for all of them
@@ -130,6 +131,10 @@ class ProcessError(OneByOneError):
     """
 
     told = False
+
+
+class SweepError(OneByOneError):
+    """A sweep has no machine to go on with, or none of its trials could be finished."""
 
 
 class MissingExtraError(OneByOneError):

@@ -1,10 +1,11 @@
-"""A lock that lets only one process at a time write to a folder."""
+"""Locks: one process at a time writes to a folder, or measures on a machine."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,18 +27,19 @@ class FolderLock:
 
     Args:
         folder: Made if it does not exist.
+        wait: Seconds to wait for another process that holds it.
 
     Raises:
         OutputError: If another process holds it; says which, where, and since when.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, wait: float = 0.0) -> None:
         self._folder = Path(folder)
         self._made = not self._folder.exists()
         make_folder(self._folder)
         self._lock = FileLock(self._folder / LOCK)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=wait)
         except Timeout:
             raise OutputError(
                 f"{self._folder} is in use by {_holder(self._folder)}. Wait until it ends, or "
@@ -69,6 +71,16 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def alone_on_machine() -> Iterator[None]:
+    """Wait until no other process of this user is inside such a block on this machine."""
+    # By user, since nobody else may be able to open the file. It is never removed: a process that
+    # waits for a removed file would not see the next one's.
+    user = getattr(os, "getuid", lambda: 0)()
+    with FileLock(Path(tempfile.gettempdir()) / f"onebyone-{user}-measuring.lock"):
+        yield
 
 
 def _this_process() -> dict[str, str | int]:

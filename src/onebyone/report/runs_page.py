@@ -43,7 +43,7 @@ def render_runs(records: Mapping[str, RunRecord]) -> str:
     Args:
         records: The record of each run by its name, in the order of the page.
     """
-    shown = [(anchor, label, part) for anchor, label, make in _SECTIONS if (part := make(records))]
+    shown = [(anchor, label, part) for anchor, label, make in SECTIONS if (part := make(records))]
     body = [unlike_notice(records), *(part for _, _, part in shown)]
     networks = dict.fromkeys(record.source.name for record in records.values())
     return page(
@@ -369,7 +369,7 @@ def _how(records: Mapping[str, RunRecord]) -> Markup:
     return section("runs", "Each run", *parts)
 
 
-_SECTIONS: tuple[tuple[str, str, Callable[[Mapping[str, RunRecord]], Markup]], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable[[Mapping[str, RunRecord]], Markup]], ...] = (
     ("verdicts", "Verdicts", _verdicts),
     ("tradeoffs", "Trade-offs", _tradeoffs),
     ("latency", "Latency", _latencies),

@@ -48,6 +48,8 @@ from onebyone.core.records.run import RunRecord as RunRecord
 from onebyone.core.records.run import State as State
 from onebyone.core.records.run import Status as Status
 from onebyone.core.records.run import Trial as Trial
+from onebyone.core.records.sweep import SweepRecord as SweepRecord
+from onebyone.core.records.sweep import SweepTrial as SweepTrial
 from onebyone.core.records.timing import Machine as Machine
 from onebyone.core.records.timing import Ratio as Ratio
 from onebyone.core.records.timing import Timing as Timing
