@@ -36,19 +36,28 @@ class FolderLock:
     def __init__(self, folder: str | Path, *, wait: float = 0.0) -> None:
         self._folder = Path(folder)
         self._made = not self._folder.exists()
-        make_folder(self._folder)
         self._lock = FileLock(self._folder / LOCK)
-        try:
-            self._lock.acquire(timeout=wait)
-        except Timeout:
-            raise OutputError(
-                f"{self._folder} is in use by {_holder(self._folder)}. Wait until it ends, or "
-                f"choose another folder."
-            ) from None
-        except OSError as error:
-            raise OutputError(f"Cannot write to {self._folder}: {reason_of(error)}.") from error
+        self._acquire(wait)
         with suppress(OutputError):  # only for the message to a process that is refused
             write_text(self._folder / HOLDER, json.dumps(_this_process()))
+
+    def _acquire(self, wait: float) -> None:
+        while True:
+            make_folder(self._folder)
+            try:
+                self._lock.acquire(timeout=wait)
+            except Timeout:
+                raise OutputError(
+                    f"{self._folder} is in use by {_holder(self._folder)}. Wait until it ends, or "
+                    f"choose another folder."
+                ) from None
+            except FileNotFoundError:
+                if wait:
+                    continue  # the process that held it had made nothing, and removed the folder
+                raise OutputError(f"Cannot write to {self._folder}: it was removed.") from None
+            except OSError as error:
+                raise OutputError(f"Cannot write to {self._folder}: {reason_of(error)}.") from error
+            return
 
     def release(self) -> None:
         """Release the lock; remove the folder if it was made here and nothing was written."""
