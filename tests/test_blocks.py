@@ -101,8 +101,8 @@ def load():
     images = torch.randn(60, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     return images, torch.arange(60) % 4
 """
-# What takes minutes, or is another test's: the demo, the article, training of a larger network.
-PARSED_ONLY = ("demo", "article", "train", "doctor")
+# What takes minutes, or is another test's: the demo, the article, a sweep, a larger network.
+PARSED_ONLY = ("demo", "article", "train", "doctor", "sweep")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -98,11 +99,9 @@ def merged(args: argparse.Namespace) -> dict[str, Any]:
     content = _content(Path(files[0]))
     networks = content.pop("network", [])
     words = _words(content.pop("model", []), f"`model` of {files[0]}")
-    from onebyone.cli import make_parser
-
     tokens = [token for name, value in content.items() for token in _tokens(name, value, files[0])]
     try:  # the parser prints what is wrong
-        parsed = make_parser(["sweep"]).parse_args(["sweep", "-", *tokens])
+        parsed = _parser("sweep").parse_args(["sweep", "-", *tokens])
     except SystemExit:
         raise OptionError(f"{files[0]} must have options of `onebyone sweep`; see above.") from None
     of_file = {name: value for name, value in vars(parsed).items() if name != "command"}
@@ -290,14 +289,19 @@ def parsed(command: Sequence[str]) -> argparse.Namespace:
     Raises:
         OptionError: If they cannot be read; the parser has printed why.
     """
-    from onebyone.cli import make_parser
-
     try:
-        args = make_parser(["shrink"]).parse_args(list(command[1:]))
+        args = _parser("shrink").parse_args(list(command[1:]))
     except SystemExit:
         raise OptionError("The options of a sweep must be those of shrink; see above.") from None
     args.command_line = tuple(command)
     return args
+
+
+@functools.cache
+def _parser(command: str) -> argparse.ArgumentParser:
+    from onebyone.cli import make_parser
+
+    return make_parser([command])
 
 
 def _fixed(asked: Mapping[str, Any]) -> list[str]:
