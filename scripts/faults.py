@@ -2,9 +2,9 @@
 """Interrupt small runs in every way, and check that nothing is lost.
 
 Runs of train and shrink are killed (SIGINT, SIGTERM, SIGKILL) at random moments, twice in a row;
-the disk is made full at every single write; memory is limited; two processes begin the same run.
-After each, no file may be torn, and the resumed run must give the weights of a run that was never
-interrupted, bit for bit.
+the disk is made full at every single write, also of a resumed run; files may not grow beyond a
+size; memory is limited; two processes begin or resume the same run. After each, no file may be
+torn, and the resumed run must give the weights of a run that was never interrupted, bit for bit.
 
     scripts/faults                          # some minutes
     scripts/faults --kills 100 --seed 7
@@ -122,6 +122,12 @@ def state(out: Path) -> str:
     return RunRecord.load(out / "run.json").status.state
 
 
+def content(out: Path) -> bytes:
+    """Return the record as it is on the disk; nothing if there is none."""
+    path = out / "run.json"
+    return path.read_bytes() if path.exists() else b""
+
+
 def check_whole(out: Path) -> None:
     """Check that every file there is can be read."""
     try:
@@ -143,13 +149,16 @@ def killed(kind: str, seconds: float, chance: random.Random, out: Path) -> str:
     told = []
     for options in ((), ("--resume",)):
         number = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+        before = content(out)
         process = start(kind, out, *options)
         time.sleep(chance.uniform(0, seconds))
         os.kill(process, number)
         status = ended(process)
         recorded = state(out) if (out / "run.json").exists() else "none"
         told.append(f"{number.name} {status} {recorded}")
-        if number == signal.SIGTERM and status == 143 and recorded == "running":
+        # One that had not yet begun leaves the record of the one that was killed before.
+        began = content(out) != before
+        if number == signal.SIGTERM and status == 143 and recorded == "running" and began:
             raise BrokenError("the record does not say that the run was interrupted")
     return told[0].split()[0]
 
@@ -192,6 +201,41 @@ def without_room(kind: str, place: int, out: Path) -> str:
     return "disk full" if status else "disk full after the end"
 
 
+def interrupted(kind: str, seconds: float, chance: random.Random, out: Path) -> None:
+    """Kill a run once at a random moment."""
+    process = start(kind, out)
+    time.sleep(chance.uniform(0.2, 1) * seconds)
+    os.kill(process, signal.SIGKILL)
+    ended(process)
+
+
+def resumed_without_room(kind: str, seconds: float, chance: random.Random, out: Path) -> str:
+    """Kill a run, then resume it on a disk that is full from some write on."""
+    interrupted(kind, seconds, chance, out)
+    status = ended(start(kind, out, "--resume", before=full_at(chance.randrange(1, 12))))
+    if status not in (0, 1):
+        raise BrokenError(f"status {status} where a run was resumed on a full disk")
+    return "disk full when resumed" if status else "disk full after the resumed end"
+
+
+def small_files(most: int) -> Callable[[], None]:
+    """Return what makes the system refuse every file above a size, whoever writes it."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    return limit
+
+
+def with_small_files(kind: str, chance: random.Random, out: Path) -> str:
+    """Do a run where no file may grow beyond a size, not even a library's."""
+    most = int(10 ** chance.uniform(2, 5.5))
+    status = ended(start(kind, out, before=small_files(most)))
+    if status not in (0, 1):
+        raise BrokenError(f"status {status} where files may have {most} bytes")
+    return "file size limit" if status else "file size limit not reached"
+
+
 def without_memory(kind: str, chance: random.Random, out: Path) -> str:
     """Do a run with little memory."""
     spare = chance.randrange(1, 80) * MEGABYTE
@@ -205,6 +249,17 @@ def at_once(kind: str, out: Path) -> str:
     if statuses != [0, 1]:
         raise BrokenError(f"two processes ended with {statuses}")
     return "two at once"
+
+
+def resumed_at_once(kind: str, seconds: float, chance: random.Random, out: Path) -> str:
+    """Kill a run, then resume it in two processes: one does it, the other is refused."""
+    interrupted(kind, seconds, chance, out)
+    both = [start(kind, out, "--resume"), start(kind, out, "--resume")]
+    statuses = sorted(ended(each) for each in both)
+    # A run that had ended already is refused twice, or to the one that comes after the other.
+    if statuses != [0, 1] and not (statuses == [1, 1] and state(out) == "finished"):
+        raise BrokenError(f"two processes that resumed a run ended with {statuses}")
+    return "two resumed at once"
 
 
 # ---------------------------------------------------------------- all of them
@@ -242,6 +297,7 @@ class Counts:
     kills: int
     memory: int
     pairs: int
+    resumed: int
     writes: int
 
 
@@ -264,6 +320,10 @@ def run_all(kind: str, counts: Counts, chance: random.Random, trials: Trials) ->
         trials.one(kind, partial(without_memory, kind, chance), end)
     for _ in range(counts.pairs):
         trials.one(kind, partial(at_once, kind), end)
+        trials.one(kind, partial(resumed_at_once, kind, seconds, chance), end)
+    for _ in range(counts.resumed):
+        trials.one(kind, partial(resumed_without_room, kind, seconds, chance), end)
+        trials.one(kind, partial(with_small_files, kind, chance), end)
 
 
 def main() -> int:
@@ -272,6 +332,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="of each command (20), twice each")
     parser.add_argument("--memory", type=int, default=5, help="memory limits of each command (5)")
     parser.add_argument("--pairs", type=int, default=3, help="of processes at once (3)")
+    parser.add_argument("--resumed", type=int, default=5, help="on a full disk, small files (5)")
     parser.add_argument("--writes", type=int, default=1000, help="at which the disk is full (all)")
     parser.add_argument("--runs", action="append", choices=[*RUNS], help="train or shrink (both)")
     parser.add_argument("--seed", type=int, default=0)
@@ -286,7 +347,7 @@ def main() -> int:
         exec(NET, scope)
         save_weights(scope["make"](), "w.safetensors")
         chance = random.Random(args.seed)
-        counts = Counts(args.kills, args.memory, args.pairs, args.writes)
+        counts = Counts(args.kills, args.memory, args.pairs, args.resumed, args.writes)
         trials = Trials()
         try:
             for kind in args.runs or RUNS:

@@ -14,6 +14,7 @@ from onebyone.core.errors import BudgetError, OneByOneError, OptionError, Output
 from onebyone.core.records import Plan, RunRecord
 from onebyone.core.settings.runs import ShrinkSettings, TrainRunSettings
 from onebyone.core.write_files import OWN, contents
+from onebyone.pipeline.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,23 @@ def test_after_a_refusal_the_run_can_still_be_resumed(stopped, whole):
         with pytest.raises(OptionError, match="budget"):
             tiny.shrink(stopped, resume=True, budget="macs=70%")
     same_weights(tiny.shrink(stopped, resume=True).model, whole.model)
+
+
+def test_a_run_that_is_stopped_while_its_end_is_written_was_interrupted(tmp_path, monkeypatch):
+    save = RunFolder.save
+
+    def stopped_at_the_end(folder, record):
+        if record.status.state == "finished":
+            raise KeyboardInterrupt
+        save(folder, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", stopped_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.train(tmp_path / "run")
+    assert RunRecord.load(tmp_path / "run" / "run.json").status.state == "interrupted"
+    resumed = tiny.train(tmp_path / "run", resume=True)
+    same_weights(resumed.model, tiny.train(tmp_path / "whole").model)
 
 
 @pytest.mark.parametrize("stage", ["apply", "one-shot", "distil", "compare"])

@@ -193,9 +193,10 @@ class Run:
 
     def keep(self, **changes: Any) -> None:
         """Add to the record and write it."""
-        self.record = self.record.with_(seconds=dict(self.seconds), **changes)
+        record = self.record.with_(seconds=dict(self.seconds), **changes)
         if self.folder is not None:
-            self.folder.save(self.record)
+            self.folder.save(record)
+        self.record = record  # not before: a run whose end is not on the disk has not finished
 
     def tell(self, done: int, total: int, message: str = "") -> None:
         """Report progress, and keep it for the record of an interrupted run."""
