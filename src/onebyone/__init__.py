@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onebyone.core.version import __version__
 
 if TYPE_CHECKING:
+    from onebyone.core.average_precision import MeanAveragePrecision as MeanAveragePrecision
     from onebyone.core.compared import Compared as Compared
     from onebyone.core.errors import OneByOneError as OneByOneError
     from onebyone.core.records import Comparison as Comparison
@@ -60,6 +61,7 @@ _HOMES = {
     "ExportRecord": "pipeline.exporting",
     "GlobalAverageHead": "networks.layers",
     "MLPConv": "networks.layers",
+    "MeanAveragePrecision": "core.average_precision",
     "OneByOneError": "core.errors",
     "Plan": "core.records",
     "Pointwise": "networks.layers",

@@ -166,3 +166,71 @@ def test_what_is_no_such_detector_is_refused_with_what_to_do():
         RawDetector(MAKE["faster"](), proposals=0)
     with pytest.raises(OptionError, match=r"shape \(3, height, width\), got \(1, 3, 4, 4\)"):
         RawDetector(MAKE["ssd"]()).prepared([torch.rand(1, 3, 4, 4)])
+
+
+ONE_STAGE = ("fcos", "retinanet", "ssd")
+
+
+def made(name):
+    torch.manual_seed(0)
+    detector = MAKE[name]().eval()
+    for module in detector.modules() if name in ("fcos", "retinanet") else ():
+        if isinstance(module, nn.Conv2d):  # their own random weights are sure of nothing
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+    return detector
+
+
+def labelled(detector, count=6):
+    """Return prepared pictures, and the detector's own boxes as what is in them."""
+    raw = RawDetector(detector)
+    x = raw.prepared(pictures(count))
+    targets = torch.full((count, 3, 5), -1.0)
+    for rows, found in zip(targets, detector(pictures(count)), strict=True):
+        some = torch.cat([found["boxes"], found["labels"][:, None]], dim=1)[:3]
+        rows[: len(some)] = some.detach()
+    return raw, x, targets
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_raw_outputs_are_decoded_into_the_boxes_of_the_whole_detector(name):
+    detector = made(name)
+    raw = RawDetector(detector)
+    x = raw.prepared(pictures())
+    for mine, whole in zip(raw.decode(raw(x)), detector(pictures()), strict=True):
+        assert mine.keys() == whole.keys()
+        assert len(whole["boxes"])
+        for key in whole:
+            torch.testing.assert_close(mine[key], whole[key])
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_detectors_are_compared_by_their_map_and_full_rank_finds_the_same(name):
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    detector = made(name)
+    raw, x, targets = labelled(detector)
+    whole = obo.apply(raw, obo.uniform_plan(raw, tuple(x[:1].shape), ranks=1.0), None)
+    for mine, theirs in zip(whole.decode(whole(x)), raw.decode(raw(x)), strict=True):
+        torch.testing.assert_close(mine["boxes"], theirs["boxes"], rtol=1e-3, atol=1e-2)
+    compared = obo.compare(raw, whole, data=(x, targets), rounds=3)
+    first, second = compared.contenders
+    assert compared.task.name == "detection"
+    assert first.measured.metric.name == "mAP"
+    assert first.measured.metric.value > 0.01  # its own boxes, and many others
+    assert abs(second.difference.value) < 1e-3
+    assert second.divergence < 1e-6
+
+
+def test_what_cannot_be_decoded_is_refused_with_what_to_do():
+    raw = RawDetector(made("faster"))
+    assert raw.task is None
+    with pytest.raises(OptionError, match=r"got those of FasterRCNN.*Run `detector\(\)` instead"):
+        raw.decode({})
+    unsized = RawDetector(made("fcos"))
+    assert unsized.task.name == "detection"
+    with pytest.raises(OptionError, match="give `size` to RawDetector, or make the images by its"):
+        unsized.decode({})
+    assert (
+        len(RawDetector(made("fcos"), size=(SIZE, SIZE)).decode(unsized(torch.rand(1, 3, 48, 48))))
+        == 1
+    )

@@ -16,13 +16,14 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from onebyone.calibration.meaning import Meaning, Part, TaskLike
+from onebyone.calibration.meaning import Meaning, TaskLike, joined, parts_of
 from onebyone.core.errors import DataError, ModelError
 from onebyone.core.measures import is_distribution
 from onebyone.core.records import ModelSource
 from onebyone.core.task import TASKS, UNKNOWN, Task, find_task
 from onebyone.core.tensor_trees import batch_size
 from onebyone.data import Data, Split
+from onebyone.networks.detectors import RawDetector
 from onebyone.networks.halving import Halving
 from onebyone.networks.held import any_to_run
 from onebyone.networks.outputs import Outputs, check_finite_outputs, comparable, paired, the_one
@@ -114,14 +115,14 @@ def meaning_of(
         found, how = given, "given"
     else:
         found, how = _inferred(as_network(model, scripted=True), seen, known, ignore_index)
-    parts = tuple(Part.of(found, each) for each in seen.outputs)
+    parts = parts_of(found, seen.outputs)
     if len(parts) == 1 and parts[0].form == "probabilities" and given is not None:
         how += ", its outputs are probabilities"
     return Meaning(found, how, parts, ignore_index)
 
 
 def _check_fits(task: Task, outputs: Outputs) -> None:
-    if any(task.measure.fits(each) for each in outputs):
+    if any(task.measure.fits(each) for each in joined(task, outputs)):
         return
     shapes = ", ".join(str(tuple(each.shape)) for each in outputs)
     raise ModelError(
@@ -231,6 +232,8 @@ def _inferred(
     """Return the task and why it is certain, or the unknown task and why none is certain."""
     shape = tuple(seen.outputs[0].shape[1:])
     recorded = _of_record(seen.outputs, known)
+    if isinstance(network, RawDetector) and network.task is not None:
+        return network.task, "the network gives a detector's raw outputs"
     if len(seen.outputs) > 1:
         return recorded or (UNKNOWN, f"the network gives {len(seen.outputs)} tensors")
     outputs = seen.outputs[0]

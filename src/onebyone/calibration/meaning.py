@@ -97,7 +97,7 @@ class Meaning:
     def measured(cls, task: TaskLike, outputs: Outputs) -> Meaning:
         """Return the meaning of outputs for a given task."""
         found = find_task(task)
-        return cls(found, "given", tuple(Part.of(found, each) for each in outputs))
+        return cls(found, "given", parts_of(found, outputs))
 
     @property
     def decides(self) -> bool:
@@ -170,7 +170,7 @@ class Meaning:
 
     def of_other(self, outputs: Outputs) -> Meaning:
         """Return the meaning of another network's outputs for the same task."""
-        return replace(self, parts=tuple(Part.of(self.task, each) for each in outputs))
+        return replace(self, parts=parts_of(self.task, outputs))
 
     def to(self, device: torch.device | str) -> Meaning:
         """Return the same with its scales on a device, which avoids transfers later."""
@@ -189,6 +189,7 @@ class Meaning:
         )
 
     def _with(self, outputs: Outputs) -> list[tuple[Part, Tensor]]:
+        outputs = joined(self.task, outputs)
         if len(outputs) != len(self.parts):
             raise ModelError(
                 f"Networks must give the same number of tensors to be compared, got "
@@ -199,7 +200,7 @@ class Meaning:
     def _triples(
         self, reference: Outputs, outputs: Outputs, theirs: Meaning | None
     ) -> list[tuple[Part, tuple[Tensor, Tensor], Part | None]]:
-        pairs = paired(reference, outputs)
+        pairs = paired(joined(self.task, reference), joined(self.task, outputs))
         others = [None] * len(self.parts) if theirs is None else theirs.parts
         if len(pairs) != len(self.parts):
             raise ModelError(
@@ -207,6 +208,28 @@ class Meaning:
                 f"{len(pairs)}."
             )
         return list(zip(self.parts, pairs, others, strict=True))
+
+
+def parts_of(task: Task, outputs: Outputs) -> tuple[Part, ...]:
+    """Return how to read each tensor of a network's outputs."""
+    return tuple(Part.of(task, each) for each in joined(task, outputs))
+
+
+def joined(task: Task, outputs: Outputs) -> Outputs:
+    """Return outputs as one tensor if the task compares them together, along the last dimension.
+
+    Raises:
+        ModelError: If they cannot be joined.
+    """
+    if len(outputs) == 1 or not getattr(task.measure, "joins", False):
+        return outputs
+    shapes = {tuple(each.shape[:-1]) for each in outputs}
+    if len(shapes) > 1:
+        raise ModelError(
+            f"The outputs of the task {task.name!r} must have the same shape but for their last "
+            f"size, got {', '.join(str(tuple(each.shape)) for each in outputs)}."
+        )
+    return (torch.cat(outputs, dim=-1),)
 
 
 def check_shapes(reference: Tensor, outputs: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Metrics: a score for each example, higher is better."""
+"""Metrics by name: a score for each example, or of a whole set; higher is better."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from onebyone.core.errors import UnknownNameError
 from onebyone.core.label_losses import check_same_shape
 from onebyone.core.measures import by_example
+from onebyone.core.set_metrics import MeanIoU, SetMetric
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -68,17 +69,21 @@ MetricFunction = Callable[[Any, Tensor], Tensor]
 ``(n, …)``. It returns a score for each example, shape ``(n,)``; higher is better. The metric's
 value on a data set is the mean."""
 
-METRICS: dict[str, MetricFunction] = {
+AnyMetric = MetricFunction | SetMetric
+"""A metric whose value on a data set is the mean over its examples, or one of the whole set."""
+
+METRICS: dict[str, AnyMetric] = {
     "accuracy": accuracy,
     "pixel accuracy": pixel_accuracy,
+    "mIoU": MeanIoU(),
     "F1": f1,
     "negative squared error": negative_squared_error,
     "PSNR": psnr,
 }
 
 
-def find_metric(metric: str | MetricFunction) -> tuple[str, MetricFunction]:
-    """Return a metric's name and function.
+def find_metric(metric: str | AnyMetric) -> tuple[str, AnyMetric]:
+    """Return a metric's name, and its function or the metric of sets itself.
 
     Raises:
         UnknownNameError: If there is no built-in metric of that name.
@@ -87,4 +92,6 @@ def find_metric(metric: str | MetricFunction) -> tuple[str, MetricFunction]:
         if metric not in METRICS:
             raise UnknownNameError("metric", metric, METRICS)
         return metric, METRICS[metric]
+    if isinstance(metric, SetMetric):
+        return metric.name, metric
     return getattr(metric, "__name__", type(metric).__name__), metric

@@ -11,7 +11,7 @@ from torch import Tensor
 from onebyone.core.errors import OptionError, UnknownNameError
 from onebyone.core.label_losses import class_loss, labels_loss, squared_loss
 from onebyone.core.measures import Classes, Labels, Measure, Numbers, Own
-from onebyone.core.metrics import MetricFunction
+from onebyone.core.metrics import AnyMetric
 
 LabelLoss = Callable[[Tensor, Tensor, int | None, float], Tensor]
 Loss = Callable[[Any, Tensor], Tensor]
@@ -30,7 +30,8 @@ class Task:
             original's. It is 0 for equal outputs and above 0 otherwise, and differentiable,
             because networks are fitted with it.
         metric: The score on test data: a built-in name, or a function
-            ``(outputs, targets) -> (n,)``; higher is better.
+            ``(outputs, targets) -> (n,)``; higher is better. Or a metric of a whole set of
+            examples, such as :class:`onebyone.MeanAveragePrecision`.
         loss: ``(outputs, targets) -> scalar`` for training on labels.
 
     Examples:
@@ -42,7 +43,7 @@ class Task:
 
     name: str
     divergence: Callable[[Tensor, Tensor], Tensor] | Measure
-    metric: str | MetricFunction | None = None
+    metric: str | AnyMetric | None = None
     loss: Loss | None = None
 
     def __post_init__(self) -> None:

@@ -17,7 +17,15 @@ from onebyone.core.label_losses import (
     check_labels_there_or_not,
     labels_of_wrong_type,
 )
-from onebyone.core.metrics import MetricFunction, accuracy, f1, find_metric, pixel_accuracy
+from onebyone.core.metrics import (
+    AnyMetric,
+    MetricFunction,
+    accuracy,
+    f1,
+    find_metric,
+    pixel_accuracy,
+)
+from onebyone.core.set_metrics import MeanIoU, SetMetric
 from onebyone.core.tensor_trees import tensors_in
 from onebyone.core.user_code import users_code
 from onebyone.evaluation.statistics import AGREEMENT, Array
@@ -42,11 +50,11 @@ class Scoring:
     """
 
     def __init__(
-        self, meaning: Meaning, metric: str | MetricFunction | None, targets: Tensor | None
+        self, meaning: Meaning, metric: str | AnyMetric | None, targets: Tensor | None
     ) -> None:
         self.meaning = meaning
         self.name = ""
-        self.function: MetricFunction | None = None
+        self.function: AnyMetric | None = None
         self.asked = metric
         self._targets = targets
 
@@ -62,13 +70,13 @@ class Scoring:
         if not start and self._targets is not None:
             check_labels(self.meaning, outputs, self._targets)
 
-    def _chosen(self, targets: Tensor) -> tuple[str, MetricFunction | None]:
+    def _chosen(self, targets: Tensor) -> tuple[str, AnyMetric | None]:
         meaning, metric = self.meaning, self.asked
         chosen = default_metric(meaning, targets) if metric is None else metric
         if chosen is None or (is_unlabelled(targets) and not callable(metric)):
             return (AGREEMENT if meaning.decides else LIKENESS), None
         name, function = find_metric(chosen)
-        needed = _NEEDED.get(function)
+        needed = ("segmentation",) if isinstance(function, MeanIoU) else _NEEDED.get(function)
         if needed is not None and meaning.task.name not in needed:
             raise OptionError(
                 f"{name[0].upper()}{name[1:]} needs the task {' or '.join(map(repr, needed))}, got "
@@ -78,7 +86,7 @@ class Scoring:
         return name, function
 
 
-def default_metric(meaning: Meaning, targets: Tensor) -> str | MetricFunction | None:
+def default_metric(meaning: Meaning, targets: Tensor) -> str | AnyMetric | None:
     """Return a task's metric; ``None`` if it has none or the targets are of another task."""
     whole = not targets.is_floating_point()
     if is_unlabelled(targets) or (meaning.task.name == "embedding" and whole):
@@ -87,7 +95,7 @@ def default_metric(meaning: Meaning, targets: Tensor) -> str | MetricFunction | 
 
 
 # The tasks that each built-in metric applies to.
-_NEEDED: dict[MetricFunction, tuple[str, ...]] = {
+_NEEDED: dict[AnyMetric, tuple[str, ...]] = {
     accuracy: ("classification",),
     pixel_accuracy: ("segmentation",),
     f1: ("multilabel",),
@@ -144,14 +152,44 @@ class _Batch:
             columns["scores"] = columns["agrees"]
         elif scoring.function is None:
             columns["scores"] = torch.from_numpy(1.0 - apart)
+        elif isinstance(scoring.function, SetMetric):
+            return self._set_counts(scoring.function, given, outputs, meaning, columns)
         else:
             columns["scores"] = self._metric_scores(given, outputs, meaning)
+        return self._counted(columns)
+
+    def _counted(self, columns: dict[str, Tensor]) -> dict[str, Array]:
         counts = self._counts.cpu()
         return {name: _column(values.cpu()[counts]) for name, values in columns.items()}
+
+    def _set_counts(
+        self,
+        metric: SetMetric,
+        given: Any,
+        outputs: Outputs,
+        meaning: Meaning,
+        columns: dict[str, Tensor],
+    ) -> dict[str, Array]:
+        """Return what a metric of sets counts in each example, beside the other columns."""
+        scored = meaning.parts[0].scores(outputs[0]) if meaning.decides else in_float32(given)
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(given))
+        with users_code(
+            f"The metric {metric.name!r} must count in each example",
+            "Check what it expects",
+            on=f"outputs {shapes} and targets {tuple(self.targets.shape)}",
+            raises=OptionError,
+        ):
+            found = metric.counts(scored, self.targets, self.scoring.meaning.ignore_index)
+        counts: NDArray[Any] = np.empty(len(found), dtype=object)
+        for place, one in enumerate(found):
+            counts[place] = one
+        kept = counts[self._counts.cpu().numpy()]
+        return {**self._counted(columns), "counts": kept}
 
     def _metric_scores(self, given: Any, outputs: Outputs, meaning: Meaning) -> Tensor:
         scoring, function = self.scoring, self.scoring.function
         assert function is not None
+        assert not isinstance(function, SetMetric)
         values = self._values
         if function in (pixel_accuracy, f1):
             chosen = function(meaning.parts[0].scores(outputs[0]), self.targets, values)

@@ -16,7 +16,7 @@ from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.arguments import checked
 from onebyone.core.compared import Compared, Contender, distinct
 from onebyone.core.errors import OptionError
-from onebyone.core.metrics import MetricFunction
+from onebyone.core.metrics import AnyMetric
 from onebyone.core.records import (
     Comparison,
     InputSpec,
@@ -72,7 +72,7 @@ def compare(
     input_shape: tuple[int, ...] | None = None,
     example: object = None,
     runtimes: Sequence[str] = ("eager",),
-    metric: str | MetricFunction | None = None,
+    metric: str | AnyMetric | None = None,
     task: TaskLike | Meaning | None = None,
     ignore_index: int | None = None,
     names: Sequence[str] | None = None,
@@ -165,7 +165,7 @@ def side_by_side(
     data: object,
     example: Example | None,
     runtimes: Sequence[str],
-    metric: str | MetricFunction | None,
+    metric: str | AnyMetric | None,
     task: TaskLike | Meaning | None = None,
     ignore_index: int | None = None,
     source: ModelSource | None = None,
@@ -228,7 +228,7 @@ def _measure_all(
     data: object,
     example: Example | None,
     runtimes: Sequence[str],
-    metric: str | MetricFunction | None,
+    metric: str | AnyMetric | None,
     task: TaskLike | Meaning | None,
     ignore_index: int | None,
     source: ModelSource | None,

@@ -16,13 +16,15 @@ from onebyone.calibration.infer_task import Known, meaning_of
 from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.arguments import checked
 from onebyone.core.errors import DataError
-from onebyone.core.metrics import MetricFunction, find_metric
+from onebyone.core.metrics import AnyMetric, find_metric
 from onebyone.core.precision import float32_in
 from onebyone.core.records import Metric
+from onebyone.core.set_metrics import SetMetric
 from onebyone.core.tensor_trees import Inputs
 from onebyone.core.torch_state import ordinary_torch
 from onebyone.data import Data, as_split
 from onebyone.evaluation.batch_scores import LIKENESS, Scoring
+from onebyone.evaluation.set_scores import Pooled
 from onebyone.evaluation.statistics import AGREEMENT, Array, Scores
 from onebyone.networks.halving import Halving
 from onebyone.networks.held import any_to_run
@@ -47,21 +49,22 @@ def evaluate(
     model: nn.Module,
     data: object,
     *,
-    metric: str | MetricFunction | None = None,
+    metric: str | AnyMetric | None = None,
     task: TaskLike | Meaning | None = None,
     ignore_index: int | None = None,
     batch_size: int = 250,
     device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Metric:
-    """Return a network's mean score on data, with its 95 % interval.
+    """Return a network's score on data, with its 95 % interval.
 
     Args:
         model: Not modified; a copy is run.
         data: A :class:`Data`, whose test part is used, or what
             :func:`onebyone.data.as_split` takes.
-        metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``. The default
-            is the task's.
+        metric: A built-in name, or a function ``(outputs, targets) -> scores (n,)``, or a metric
+            of the whole set, such as :class:`onebyone.MeanAveragePrecision`. The default is the
+            task's.
         task: What the outputs mean: the name of a task or a :class:`onebyone.Task`. The default is
             what the data makes certain.
         ignore_index: A label that is left out of every count.
@@ -149,7 +152,7 @@ def score(
     models: list[nn.Module],
     split: Examples,
     *,
-    metric: str | MetricFunction | None = None,
+    metric: str | AnyMetric | None = None,
     task: TaskLike | Meaning | None = None,
     ignore_index: int | None = None,
     known: Known | None = None,
@@ -211,7 +214,7 @@ def score(
             f"have the label {meaning.ignore_index}, which is left out."
         )
     return Together(
-        each=tuple(_joined(scoring.name, batches) for batches in parts),
+        each=tuple(_joined(scoring.name, scoring.function, batches) for batches in parts),
         divergences=tuple(float(np.concatenate(values).mean()) for values in apart),
         counted=positions,
         meaning=meaning,
@@ -227,7 +230,7 @@ def check_scorable(
     network: nn.Module,
     split: Examples,
     *,
-    metric: str | MetricFunction | None,
+    metric: str | AnyMetric | None,
     task: TaskLike | Meaning | None = None,
     ignore_index: int | None = None,
     device: str = "cpu",
@@ -252,7 +255,7 @@ def check_scorable(
     score([network], _First(split), metric=metric, task=task, batch_size=2, device=device)
 
 
-def counted_metric(meaning: Meaning, split: Examples, metric: str | MetricFunction | None) -> str:
+def counted_metric(meaning: Meaning, split: Examples, metric: str | AnyMetric | None) -> str:
     """Return the name of the metric that :func:`score` uses on this data."""
     _, targets = next(iter(split.batches(1)))
     scoring = Scoring(meaning, metric, None)
@@ -279,12 +282,15 @@ class _First:
         return itertools.islice(self.all.batches(batch_size, device=device), 1)
 
 
-def _joined(name: str, batches: list[dict[str, Array]]) -> Scores:
+def _joined(name: str, function: AnyMetric | None, batches: list[dict[str, Array]]) -> Scores:
     columns = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-    predictions = columns.get("predictions")
+    predictions, pooled = columns.get("predictions"), None
+    if isinstance(function, SetMetric):
+        pooled = Pooled(function, list(columns["counts"]))
     return Scores(
         metric=name,
-        scores=columns["scores"],
+        scores=columns["scores"] if pooled is None else np.zeros(0),
+        pooled=pooled,
         predictions=None if predictions is None else predictions.astype(np.int64),
         confidences=columns.get("confidences"),
         agrees=columns.get("agrees"),

@@ -12,6 +12,7 @@ from scipy import stats
 from onebyone.core.errors import DataError
 from onebyone.core.records import Difference, Metric
 from onebyone.core.statistics import mean_interval, share_interval, sign_flip_test
+from onebyone.evaluation.set_scores import Pooled
 
 Array = NDArray[np.float64]
 
@@ -26,11 +27,12 @@ class Scores:
     """One network's scores, one for each example.
 
     Attributes:
-        scores: The metric's values, shape ``(n,)``.
+        scores: The metric's values, shape ``(n,)``; none for a metric of the whole set.
         predictions: Class numbers ``(n,)``; ``None`` unless a classifier.
         confidences: Probability of the predicted class ``(n,)``; ``None`` unless a classifier.
         agrees: Share of each example's decisions that equal the first network's, ``(n,)``;
             ``None`` if outputs make no decisions.
+        pooled: What a metric of the whole set counted; ``None`` for a mean over examples.
     """
 
     metric: str
@@ -38,9 +40,12 @@ class Scores:
     predictions: NDArray[np.int64] | None = None
     confidences: Array | None = None
     agrees: Array | None = None
+    pooled: Pooled | None = None
 
     def summary(self) -> Metric:
-        """Return the mean with its 95 % interval."""
+        """Return the mean, or the score of the whole set, with its 95 % interval."""
+        if self.pooled is not None:
+            return self.pooled.summary()
         return summarize(self.metric, self.scores)
 
     def calibration_error(self) -> float | None:
@@ -121,15 +126,18 @@ def agreeing(first: Scores, second: Scores) -> Scores | None:
 
 
 def paired_difference(before: Scores, after: Scores) -> Difference:
-    """Return the mean score after minus the mean score before, with a paired test.
+    """Return the score after minus the score before, with a paired test.
 
     Hits and misses use the exact McNemar test, and the interval of Agresti and Min (2005),
     which adds half an example to each cell. Other scores use a sign-flip test, exact for few
-    examples, and the interval of :func:`onebyone.core.statistics.mean_interval`.
+    examples, and the interval of :func:`onebyone.core.statistics.mean_interval`. Metrics of a
+    whole set, such as mAP, use a bootstrap over the examples.
 
     Raises:
         DataError: If there are no scores, or some are not finite.
     """
+    if before.pooled is not None and after.pooled is not None:
+        return before.pooled.difference(after.pooled)
     both = np.stack([before.scores, after.scores])
     for scores in both:
         _check_finite(before.metric, scores)

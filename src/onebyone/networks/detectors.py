@@ -3,19 +3,65 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from onebyone.core.average_precision import Detections, MeanAveragePrecision
+from onebyone.core.detector_measure import RawDetections
 from onebyone.core.errors import OptionError
+from onebyone.core.task import Task
+from onebyone.core.tensor_trees import tensors_in
 
 # Parts with layers of detectors of one and of two stages.
 _ONE_STAGE = ("backbone", "head")
 _TWO_STAGES = ("backbone", "rpn", "roi_heads")
 # The smallest box in pixels that a detector of two stages is shown.
 _SMALLEST_BOX = 16.0
+# What torchvision calls the raw outputs of a detector of one stage.
+_KINDS = {"cls_logits": "classes", "bbox_regression": "boxes", "bbox_ctrness": "quality"}
+# Height and width of an image that shows which outputs there are, where any size will do.
+_ANY_SIZE = (128, 128)
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Decodes the raw outputs of a detector of one stage for images of one size.
+
+    Attributes:
+        shell: The detector without its layers.
+        inside: Height and width in pixels that boxes are clipped to: of the images unpadded.
+        anchors: Boxes that outputs are relative to, ``(anchors, 4)``.
+        levels: The number of anchors of each map of features; not used for SSD, whose maps differ
+            in the number of anchors at a position.
+        outputs: Name and last size of each output, in order.
+        one_class_each: Whether each anchor has one class or none (SSD): a softmax gives the
+            probabilities.
+    """
+
+    shell: Any
+    inside: tuple[int, int]
+    anchors: Tensor
+    levels: tuple[int, ...]
+    outputs: tuple[tuple[str, int], ...]
+    one_class_each: bool
+
+    @torch.no_grad()
+    def decode(self, outputs: Mapping[str, Tensor]) -> list[Detections]:
+        """Return the boxes of each image; see :meth:`RawDetector.decode`."""
+        raw: dict[str, Any] = {name: each.float() for name, each in outputs.items()}
+        first = next(iter(raw.values()))
+        sizes, anchors = [self.inside] * len(first), self.anchors.to(first.device)
+        each_image: Any = [anchors] * len(first)
+        if not self.one_class_each:
+            levels = list(self.levels)
+            raw = {name: list(torch.split(each, levels, dim=1)) for name, each in raw.items()}
+            each_image = [list(torch.split(anchors, levels))] * len(first)
+        found: list[Detections] = self.shell.postprocess_detections(raw, each_image, sizes)
+        return found
 
 
 class RawDetector(nn.Module):
@@ -36,6 +82,9 @@ class RawDetector(nn.Module):
         proposals: Boxes for each image in the second stage; ``None``: as many as the detector's
             first stage gives at most, so that times are those of a full image. Without effect for
             others.
+        size: Height and width in pixels of the prepared images, which :meth:`decode` needs. The
+            default is the detector's own where it is fixed (SSD), else that of the last
+            :meth:`prepared`.
 
     Raises:
         OptionError: If the module is no such detector.
@@ -49,7 +98,13 @@ class RawDetector(nn.Module):
         {'bbox_regression': (1, 3234, 4), 'cls_logits': (1, 3234, 91)}
     """
 
-    def __init__(self, detector: nn.Module, *, proposals: int | None = None) -> None:
+    def __init__(
+        self,
+        detector: nn.Module,
+        *,
+        proposals: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         names = _parts(detector)
         if proposals is not None and (isinstance(proposals, bool) or proposals < 1):
@@ -63,6 +118,9 @@ class RawDetector(nn.Module):
         # In a tuple, so that its transform and its rules are no part of this network.
         self._shell = (shell,)
         self._boxes = proposals or 0
+        fixed = getattr(shell.transform, "fixed_size", None)  # width and height
+        self._size = size if size is not None or fixed is None else (fixed[1], fixed[0])
+        self._inside: tuple[int, int] | None = None  # without what pads the images
         self.train(detector.training)
 
     def prepared(self, images: Sequence[Tensor]) -> Tensor:
@@ -85,6 +143,9 @@ class RawDetector(nn.Module):
         with torch.no_grad():
             batch, _ = self._whole.transform(list(images))
         tensors: Tensor = batch.tensors
+        self._size = (int(tensors.shape[-2]), int(tensors.shape[-1]))
+        inside = set(batch.image_sizes)
+        self._inside = next(iter(inside)) if len(inside) == 1 else None
         return tensors
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -97,6 +158,74 @@ class RawDetector(nn.Module):
             raw: dict[str, Tensor] = parts.head(list(features.values()))
             return raw
         return self._two_stages(images, features)
+
+    @property
+    def task(self) -> Task | None:
+        """The task of a detector of one stage: its divergence, and mAP as its metric.
+
+        Functions of onebyone use it where no task is given. ``None`` for a detector of two stages,
+        whose raw outputs can be compared but not decoded.
+        """
+        if not hasattr(self, "head"):
+            return None
+        decoder = self._decoder(self._size or _ANY_SIZE)
+        if {name for name, _ in decoder.outputs} - _KINDS.keys():
+            return None  # a head of the user's own
+        order = tuple((_KINDS[name], values) for name, values in decoder.outputs)
+        measure = RawDetections(order, exclusive=decoder.one_class_each)
+        decode = self.decode if self._size is None else decoder.decode
+        return Task("detection", measure, metric=MeanAveragePrecision(decode))
+
+    def decode(self, outputs: Mapping[str, Tensor]) -> list[Detections]:
+        """Return the boxes that raw outputs mean, as the whole detector finds them.
+
+        Args:
+            outputs: What this network, or a rewritten one, gave for ``n`` images.
+
+        Returns:
+            A mapping for each image: ``boxes`` ``(k, 4)`` as left, top, right and bottom in pixels
+            of the prepared image, ``scores`` and ``labels`` ``(k,)``.
+
+        Raises:
+            OptionError: If the detector has two stages, or the size of its images is not known.
+        """
+        if not hasattr(self, "head"):
+            raise OptionError(
+                "Only the raw outputs of a detector of one stage can be decoded, got those of "
+                f"{type(self._whole).__name__}, whose second stage was shown other boxes. Run "
+                "`detector()` instead."
+            )
+        if self._size is None:
+            raise OptionError(
+                "The size of the images must be known to decode boxes, got none: give `size` to "
+                "RawDetector, or make the images by its `prepared`."
+            )
+        return self._decoder(self._size).decode(outputs)
+
+    @torch.no_grad()
+    def _decoder(self, size: tuple[int, int]) -> _Decoder:
+        """Return what decodes outputs for images of a size, found by one run of a copy."""
+        # Late: see _parts.
+        from torchvision.models.detection.image_list import ImageList  # noqa: PLC0415
+        from torchvision.models.detection.ssd import SSD  # noqa: PLC0415
+
+        parts: Any = copy.deepcopy(self).eval()
+        weight = next(self.parameters())
+        images = torch.zeros(1, 3, *size, device=weight.device, dtype=weight.dtype)
+        features = parts.backbone(images)
+        maps = [features] if isinstance(features, Tensor) else list(features.values())
+        raw = parts.head(maps)
+        (anchors,) = self._whole.anchor_generator(ImageList(images, [size]), maps)
+        cells = [each.shape[-2] * each.shape[-1] for each in maps]
+        shapes = {id(each): (name, int(each.shape[-1])) for name, each in raw.items()}
+        return _Decoder(
+            shell=self._whole,
+            inside=self._inside or size,
+            anchors=anchors.float(),
+            levels=tuple(len(anchors) // sum(cells) * each for each in cells),
+            outputs=tuple(shapes[id(each)] for each in tensors_in(raw)),
+            one_class_each=isinstance(self._whole, SSD),
+        )
 
     def _two_stages(self, images: Tensor, features: dict[str, Tensor]) -> dict[str, Tensor]:
         parts: Any = self

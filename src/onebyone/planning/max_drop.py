@@ -12,7 +12,7 @@ from onebyone.calibration.infer_task import meaning_of
 from onebyone.calibration.inputs import CalibrationData
 from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.errors import BudgetError, OptionError
-from onebyone.core.metrics import MetricFunction
+from onebyone.core.metrics import AnyMetric
 from onebyone.core.records import SHARES, Budget, Difference, FrontPoint, LeftAlone, Plan, Trial
 from onebyone.evaluation.scores import Examples, counted_metric, score
 from onebyone.evaluation.statistics import paired_difference
@@ -36,7 +36,7 @@ class _Search:
     planner: Planner
     calibration: CalibrationData
     validation: Examples
-    metric: str | MetricFunction | None
+    metric: str | AnyMetric | None
     meaning: Meaning
     device: str
     progress: Progress | None
@@ -69,7 +69,7 @@ def plan_within(
     validation: Examples,
     *,
     max_drop: float,
-    metric: str | MetricFunction | None = None,
+    metric: str | AnyMetric | None = None,
     task: TaskLike | Meaning | None = None,
     device: str = "cpu",
     progress: Progress | None = None,

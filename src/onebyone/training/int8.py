@@ -12,7 +12,7 @@ from torch import nn
 
 from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core.arguments import checked
-from onebyone.core.metrics import MetricFunction
+from onebyone.core.metrics import AnyMetric
 from onebyone.core.processes import on_main
 from onebyone.core.records import TrainLog
 from onebyone.core.settings.common import Progress
@@ -65,7 +65,7 @@ def distill_int8(
     batch_size: int | None = None,
     mix: float | None = None,
     task: TaskLike | Meaning | None = None,
-    metric: str | MetricFunction | None = None,
+    metric: str | AnyMetric | None = None,
     ignore_index: int | None = None,
     device: torch.device | str | None = None,
     checkpoint: str | Path | None = None,

@@ -17,7 +17,7 @@ from onebyone.calibration.infer_task import Known, meaning_of
 from onebyone.calibration.meaning import Meaning, TaskLike
 from onebyone.core import processes
 from onebyone.core.errors import DataError, NotComparableError, OptionError
-from onebyone.core.metrics import MetricFunction
+from onebyone.core.metrics import AnyMetric
 from onebyone.core.precision import Precision, uses_bf16
 from onebyone.core.records import Epoch, TrainLog
 from onebyone.core.settings.common import Progress
@@ -75,7 +75,7 @@ class LoopSettings:
     precision: Precision
     capture: bool
     seed: int
-    metric: str | MetricFunction | None
+    metric: str | AnyMetric | None
     checkpoint: Path | None
     on_epoch: Callable[[TrainLog], None] | None
     progress: Progress | None

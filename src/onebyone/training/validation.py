@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onebyone.core.metrics import MetricFunction, find_metric
+from onebyone.core.metrics import AnyMetric, find_metric
+from onebyone.core.set_metrics import SetMetric
 from onebyone.data import Split
 from onebyone.evaluation.batch_scores import check_labels, default_metric, is_unlabelled
 from onebyone.evaluation.scores import evaluate
@@ -23,7 +24,7 @@ class Score:
 
     name: str
     split: Split
-    metric: str | MetricFunction | None  # None: agreement with the teacher
+    metric: str | AnyMetric | None  # None: agreement with the teacher
 
     def measure(self, job: Job) -> float:
         """Return the score of the student."""
@@ -54,6 +55,8 @@ def validation(job: Job) -> Score | None:
     chosen = default_metric(job.meaning, targets)
     if chosen is None:
         return Score(AGREEMENT, split, None) if imitates and job.meaning.decides else None
+    if isinstance(chosen, SetMetric):
+        return Score(chosen.name, split, chosen)
     job.student.eval()
     with torch.no_grad():
         outputs = forward(job, inputs)

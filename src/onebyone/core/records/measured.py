@@ -12,7 +12,7 @@ from onebyone.core.records.timing import Timing
 from onebyone.core.units import format_percent
 
 # Metrics that are shares of something counted: shown as percentages, their differences in points.
-SHARES = frozenset({"accuracy", "agreement", "pixel accuracy"})
+SHARES = frozenset({"accuracy", "agreement", "pixel accuracy", "mIoU", "mAP"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class TaskInfo(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(Record):
-    """A mean over examples with its 95 % interval.
+    """A mean over examples, or a score of the whole set, with its 95 % interval.
 
     Attributes:
         low: Lower end of the interval.

@@ -10,7 +10,7 @@ from onebyone.core.arguments import check_settings
 
 if TYPE_CHECKING:
     from onebyone.calibration.meaning import Meaning, TaskLike
-    from onebyone.core.metrics import MetricFunction
+    from onebyone.core.metrics import AnyMetric
 
 Progress = Callable[[int, int, str], None]
 
@@ -55,13 +55,13 @@ class ScoreSettings(TaskSettings):
 
     Attributes:
         ignore_index: A label that is left out of every count and loss, such as 255 or -1.
-        metric: ``accuracy``, ``pixel accuracy``, ``F1``, ``negative squared error``, ``PSNR``, or a
-            function ``(outputs, targets) -> scores (n,)``, where higher is better. By default the
-            task's.
+        metric: ``accuracy``, ``pixel accuracy``, ``mIoU``, ``F1``, ``negative squared error``,
+            ``PSNR``, or a function ``(outputs, targets) -> scores (n,)``, where higher is better;
+            or a :class:`onebyone.MeanAveragePrecision`. By default the task's.
     """
 
     ignore_index: int | None = None
-    metric: str | MetricFunction | None = None
+    metric: str | AnyMetric | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
