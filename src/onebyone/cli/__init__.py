@@ -144,6 +144,10 @@ def make_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentP
 
 
 def _main(arguments: list[str]) -> int:
+    if "--recipe" in (each.partition("=")[0] for each in arguments):
+        from onebyone.cli.option_files import with_recipe
+
+        arguments = with_recipe(arguments)
     parser = make_parser(arguments[:1])
     wrong = _unreadable(arguments) or _unknown_command(arguments)
     if wrong:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onebyone.cli.option_files import option, read_options, tokens, words
 from onebyone.cli.options import flag_of, given, offered
 from onebyone.core.errors import OptionError, UnknownNameError
 from onebyone.core.settings.runs import ShrinkSettings
@@ -69,7 +70,7 @@ class Network:
     @property
     def arguments(self) -> list[str]:
         """Its part of the command line."""
-        named = [_argument(f"--{name}", each) for name, value in self.options.items()
+        named = [option(f"--{name}", each) for name, value in self.options.items()
                  for each in (value if isinstance(value, list) else [value])]  # fmt: skip
         return [self.model, *itertools.chain.from_iterable(named)]
 
@@ -96,59 +97,27 @@ def merged(args: argparse.Namespace) -> dict[str, Any]:
         return {**asked, "model": models}
     if len(models) > 1:
         raise OptionError("A sweep has one file, or networks: name the networks in the file.")
-    content = _content(Path(files[0]))
+    content = read_options(Path(files[0]), "a sweep")
     networks = content.pop("network", [])
-    words = _words(content.pop("model", []), f"`model` of {files[0]}")
-    tokens = [token for name, value in content.items() for token in _tokens(name, value, files[0])]
+    models = words(content.pop("model", []), f"`model` of {files[0]}")
+    known = {*AXES, *_flags(), "weights", "data", "limit", "image-size", "address", "node"}
+    for name in content:
+        if name not in known:
+            raise UnknownNameError(f"option in {files[0]}", name, known, listed=len(known))
+    of_content = [tokens(name, value, files[0]) for name, value in content.items()]
+    given_there = list(itertools.chain.from_iterable(of_content))
     try:  # the parser prints what is wrong
-        parsed = _parser("sweep").parse_args(["sweep", "-", *tokens])
+        parsed = _parser("sweep").parse_args(["sweep", "-", *given_there])
     except SystemExit:
         raise OptionError(f"{files[0]} must have options of `onebyone sweep`; see above.") from None
     of_file = {name: value for name, value in vars(parsed).items() if name != "command"}
-    return {**of_file, **asked, "model": words, "network": networks, "file": files[0]}
-
-
-def _content(path: Path) -> dict[str, Any]:
-    import tomllib
-
-    from onebyone.core.read_files import reason_of, why_no_file
-
-    why = why_no_file(path)
-    if why is not None:
-        raise OptionError(f"The file of a sweep must be a TOML file, but {path} {why}.")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{path} must be a TOML file: {reason_of(error)}.") from error
-
-
-def _tokens(name: str, value: object, file: str) -> list[str]:
-    """Return an entry of a file as arguments of the command line."""
-    known = {*AXES, *_flags(), "weights", "data", "limit", "image-size", "address", "node"}
-    if name not in known:
-        raise UnknownNameError(f"option in {file}", name, known, listed=len(known))
-    if isinstance(value, bool):
-        return [f"--{name}"] if value else []
-    return [token for each in _words(value, f"`{name}` of {file}")
-            for token in _argument(f"--{name}", each)]  # fmt: skip
+    return {**of_file, **asked, "model": models, "network": networks, "file": files[0]}
 
 
 def _flags() -> dict[str, str]:
     """Return the settings of shrink that a sweep passes on, by their flag without dashes."""
     names = [name for name in offered(ShrinkSettings) if name not in OWN]
     return {flag_of(ShrinkSettings, name).removeprefix("--"): name for name in names}
-
-
-def _words(value: object, name: str) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    for each in values:
-        if isinstance(each, bool) or not isinstance(each, str | int | float) or not str(each):
-            raise OptionError(f"{name} must be texts or numbers, got {each!r}.")
-    return [str(each) for each in values]
-
-
-def _argument(flag: str, value: str) -> list[str]:
-    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
 
 
 def networks_of(asked: Mapping[str, Any]) -> list[Network]:
@@ -168,7 +137,7 @@ def networks_of(asked: Mapping[str, Any]) -> list[Network]:
         for name in entry:
             if name not in _OF_NETWORK:
                 raise UnknownNameError(f"option of a network in {asked['file']}", name, _OF_NETWORK)
-        texts = {name: _words(value, f"`{name}` of a network") for name, value in entry.items()}
+        texts = {name: words(value, f"`{name}` of a network") for name, value in entry.items()}
         model = texts.pop("model", [])
         if len(model) != 1:
             raise OptionError(f"Each network in {asked['file']} must have one `model`.")
@@ -254,7 +223,7 @@ def _trial(
 
     place, network = numbered
     axes = [token for axis, value in chosen.items() if value
-            for token in _argument(f"--{axis}", value)]  # fmt: skip
+            for token in option(f"--{axis}", value)]  # fmt: skip
     folder = str(trial_folder(out, name))
     command = ("onebyone", "shrink", *network.arguments, *axes, *fixed, "--out", folder)
     seed = _checked(command)
@@ -315,7 +284,7 @@ def _fixed(asked: Mapping[str, Any]) -> list[str]:
             tokens.append(f"--{flag}")
         else:
             for each in value if isinstance(value, list) else [value]:
-                tokens += _argument(f"--{flag}", str(each))
+                tokens += option(f"--{flag}", str(each))
     return tokens
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from onebyone.cli.arguments import add_run
+from onebyone.cli.arguments import SOURCES, add_run
 from onebyone.cli.loading import data_of, load_asked, run_settings
+from onebyone.cli.option_files import RECIPE
+from onebyone.cli.options import group
 from onebyone.cli.output import free_folder, progress, say, show, stoppable
 from onebyone.core.settings.runs import TrainRunSettings
 
 EPILOG = """examples:
   onebyone train onebyone:classic --data digits --epochs 20 --out runs/classic
+  onebyone train --recipe classic-digits --out runs/classic
   onebyone train onebyone:nin-cifar10 --data cifar10 --epochs 60
   onebyone train onebyone:nin-cifar10 --data cifar10 --epochs 60 --out runs/nin --resume
 """
@@ -20,6 +23,13 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``onebyone train``."""
     add_run(parser, TrainRunSettings)
+    # Only for the help: `main` has put the recipe's options in its place.
+    group(parser, SOURCES).add_argument(
+        RECIPE,
+        metavar="NAME",
+        help="instead of MODEL: a published training, or your own as FILE.toml; other options "
+        "replace what it says",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
