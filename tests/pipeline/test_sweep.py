@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -115,4 +116,15 @@ def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert main(COMMAND) == 1
     assert "pip install 'onebyone[ray]'" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_an_address_without_a_cluster_is_told_at_once(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nothing listens there
+        port = free.getsockname()[1]
+        assert main([*COMMAND, "--address", f"127.0.0.1:{port}"]) == 2
+    assert f"nothing answers at 127.0.0.1:{port}" in " ".join(capsys.readouterr().err.split())
     assert not Path("out").exists()

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -15,12 +16,14 @@ from typing import Any
 import torch
 
 from onebyone.core.errors import MissingExtraError, OptionError, first_line
+from onebyone.core.read_files import reason_of
 from onebyone.core.records import SweepTrial
 from onebyone.pipeline.sweep.one_trial import Ended, Task
 from onebyone.pipeline.sweep.schedule import Lost
 
 # Ray's store of objects holds nothing but trials; by default it takes a third of the memory.
 _STORE_BYTES = 80_000_000
+_CONNECT_SECONDS = 10.0
 
 
 class RayWorkers:
@@ -141,6 +144,7 @@ def connected(task: Task, *, address: str | None, hosts: Sequence[str]) -> Itera
         own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "num_cpus": 1}
         quiet |= {"address": "local", **own}
     else:
+        _check_listens(address)
         quiet |= {"address": address}
     # Processes of an embedded Ray have this one's environment. Ray would give them one thread.
     threads = str(torch.get_num_threads())
@@ -157,6 +161,24 @@ def connected(task: Task, *, address: str | None, hosts: Sequence[str]) -> Itera
             yield RayWorkers(ray, task, hosts)
     finally:
         ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Check that something listens at an address with a port: Ray would try for minutes.
+
+    Raises:
+        OptionError: If nothing does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # such as auto: Ray knows
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise OptionError(
+            f"--address must be that of a Ray cluster, but nothing answers at {address} "
+            f"({reason_of(error)}). `ray status` on its head node shows whether it runs."
+        ) from error
 
 
 @contextmanager
@@ -183,5 +205,9 @@ def _signals_kept() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:  # by Ray's handler: the signal is for the one before
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
