@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,15 @@ def test_output_that_cannot_be_written_or_read_is_no_traceback():
         capture_output=True, check=False,
     )  # fmt: skip
     assert closed.returncode == 0, closed.stderr
+
+
+def test_a_request_to_end_is_told_from_an_interruption_also_if_a_library_raises_anew(capsys):
+    def swallows():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # as Ray does
+        return 0
+
+    assert guarded(swallows, []) == 143
+    assert capsys.readouterr().err == "Terminated.\n"

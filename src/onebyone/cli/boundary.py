@@ -52,9 +52,10 @@ def guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
         command: The command; returns its status.
         arguments: The command line's arguments, for the report of a fault.
     """
+    asked_to_end: list[int] = []
     try:
         _open_output()
-        with _terminable():
+        with _terminable(asked_to_end):
             status = command()
         sys.stdout.flush()
     except BrokenPipeError:
@@ -62,7 +63,8 @@ def guarded(command: Callable[[], int], arguments: Sequence[str]) -> int:
         _close_output()
         return 0
     except KeyboardInterrupt as stop:
-        ended = isinstance(stop, _Terminated)
+        # Ray raises a plain KeyboardInterrupt in place of what a handler of signals raised.
+        ended = isinstance(stop, _Terminated) or bool(asked_to_end)
         others = " torchrun also does this once another process has ended."
         why = others if torchrun.is_started() else ""
         sys.stderr.write(f"Terminated.{why}\n" if ended else "Interrupted.\n")
@@ -92,11 +94,16 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM, which a scheduler may send, into an exception inside the block."""
+def _terminable(asked: list[int]) -> Iterator[None]:
+    """Turn SIGTERM, which a scheduler may send, into an exception inside the block.
+
+    Args:
+        asked: Gets the number of the signal.
+    """
 
     def stop(number: int, frame: object) -> NoReturn:
-        del number, frame
+        del frame
+        asked.append(number)
         raise _Terminated
 
     if threading.current_thread() is not threading.main_thread():
