@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,14 @@ class Pooled:
     metric: SetMetric
     counts: Sequence[Any]
 
-    @property
+    @cached_property
     def value(self) -> float:
         """The score of all examples."""
         return float(self.metric.values(self.counts, np.ones((1, len(self.counts))))[0])
 
+    @cached_property
     def resampled(self) -> Array:
-        """Return the scores of ``SETS`` sets, each of as many examples, drawn with replacement.
+        """The scores of ``SETS`` sets, each of as many examples, drawn with replacement.
 
         The draws depend on the number of examples alone, so those of two networks are paired.
         """
@@ -50,7 +52,7 @@ class Pooled:
 
     def summary(self) -> Metric:
         """Return the score with its 95 % interval."""
-        low, high = np.percentile(self.resampled(), ENDS)
+        low, high = np.percentile(self.resampled, ENDS)
         value = self.value
         return Metric(
             name=self.metric.name,
@@ -75,7 +77,7 @@ class Pooled:
                 "Networks must be scored on the same examples to be compared, got "
                 f"{len(self.counts):,} and {len(after.counts):,}."
             )
-        drawn = after.resampled() - self.resampled()
+        drawn = after.resampled - self.resampled
         low, high = np.percentile(drawn, ENDS)
         value = after.value - self.value
         opposite = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
