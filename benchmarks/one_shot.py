@@ -10,9 +10,10 @@ from torch import nn
 
 import onebyone as obo
 from onebyone.calibration.inputs import CalibrationData
+from onebyone.core.metrics import MetricFunction
 from onebyone.core.records import Difference, Metric, Plan, Reconstruction
 from onebyone.data import Data
-from onebyone.evaluation.scores import MetricFunction, score
+from onebyone.evaluation.scores import score
 from onebyone.evaluation.statistics import Scores, agreement, paired_difference
 from onebyone.planning import plan_from
 from onebyone.planning.survey import Survey, survey

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from onebyone.core.metrics import MetricFunction
 from onebyone.core.randomness import seeded
 from onebyone.core.settings.runs import TrainRunSettings
 from onebyone.data import Data
 from onebyone.data.splits import TensorSplit, held_out
-from onebyone.evaluation.scores import MetricFunction
 from onebyone.pipeline.loading import load_source
 from onebyone.pipeline.train import train_loaded
 from onebyone.report.console import progress
