@@ -154,6 +154,13 @@ def test_where_digits_are_not_decided_in_time_a_tightened_bound_is_met(monkeypat
     assert found.gap == pytest.approx((1.75 - 0.75) / 1.75, rel=1e-6)
 
 
+def test_a_tightened_bound_of_items_that_harm_nothing_leaves_no_gap(monkeypatch):
+    monkeypatch.setattr(exact_search, "_search_in_digits", unfinished)
+    found = pick(np.zeros(3), PAIRS, [SHORT])
+    assert SHORT.holds(found.picked)
+    assert found.gap == 0
+
+
 def test_where_digits_took_all_the_time_a_last_search_has_some_more(monkeypatch):
     now = [0.0]
 
