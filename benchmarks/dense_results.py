@@ -143,7 +143,4 @@ def kept(found: dict[str, Any], file: Path | None) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    shown = table(found)
-    print(shown.to_markdown())
-    for note in shown.notes:
-        print(f"- {note}")
+    print(table(found).to_markdown())
