@@ -132,7 +132,10 @@ def table(found: dict[str, Any]) -> Table:
             f"{rows[0]['n']:,} scenes to test on; seed {found['seed']}; {found['budget']}.",
             f"Backgrounds: {found['backgrounds']}.",
             f"Intervals: {found['interval']}; differences paired on the same scenes.",
-            f"{found['scenes']:,} scenes to fit and distil on, {found['epochs']} epochs.",
+            (
+                f"Fitted on {found['calibration']} unlabelled scenes, distilled on "
+                f"{found['scenes']:,} for {found['epochs']} epochs."
+            ),
             f"Times: batch {found['batch']}, {rows[-1]['rounds']} rounds. {found['machine']}.",
         ],
     )  # fmt: skip

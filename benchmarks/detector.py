@@ -64,7 +64,8 @@ def main() -> None:
     record = run_once(args.folder / "shrunk", shrink)
     about = {
         "side": SIDE, "steps": args.steps, "training_scenes": args.steps * BATCH,
-        "scenes": args.scenes, "epochs": args.epochs, "seed": args.seed,
+        "scenes": args.scenes,
+        "calibration": args.calibration, "epochs": args.epochs, "seed": args.seed,
         "backgrounds": backgrounds,
     }  # fmt: skip
     kept(figures(record, "SSD, small residual backbone", about), args.keep)
