@@ -1,4 +1,4 @@
-"""The page of a sweep: how each trial ended, the front of all trials, and their figures."""
+"""The page of a sweep: the front of all trials, how each one ended, and their figures."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def render_sweep(sweep: SweepRecord, runs: Mapping[str, RunRecord]) -> str:
         runs: The records of the finished runs by name.
     """
     makers = [
-        ("trials", "Trials", partial(_trials, sweep, runs)),
         ("front", "Front", partial(_front, sweep, runs)),
+        ("trials", "Trials", partial(_trials, sweep, runs)),
         # The trade-offs there have a line and a color for each run: here the front shows them.
         *((a, b, partial(make, runs)) for a, b, make in RUN_SECTIONS if a != "tradeoffs"),
     ]
