@@ -200,6 +200,30 @@ def test_covariances_between_channels_and_places_make_up_that_of_both():
     assert_close(window, plain + damping * plain.diagonal().mean() * torch.eye(PLACES).double())
 
 
+def test_covariances_of_inputs_that_are_all_zero_are_finite():
+    zero = torch.zeros(WIDTH, WIDTH).double()
+    data = data_of(problem_of(zero, torch.zeros(OUT, WIDTH).double(), semidefinite(OUT)))
+    start = start_of(data.problem, "pointwise-depthwise", 2)
+    for matrix in separable_terms._separate_covariances(data, start):
+        assert matrix.isfinite().all()
+
+
+def test_whitened_inputs_are_white_also_where_places_are_the_same():
+    half = normal(WIDTH, WIDTH // 2, seed=6)
+    xx = half @ half.T  # of half the rank
+    xx[1], xx[:, 1] = xx[0], xx[:, 0]  # the first two places of the first channel
+    xx[1, 1] = xx[0, 0]
+    ridge = 1e-3 * float(xx.diagonal().mean())
+    whitening, ridges = data_of(
+        problem_of(xx, normal(OUT, WIDTH), normal(OUT, OUT), ridge=ridge)
+    ).whitening
+    assert ridges == [ridge] * CHANNELS
+    for channel, white in enumerate(whitening):
+        own = slice(channel * PLACES, (channel + 1) * PLACES)
+        lifted = xx[own, own] + ridge * torch.eye(PLACES).double()
+        assert_close(white @ lifted @ white.T, torch.eye(PLACES).double(), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
 def test_an_inverse_of_what_has_one_is_it_and_of_what_has_none_goes_as_far_as_it_can(unit):
     full = unit * torch.stack([semidefinite(4, seed=seed) for seed in range(3)])
