@@ -83,6 +83,7 @@ def test_numbers_are_shown(value):
 @example("input_shape", [10**5000])
 @example("mean", [10**400])
 @example("task", "")
+@example("task", "a" * 399)
 def test_arguments_of_any_type(name, value):
     try:
         plain = KINDS[name](name, value)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from onebyone.planning import Planner
 
 
+LONGEST_NAME = 240  # characters of a name in a message
+
+
 class OneByOneError(Exception):
     """The root of all errors; a message says what must hold, what came, and what to do."""
 
@@ -57,7 +60,8 @@ class UnknownNameError(UsageError):
         hint = f" Did you mean {_either(close)}?" if close else ""
         shown = ", ".join(names[:listed]) + (", …" if len(names) > listed else "")
         reason = f" (it {why})" if why else ""
-        name = name if len(name) <= 400 else f"{name[:399]}…"
+        # Of a long path both ends tell.
+        name = name if len(name) <= LONGEST_NAME else f"{name[:120]}…{name[-119:]}"
         super().__init__(f"No {kind} named {name!r}{reason}.{hint} Available: {shown}.")
 
 
