@@ -31,6 +31,8 @@ def add_options(parser: argparse.ArgumentParser, *, scenes: int, epochs: int) ->
 
 def shrink_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what both benchmarks give ``obo.shrink``."""
+    if not args.budget.startswith("latency"):
+        raise SystemExit("--budget must be a latency, such as latency=50%: the table shows times.")
     return {
         "budget": args.budget,
         "runtimes": [args.runtime],
