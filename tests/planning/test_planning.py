@@ -481,4 +481,6 @@ def test_bytes_are_those_of_the_precision_that_the_runtime_deploys():
     assert made.before.bytes == weight_bytes(network().to(torch.bfloat16)) < 0.6 * whole
     small = restructure(net, made).to(torch.bfloat16)
     assert made.after.bytes == weight_bytes(small)
-    assert all(each.after.bytes == 2 * each.after.params for each in made.choices)
+    # A group of layers also holds the statistics of its batch norms, which are no parameters.
+    for each in made.choices:
+        assert 2 * each.after.params <= each.after.bytes < 3 * each.after.params
