@@ -45,8 +45,17 @@ def shrink_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def figures(record: RunRecord, name: str, about: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a finished run."""
+def figures(
+    record: RunRecord, name: str, about: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the figures of a finished run.
+
+    Args:
+        record: Of the run.
+        name: Of the network, for the table.
+        about: What this benchmark alone has to say.
+        args: The options of both.
+    """
     before, one_shot, after = record.before, record.one_shot, record.after
     compared, plan = record.comparison, record.plan
     assert before is not None
@@ -60,6 +69,7 @@ def figures(record: RunRecord, name: str, about: dict[str, Any]) -> dict[str, An
     return {
         "network": name,
         **about,
+        **{each: getattr(args, each) for each in ("scenes", "calibration", "epochs", "seed")},
         "runtime": runtime,
         "threads": before.latency[runtime].threads,
         "batch": before.latency[runtime].batch,

@@ -64,11 +64,9 @@ def main() -> None:
     record = run_once(args.folder / "shrunk", shrink)
     about = {
         "side": SIDE, "steps": args.steps, "training_scenes": args.steps * BATCH,
-        "scenes": args.scenes,
-        "calibration": args.calibration, "epochs": args.epochs, "seed": args.seed,
         "backgrounds": backgrounds,
     }  # fmt: skip
-    kept(figures(record, "SSD, small residual backbone", about), args.keep)
+    kept(figures(record, "SSD, small residual backbone", about, args), args.keep)
 
 
 if __name__ == "__main__":

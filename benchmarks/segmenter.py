@@ -111,11 +111,9 @@ def main() -> None:
     record = run_once(args.folder / "shrunk", shrink)
     about = {
         "side": SIDE, "training_epochs": args.training, "training_scenes": args.scenes,
-        "scenes": args.scenes,
-        "calibration": args.calibration, "epochs": args.epochs, "seed": args.seed,
         "backgrounds": backgrounds,
     }  # fmt: skip
-    kept(figures(record, "U-Net", about), args.keep)
+    kept(figures(record, "U-Net", about, args), args.keep)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from onebyone.core.write_files import (
     check_file,
     check_folder,
     contents,
-    sweep,
+    remove_leftovers,
     write_bytes,
     write_file,
     write_text,
@@ -148,7 +148,7 @@ def test_own_temporary_files_are_swept_and_no_others(tmp_path):
     (tmp_path / f"{OWN}aside-2f").mkdir()
     (tmp_path / f"{OWN}aside-2f" / "x").write_text("half")
     (tmp_path / ".aside-of-another").write_text("theirs")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == [".aside-of-another"]
 
 

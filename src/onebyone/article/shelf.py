@@ -14,7 +14,7 @@ from onebyone.core.errors import RecordError
 from onebyone.core.identity import check_same, words_of
 from onebyone.core.records import Identity, Record
 from onebyone.core.version import __version__
-from onebyone.core.write_files import make_folder, sweep
+from onebyone.core.write_files import make_folder, remove_leftovers
 from onebyone.data import Data
 from onebyone.data.hashing import hash_data
 from onebyone.networks.zoo import load_weights, save_weights
@@ -48,7 +48,7 @@ class Shelf:
         self._data = "" if folder is None else hash_data(data)
         if self._folder is not None:
             make_folder(self._folder)
-            sweep(self._folder)
+            remove_leftovers(self._folder)
 
     def checkpoint(self, name: str) -> Path | None:
         """Return the path of a running training's checkpoint."""

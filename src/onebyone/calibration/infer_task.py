@@ -232,8 +232,9 @@ def _inferred(
     """Return the task and why it is certain, or the unknown task and why none is certain."""
     shape = tuple(seen.outputs[0].shape[1:])
     recorded = _of_record(seen.outputs, known)
-    if isinstance(network, RawDetector) and network.task is not None:
-        return network.task, "the network gives a detector's raw outputs"
+    of_detector = network.task if isinstance(network, RawDetector) else None
+    if of_detector is not None:
+        return of_detector, "the network gives a detector's raw outputs"
     if len(seen.outputs) > 1:
         return recorded or (UNKNOWN, f"the network gives {len(seen.outputs)} tensors")
     outputs = seen.outputs[0]

@@ -221,7 +221,7 @@ def joined(task: Task, outputs: Outputs) -> Outputs:
     Raises:
         ModelError: If they cannot be joined.
     """
-    if len(outputs) == 1 or not getattr(task.measure, "joins", False):
+    if len(outputs) == 1 or not task.measure.joins:
         return outputs
     shapes = {tuple(each.shape[:-1]) for each in outputs}
     if len(shapes) > 1:

@@ -91,15 +91,20 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
-def stoppable(out: str | Path) -> Iterator[None]:
-    """On an interruption, say where the run is and how to resume it."""
+def stoppable(out: str | Path, how_to_go_on: Callable[[Path], str] | None = None) -> Iterator[None]:
+    """On an interruption, say how to go on.
+
+    Args:
+        out: Folder of what is made.
+        how_to_go_on: Says it; by default that of a run, which says where it is.
+    """
     from onebyone.core.processes import is_main
 
     try:
         yield
     except KeyboardInterrupt:
         if is_main():
-            sys.stderr.write(f"Stopped. {_after_stop(Path(out))}\n")
+            sys.stderr.write(f"Stopped. {(how_to_go_on or _after_stop)(Path(out))}\n")
         raise
 
 

@@ -8,14 +8,11 @@ report.html with the front of all trials, and trials.csv with a line for each.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from onebyone.cli.arguments import MODEL_HELP, SOURCES, add_data, add_output
 from onebyone.cli.options import add_settings, group, offered
-from onebyone.cli.output import free_folder, progress, say, show
+from onebyone.cli.output import free_folder, progress, say, show, stoppable
 from onebyone.cli.sweep_trials import AXES, OWN, asked_words, merged, networks_of, trials_of
 from onebyone.core.settings.runs import ShrinkSettings
 
@@ -88,11 +85,11 @@ def run(args: argparse.Namespace) -> None:
     networks = networks_of(asked)
     out = Path(asked.get("out") or free_folder("sweep"))
     trials = trials_of(networks, asked, out)
-    from onebyone.cli.shrink import identified, shrunk_quietly
+    from onebyone.cli.sweep_runs import identified, shrunk_quietly
     from onebyone.pipeline.sweep import SweepSettings, sweep
     from onebyone.report.sweep_rows import table_of
 
-    with _stoppable(out), progress("sweep") as update:
+    with stoppable(out, _how_to_go_on), progress("sweep") as update:
         settings = SweepSettings(
             out=out,
             shrink=shrunk_quietly,
@@ -110,10 +107,5 @@ def run(args: argparse.Namespace) -> None:
     say(args, f"Table: {out}/trials.csv\nReport: {out}/report.html")
 
 
-@contextmanager
-def _stoppable(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write(f"Stopped. Resume the sweep with --out {out} --resume.\n")
-        raise
+def _how_to_go_on(out: Path) -> str:
+    return f"Resume the sweep with --out {out} --resume."

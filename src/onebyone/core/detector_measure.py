@@ -6,10 +6,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from onebyone.core.measures import Form
+from onebyone.core.measures import (
+    Unchanged,
+    classes_apart,
+    drawn_class_loss,
+    drawn_label_loss,
+    labels_apart,
+)
 
 BOX = 4  # numbers that a box is made of
 # The least number of objects an image that the divergence is divided by, for a detector that finds
@@ -18,7 +23,7 @@ FEWEST_OBJECTS = 0.1
 
 
 @dataclass(frozen=True)
-class RawDetections:
+class RawDetections(Unchanged):
     """Class probabilities at every anchor, and boxes where the reference sees an object.
 
     A detector's outputs are joined along their last dimension: scores, boxes and, for FCOS, the
@@ -46,16 +51,6 @@ class RawDetections:
         """Whether outputs are joined ones, ``(n, anchors, values)``."""
         return outputs.ndim == 3 and outputs.shape[2] == sum(size for _, size in self.order)
 
-    def form_of(self, outputs: Tensor) -> Form:
-        """Return ``scores``: the raw outputs are no probabilities."""
-        del outputs
-        return "scores"
-
-    def scores(self, outputs: Tensor, form: Form) -> Tensor:
-        """Return the outputs unchanged."""
-        del form
-        return outputs
-
     def scale_of(self, outputs: Tensor) -> Tensor:
         """Return the mean number of objects an image, and the variance of each number of a box."""
         parts = self._parts(outputs.detach().double())
@@ -72,10 +67,10 @@ class RawDetections:
         scale = scale.to(device=outputs.device, dtype=outputs.dtype)
         theirs, ours = self._parts(reference), self._parts(outputs)
         weights = self._objectness(theirs["classes"])
-        compared = _exclusive if self.exclusive else _each
-        total = compared(theirs["classes"], ours["classes"]).sum(dim=1)
+        total = self._classes_apart(theirs["classes"], ours["classes"]).sum(dim=1)
         if "quality" in ours:
-            total = total + (weights * _each(theirs["quality"], ours["quality"])).sum(dim=1)
+            apart = labels_apart(theirs["quality"], ours["quality"]).sum(dim=2)
+            total = total + (weights * apart).sum(dim=1)
         error = (ours["boxes"] - theirs["boxes"]).square() / scale[1:]
         total = total + (weights * error.mean(dim=2)).sum(dim=1)
         return total.clamp_min(0) / scale[0]
@@ -94,9 +89,7 @@ class RawDetections:
         weights = self._objectness(parts["classes"].detach())
         total = self._drawn_loss(parts["classes"], generator)
         if "quality" in parts:
-            quality = parts["quality"]
-            drawn = _drawn(quality.detach().sigmoid(), generator)
-            loss = F.binary_cross_entropy_with_logits(quality, drawn, reduction="none")
+            loss = drawn_label_loss(parts["quality"], generator)
             total = total + (weights.sqrt()[..., None] * loss).sum()
         signs = torch.randn(parts["boxes"].shape, generator=generator).to(outputs.device)
         each = parts["boxes"] * signs / scale[1:].sqrt() * weights.sqrt()[..., None]
@@ -105,12 +98,8 @@ class RawDetections:
 
     def _drawn_loss(self, classes: Tensor, generator: torch.Generator) -> Tensor:
         if not self.exclusive:
-            drawn = _drawn(classes.detach().sigmoid(), generator)
-            return F.binary_cross_entropy_with_logits(classes, drawn, reduction="sum")
-        rows = classes.reshape(-1, classes.shape[-1])
-        chances = rows.detach().softmax(dim=1).cpu()
-        picked = torch.multinomial(chances, 1, generator=generator).to(classes.device)
-        return -rows.log_softmax(dim=1).gather(1, picked).sum()
+            return drawn_label_loss(classes, generator).sum()
+        return drawn_class_loss(classes.reshape(-1, classes.shape[-1]), generator)
 
     def sensitivity(self, scores: Tensor) -> Tensor:
         """Return for each example how far a small change of its outputs moves the divergence."""
@@ -123,9 +112,11 @@ class RawDetections:
             unsure = (chances * (1 - chances)).sum(dim=2)
         return (unsure + self._objectness(classes)).sum(dim=1)
 
-    def decisions(self, scores: Tensor) -> Tensor:
-        """Return the outputs unchanged: boxes are decided on after them."""
-        return scores
+    def _classes_apart(self, reference: Tensor, outputs: Tensor) -> Tensor:
+        """Return the divergence of the classes at each anchor, ``(n, anchors)``."""
+        if self.exclusive:
+            return classes_apart(reference, outputs, dim=2)
+        return labels_apart(reference, outputs).sum(dim=2)
 
     def _parts(self, outputs: Tensor) -> dict[str, Tensor]:
         names, sizes = zip(*self.order, strict=True)
@@ -136,21 +127,3 @@ class RawDetections:
         if self.exclusive:
             return 1 - classes.softmax(dim=2)[..., 0]
         return classes.sigmoid().amax(dim=2)
-
-
-def _exclusive(reference: Tensor, outputs: Tensor) -> Tensor:
-    """Return the divergence of exclusive classes at each anchor."""
-    log_p = reference.log_softmax(dim=2)
-    return (log_p.exp() * (log_p - outputs.log_softmax(dim=2))).sum(dim=2)
-
-
-def _each(reference: Tensor, outputs: Tensor) -> Tensor:
-    """Return the divergence of independent classes at each anchor, summed over the classes."""
-    p = reference.sigmoid()
-    there = p * (F.logsigmoid(reference) - F.logsigmoid(outputs))
-    gone = (1 - p) * (F.logsigmoid(-reference) - F.logsigmoid(-outputs))
-    return (there + gone).sum(dim=2)
-
-
-def _drawn(chances: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.bernoulli(chances.cpu(), generator=generator).to(chances.device)

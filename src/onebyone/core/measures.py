@@ -48,6 +48,11 @@ class Measure(Protocol):
         """Whether outputs decide for classes or labels, so that two networks can agree."""
         ...
 
+    @property
+    def joins(self) -> bool:
+        """Whether a network's tensors are compared as one, joined along their last dimension."""
+        ...
+
     def fits(self, outputs: Tensor) -> bool:
         """Whether this measure applies to outputs of this shape."""
         ...
@@ -103,6 +108,7 @@ class Classes:
 
     unit: str = "Kullback-Leibler divergence in nats"
     decides: bool = True
+    joins: bool = False
 
     def fits(self, outputs: Tensor) -> bool:
         """Whether the second dimension has at least two classes."""
@@ -123,8 +129,7 @@ class Classes:
     def apart(self, reference: Tensor, outputs: Tensor, scale: Tensor) -> Tensor:
         """Return the divergence of each example."""
         del scale
-        log_p = reference.log_softmax(dim=1)
-        each = (log_p.exp() * (log_p - outputs.log_softmax(dim=1))).sum(dim=1)
+        each = classes_apart(reference, outputs, dim=1)
         # A value below 0 is rounding: the divergence cannot be negative.
         return by_example(each).mean(dim=1).clamp_min(0)
 
@@ -146,11 +151,8 @@ class Classes:
         """Return the loss on classes drawn from the predicted probabilities."""
         del scale
         rows = outputs.float().movedim(1, -1).reshape(-1, outputs.shape[1]) / CURVATURE_TEMPERATURE
-        probabilities = rows.detach().softmax(dim=1).cpu()
-        drawn = torch.multinomial(probabilities, 1, generator=generator).to(outputs.device)
         positions = math.prod(outputs.shape[2:])
-        loss = -rows.log_softmax(dim=1).gather(1, drawn).sum()
-        return CURVATURE_TEMPERATURE * loss / math.sqrt(positions)
+        return CURVATURE_TEMPERATURE * drawn_class_loss(rows, generator) / math.sqrt(positions)
 
     def sensitivity(self, scores: Tensor) -> Tensor:
         """Return 1 less the sum of the squared probabilities: 0 for an answer that is sure."""
@@ -168,6 +170,7 @@ class Labels:
 
     unit: str = "Kullback-Leibler divergence in nats, summed over the labels"
     decides: bool = True
+    joins: bool = False
 
     def fits(self, outputs: Tensor) -> bool:
         """Whether outputs have a second dimension, that of the labels."""
@@ -191,10 +194,7 @@ class Labels:
     def apart(self, reference: Tensor, outputs: Tensor, scale: Tensor) -> Tensor:
         """Return the divergence of each example."""
         del scale
-        p = reference.sigmoid()
-        there = p * (F.logsigmoid(reference) - F.logsigmoid(outputs))
-        gone = (1 - p) * (F.logsigmoid(-reference) - F.logsigmoid(-outputs))
-        each = (there + gone).sum(dim=1)
+        each = labels_apart(reference, outputs).sum(dim=1)
         return by_example(each).mean(dim=1).clamp_min(0)
 
     def imitation(
@@ -208,9 +208,7 @@ class Labels:
         """Return the loss on labels drawn from the predicted probabilities."""
         del scale
         wide = outputs.float() / CURVATURE_TEMPERATURE
-        probabilities = wide.detach().sigmoid().cpu()
-        drawn = torch.bernoulli(probabilities, generator=generator).to(outputs.device)
-        loss = F.binary_cross_entropy_with_logits(wide, drawn, reduction="sum")
+        loss = drawn_label_loss(wide, generator).sum()
         return CURVATURE_TEMPERATURE * loss / math.sqrt(math.prod(outputs.shape[2:]))
 
     def sensitivity(self, scores: Tensor) -> Tensor:
@@ -224,7 +222,7 @@ class Labels:
         return scores > 0
 
 
-class _Unchanged:
+class Unchanged:
     """Outputs that a measure takes as they are: not scores of classes or labels."""
 
     def fits(self, outputs: Tensor) -> bool:
@@ -251,7 +249,7 @@ class _Unchanged:
 
 
 @dataclass(frozen=True)
-class Numbers(_Unchanged):
+class Numbers(Unchanged):
     """Numbers: squared error divided by their variance.
 
     Attributes:
@@ -261,6 +259,7 @@ class Numbers(_Unchanged):
 
     each: bool = False
     decides: bool = False
+    joins: bool = False
 
     @property
     def unit(self) -> str:
@@ -307,7 +306,7 @@ class Numbers(_Unchanged):
 
 
 @dataclass(frozen=True)
-class Own(_Unchanged):
+class Own(Unchanged):
     """A user's divergence function; its curvature is approximated by that of the squared error.
 
     Attributes:
@@ -318,6 +317,7 @@ class Own(_Unchanged):
     function: Callable[[Tensor, Tensor], Tensor]
     name: str
     decides: bool = False
+    joins: bool = False
 
     @property
     def unit(self) -> str:
@@ -367,6 +367,34 @@ class Own(_Unchanged):
     def sampled(self, outputs: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
         """Return the same as :class:`Numbers`."""
         return Numbers().sampled(outputs, scale, generator)
+
+
+def classes_apart(reference: Tensor, outputs: Tensor, *, dim: int) -> Tensor:
+    """Return the Kullback-Leibler divergence of softmaxes over one dimension, summed over it."""
+    log_p = reference.log_softmax(dim=dim)
+    return (log_p.exp() * (log_p - outputs.log_softmax(dim=dim))).sum(dim=dim)
+
+
+def labels_apart(reference: Tensor, outputs: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of every sigmoid from the reference's."""
+    p = reference.sigmoid()
+    there = p * (F.logsigmoid(reference) - F.logsigmoid(outputs))
+    gone = (1 - p) * (F.logsigmoid(-reference) - F.logsigmoid(-outputs))
+    return there + gone
+
+
+def drawn_class_loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the loss on classes drawn from the probabilities of rows of scores, a scalar."""
+    probabilities = rows.detach().softmax(dim=1).cpu()
+    drawn = torch.multinomial(probabilities, 1, generator=generator).to(rows.device)
+    return -rows.log_softmax(dim=1).gather(1, drawn).sum()
+
+
+def drawn_label_loss(scores: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the loss of every score on a label drawn from its probability."""
+    probabilities = scores.detach().sigmoid().cpu()
+    drawn = torch.bernoulli(probabilities, generator=generator).to(scores.device)
+    return F.binary_cross_entropy_with_logits(scores, drawn, reduction="none")
 
 
 def is_distribution(outputs: Tensor) -> bool:

@@ -193,7 +193,7 @@ def contents(folder: str | Path) -> list[str]:
     return sorted(name for name in names if not name.startswith(OWN))
 
 
-def sweep(folder: str | Path) -> None:
+def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files that killed processes of onebyone left in a folder."""
     with suppress(OSError):
         for path in Path(folder).glob(f"{_ASIDE}*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ class Scoring:
         if chosen is None or (is_unlabelled(targets) and not callable(metric)):
             return (AGREEMENT if meaning.decides else LIKENESS), None
         name, function = find_metric(chosen)
-        needed = ("segmentation",) if isinstance(function, MeanIoU) else _NEEDED.get(function)
+        needed = _NEEDED.get(function)
         if needed is not None and meaning.task.name not in needed:
             raise OptionError(
                 f"{name[0].upper()}{name[1:]} needs the task {' or '.join(map(repr, needed))}, got "
@@ -98,6 +99,7 @@ def default_metric(meaning: Meaning, targets: Tensor) -> str | AnyMetric | None:
 _NEEDED: dict[AnyMetric, tuple[str, ...]] = {
     accuracy: ("classification",),
     pixel_accuracy: ("segmentation",),
+    MeanIoU(): ("segmentation",),
     f1: ("multilabel",),
 }
 
@@ -172,13 +174,8 @@ class _Batch:
     ) -> dict[str, Array]:
         """Return what a metric of sets counts in each example, beside the other columns."""
         scored = meaning.parts[0].scores(outputs[0]) if meaning.decides else in_float32(given)
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(given))
-        with users_code(
-            f"The metric {metric.name!r} must count in each example",
-            "Check what it expects",
-            on=f"outputs {shapes} and targets {tuple(self.targets.shape)}",
-            raises=OptionError,
-        ):
+        must = f"The metric {metric.name!r} must count in each example"
+        with _metrics_code(must, given, self.targets):
             found = metric.counts(scored, self.targets, self.scoring.meaning.ignore_index)
         counts: NDArray[Any] = np.empty(len(found), dtype=object)
         for place, one in enumerate(found):
@@ -263,20 +260,22 @@ def check_labels(meaning: Meaning, outputs: Outputs, targets: Tensor) -> None:
     check_class_numbers(targets, shape[1], meaning.ignore_index)
 
 
-def _own_scores(given: Any, targets: Tensor, name: str, function: MetricFunction) -> Tensor:
+def _metrics_code(must: str, given: Any, targets: Tensor) -> AbstractContextManager[None]:
+    """Name the shapes where the code of a metric fails."""
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(given))
-    with users_code(
-        f"The metric {name!r} must give one score for each example",
-        "Check what it expects",
-        on=f"outputs {shapes} and targets {tuple(targets.shape)}",
-        raises=OptionError,
-    ):
+    on = f"outputs {shapes} and targets {tuple(targets.shape)}"
+    return users_code(must, "Check what it expects", on=on, raises=OptionError)
+
+
+def _own_scores(given: Any, targets: Tensor, name: str, function: MetricFunction) -> Tensor:
+    must = f"The metric {name!r} must give one score for each example"
+    with _metrics_code(must, given, targets):
         scores = function(given, targets)
     shape = tuple(getattr(scores, "shape", ()))  # a user's function may give anything
     if shape != (len(targets),):
         came = shape or type(scores).__name__
         raise OptionError(
-            f"The metric {name!r} must give one score for each example, shape ({len(targets)},), "
-            f"got {came}. Return one score for each example, not their mean."
+            f"{must}, shape ({len(targets)},), got {came}. Return one score for each example, not "
+            "their mean."
         )
     return scores.double()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -97,11 +97,9 @@ def any_to_run(model: nn.Module, *, device: torch.device | str = "cpu") -> nn.Mo
         return in_evaluation_mode(model, device=device)
 
 
-@contextmanager
-def copy_runs_alone(model: nn.Module, copy: nn.Module) -> Iterator[None]:
-    """Check that nothing of a network is used while its copy runs, unless it is the copy."""
-    with nullcontext() if copy is model else runs_alone(model):
-        yield
+def copy_runs_alone(model: nn.Module, copy: nn.Module) -> AbstractContextManager[None]:
+    """Check in a context that a run of a copy uses nothing of the network, unless both are one."""
+    return nullcontext() if copy is model else runs_alone(model)
 
 
 def made_once(network: nn.Module, key: Hashable, make: Callable[[], T]) -> T:
@@ -148,11 +146,11 @@ def _changes(network: nn.Module, inputs: Inputs) -> bool:
 
 
 def _state(network: nn.Module) -> list[Any]:
-    """Return what tells whether a network has changed: its objects, their sizes, tensors' writes.
+    """Return what differs if a network has changed: its objects, their sizes, writes to tensors.
 
-    Objects are told apart by their ``id``: those of the first state live on until the second is
-    taken, or the network has changed. What functions see, such as global variables, is left out: a
-    copy shares it.
+    An object is known by its ``id``. Python may give the ``id`` of a freed object to a new one, but
+    an object is freed only where the network no longer holds it: something else has changed then.
+    Global variables are left out, since a copy shares them.
     """
     found: list[Any] = []
     seen: set[int] = set()

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# For each type: the integer type of the same size, and the bits of exponent and fraction. The bits
 from onebyone.core.tensor_trees import Inputs, tensors_in
 from onebyone.networks.held import to_run_beside
 from onebyone.networks.surgery import hooks_removed, run

@@ -166,9 +166,9 @@ class Run:
     def _left(self, finished: str) -> str:
         """Return how long the rest of the run will take, in words; empty where that is unknown."""
         left = None if self.times is None else self.times.left(self.stages, finished)
-        return (
-            "" if left is None else f"; about {format_seconds(left)} left, by the last run like it"
-        )
+        if left is None:
+            return ""
+        return f"; about {format_seconds(left)} left, by the last run like it"
 
     def log(self, line: str) -> None:
         """Add a line to the folder's log, and show it where a command listens."""

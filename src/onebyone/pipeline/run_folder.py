@@ -14,7 +14,13 @@ from torch import nn
 from onebyone.core.errors import OutputError
 from onebyone.core.locks import FolderLock
 from onebyone.core.records import RunRecord, TrainLog
-from onebyone.core.write_files import RUN_RECORD, check_folder, contents, sweep, write_text
+from onebyone.core.write_files import (
+    RUN_RECORD,
+    check_folder,
+    contents,
+    remove_leftovers,
+    write_text,
+)
 from onebyone.networks.zoo import save_weights
 from onebyone.report.html import write_report
 
@@ -61,7 +67,7 @@ class RunFolder:
         self._unwritten: list[str] = []
         try:
             self.earlier = self._earlier(resume=resume, overwrite=overwrite)
-            sweep(self.path)
+            remove_leftovers(self.path)
         except BaseException:
             self.close()
             raise

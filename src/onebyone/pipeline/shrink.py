@@ -137,7 +137,7 @@ def _shrunk(run: Run, original: nn.Module, examples: Data, settings: ShrinkSetti
             run.keep(profile_before=run.profile(original))
     else:
         original = _without_subnormals(original, examples)
-    with held(original, _shown(original, examples)):
+    with held(original, run.example.on(original)):
         return _from_profiled(run, original, examples, settings)
 
 
@@ -162,7 +162,7 @@ def _from_profiled(
     with run.stage("apply"):
         small = _applied(run, original, chosen, calibration, settings=settings, data=examples)
     if run.record.one_shot is None:
-        with run.stage("one-shot"), held(small, _shown(small, examples)):
+        with run.stage("one-shot"), held(small, run.example.on(small)):
             run.on_main(lambda: measure_one_shot(run, original, small, examples))
     if settings.epochs:
         with run.stage("distil"):
@@ -188,7 +188,7 @@ def _from_profiled(
 
 
 def _compared(run: Run, original: nn.Module, small: nn.Module, data: Data) -> None:
-    with run.stage("compare"), held(small, _shown(small, data)):
+    with run.stage("compare"), held(small, run.example.on(small)):
         compare_both(run, original, small, data)
 
 

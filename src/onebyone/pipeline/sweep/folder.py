@@ -9,7 +9,7 @@ from onebyone.core.errors import OutputError
 from onebyone.core.identity import differences, refuse_different
 from onebyone.core.locks import FolderLock
 from onebyone.core.records import RunRecord, SweepRecord
-from onebyone.core.write_files import check_folder, contents, sweep, write_text
+from onebyone.core.write_files import check_folder, contents, remove_leftovers, write_text
 from onebyone.pipeline.run_folder import RECORD
 from onebyone.report.sweep_page import render_sweep
 from onebyone.report.sweep_rows import csv_of
@@ -46,7 +46,7 @@ class SweepFolder:
         try:
             self._replaces = overwrite and SWEEP in contents(self.path)
             self.earlier = self._earlier(resume=resume, overwrite=overwrite)
-            sweep(self.path)
+            remove_leftovers(self.path)
         except BaseException:
             self.close()
             raise
