@@ -7,7 +7,6 @@ import sys
 
 import in_processes
 import pytest
-import tiny
 import torch
 from torch.testing import assert_close
 
@@ -127,7 +126,7 @@ def test_all_processes_have_the_plan_that_one_has_timed(of_three):
 
 
 def test_three_processes_make_the_run_of_one(of_three, tmp_path):
-    alone = tiny.shrink(tmp_path / "run", reconstruct=0).record
+    alone = in_processes.shrunk(tmp_path / "run")
     run = of_three["run"]
     assert {path.name for path in of_three["folder"].iterdir()} == {
         path.name for path in (tmp_path / "run").iterdir()
@@ -135,7 +134,9 @@ def test_three_processes_make_the_run_of_one(of_three, tmp_path):
     assert list(map(choice_of, run.plan.choices)) == list(map(choice_of, alone.plan.choices))
     assert run.status == alone.status
     losses, losses_alone = ([e.loss for e in each.training.epochs] for each in (run, alone))
-    assert_close(losses, losses_alone, rtol=0.1, atol=0)  # millionths, in bf16
+    assert min(losses_alone) > 1e-3
+    # Weights fitted apart by rounding start the training a little apart.
+    assert_close(losses, losses_alone, rtol=5e-2, atol=0)
     assert run.comparison is not None
 
 
