@@ -208,4 +208,4 @@ def test_each_epoch_is_told_with_all_before_it():
     assert told[-1].epochs == log.epochs
     lines = log.csv().splitlines()
     assert len(lines) == 1 + len(log.epochs)
-    assert {line.count(",") for line in lines} == {5}
+    assert {line.count(",") for line in lines} == {6}

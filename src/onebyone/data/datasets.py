@@ -32,7 +32,7 @@ from onebyone.core.tensor_trees import (
     spec_of,
     tensors_in,
 )
-from onebyone.core.units import format_bytes
+from onebyone.core.units import format_bytes, plural
 from onebyone.core.user_code import place_of
 from onebyone.data.dataset_items import (
     FIX,
@@ -120,6 +120,12 @@ class DatasetSplit:
     def augmentation(self) -> str:
         """What ``augment=True`` does, in words."""
         return "the data set's own"
+
+    @property
+    def loading(self) -> str:
+        """How examples are loaded, in words."""
+        workers = plural(self._workers, "worker") if self._workers else "no worker (`num_workers`)"
+        return f"loaded as they are used, by {workers}"
 
     def __len__(self) -> int:
         return self._n

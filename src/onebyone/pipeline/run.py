@@ -79,6 +79,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     trackers: tuple[Tracker, ...] = ()
     place: str = ""
+    remark: str = ""  # on the present stage, for the log
     stages: Sequence[str] = ()
     times: RunTimes | None = None
 
@@ -143,7 +144,7 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Run a stage: time it, and save the record when it ends or fails."""
-        self.place = ""
+        self.place = self.remark = ""
         before = self.seconds.get(name, 0.0)  # from before the run was resumed
         start = time.perf_counter()
         try:
@@ -155,7 +156,8 @@ class Run:
             raise
         self.seconds[name] = before + time.perf_counter() - start
         took = format_seconds(self.seconds[name])
-        self.log(f"{self._numbered(name)}: finished after {took}{self._left(name)}")
+        said = self.remark and f"; {self.remark}"
+        self.log(f"{self._numbered(name)}: finished after {took}{said}{self._left(name)}")
 
     def _numbered(self, stage: str) -> str:
         """Return a stage with its number: ``plan (2 of 6)``."""

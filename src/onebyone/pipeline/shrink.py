@@ -177,6 +177,7 @@ def _from_profiled(
                 **run.training,
             )
             small = _without_subnormals(trained.model, examples)
+            run.remark = trained.log.waiting or ""
             run.keep(training=trained.log)
     made = small
     if chosen.precision == "float32":

@@ -47,6 +47,8 @@ class Tracker:
             values[f"validation {log.metric}"] = epoch.validation
         if epoch.seconds:
             values["examples_per_second"] = log.examples / epoch.seconds
+        if epoch.waited is not None:
+            values["waited_seconds"] = epoch.waited
         self._send({f"{stage}/{key}": value for key, value in values.items()}, epoch.epoch)
 
     def close(self, record: RunRecord, *, failed: bool) -> None:

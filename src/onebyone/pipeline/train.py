@@ -50,6 +50,7 @@ def _trained(run: Run, network: nn.Module, examples: Data, settings: TrainRunSet
             learning_rate=settings.learning_rate,
             **run.training,
         )
+        run.remark = trained.log.waiting or ""
         run.keep(training=trained.log)
         if run.folder is not None:
             run.folder.save_network(trained.model)

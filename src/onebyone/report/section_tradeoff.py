@@ -354,10 +354,11 @@ def learning_curves(log: TrainLog | None) -> list[Chart]:
 
 def _training_words(log: TrainLog) -> str:
     epochs = "1 epoch" if len(log.epochs) == 1 else f"{len(log.epochs)} epochs"
+    waiting = "" if log.waiting is None else f" The training {log.waiting}."
     return (
         f"Objective: {log.objective.rstrip('.')}. {epochs} of {log.examples:,} examples in "
         f"{format_seconds(log.seconds)} on {log.device}; {log.kept} were kept. "
         f"{log.optimizer}, {log.schedule}, learning rate "
         f"{log.learning_rate:g}, weight decay {log.weight_decay:g}, batch {log.batch_size}, "
-        f"{log.precision}, augmentation: {log.augmentation}, seed {log.seed}."
+        f"{log.precision}, augmentation: {log.augmentation}, seed {log.seed}.{waiting}"
     )

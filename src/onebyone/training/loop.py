@@ -23,6 +23,7 @@ from onebyone.data.augment import cut_mixed
 from onebyone.networks.gradients import backward
 from onebyone.training.checkpoint import resume, save
 from onebyone.training.cuda_graph import CapturedStep, TakeStep
+from onebyone.training.data_waits import DataWaits
 from onebyone.training.fused_chains import composed
 from onebyone.training.job import Job, LoopSettings, Trained, forward
 from onebyone.training.synced_norms import synced_norms
@@ -58,8 +59,11 @@ def fit(job: Job, objective: Objective) -> Trained:
             seed = (options.seed * 1_000_003 + epoch) % 2**63
             # What the network draws differs between processes, as their examples do.
             seed_generators(seed + processes.rank(), job.device)
+            waits = DataWaits(job.device)
             with composed(job.student, bf16=job.bf16, device=job.device):
-                loss = _epoch(job, take_step, epoch, seed)
+                loss = _epoch(job, take_step, epoch, seed, waits)
+            # Where one process waits for data, the others wait for it in the same step.
+            waited = max(processes.gathered(waits.seconds()))
             # Of what the network notes by itself, besides batch norms, the main process's counts.
             processes.copy_from_main([*job.student.buffers()])
             trained_seconds = time.perf_counter() - started
@@ -72,6 +76,7 @@ def fit(job: Job, objective: Objective) -> Trained:
                         learning_rate=_rate(job, (epoch - 1) * job.steps),
                         seconds=trained_seconds,
                         divergence=_divergence(job),
+                        waited=waited,
                     )
                 )
                 keeps_best = options.patience is not None or job.judge is not None
@@ -113,7 +118,7 @@ def _copied(weights: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _epoch(job: Job, take_step: TakeStep, epoch: int, seed: int) -> float:
+def _epoch(job: Job, take_step: TakeStep, epoch: int, seed: int, waits: DataWaits) -> float:
     options, first = job.options, (epoch - 1) * job.steps
     total_steps = job.steps * options.epochs
     # Reading the loss waits for the GPU, so there it is read rarely.
@@ -128,7 +133,8 @@ def _epoch(job: Job, take_step: TakeStep, epoch: int, seed: int) -> float:
         channels_last=True,
     )
     generator = torch.Generator().manual_seed(seed)
-    for step, (inputs, targets) in zip(range(1, job.steps + 1), batches, strict=False):
+    steps = range(1, job.steps + 1)
+    for step, (inputs, targets) in zip(steps, waits.of(batches), strict=False):
         _set_rate(job.optimizer, _rate(job, first + step - 1))
         if options.mix and isinstance(inputs, Tensor):
             inputs = cut_mixed(inputs, options.mix, generator)  # noqa: PLW2901
@@ -248,6 +254,7 @@ def _log(job: Job, score: Score | None) -> TrainLog:
         device=str(job.device),
         threads=torch.get_num_threads(),
         task=job.meaning.info(),
+        loading=getattr(train_split, "loading", None),
     )
 
 

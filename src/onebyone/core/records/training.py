@@ -11,6 +11,8 @@ from onebyone.core.records.measured import TaskInfo
 from onebyone.core.tables import Table
 from onebyone.core.units import plural
 
+LONG_WAIT = 0.1  # share of the time from which waiting for data is worth advice
+
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch(Record):
@@ -19,6 +21,7 @@ class Epoch(Record):
     Attributes:
         divergence: Mean divergence from the teacher on validation data, in what the task measures
             it in; ``None`` where it was not measured after each epoch, or not finite.
+        waited: Seconds of ``seconds`` in which the training waited for its next batch.
     """
 
     epoch: Whole
@@ -27,6 +30,7 @@ class Epoch(Record):
     learning_rate: Amount
     seconds: Amount
     divergence: Amount | None = None
+    waited: Amount | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,7 @@ class TrainLog(Record):
         chosen_epoch: The epoch whose weights were kept, counted from 1; 0 for those of the start.
         metric: Name of the metric in ``validation``.
         task: What the outputs were taken to mean.
+        loading: How examples are loaded while they are used; ``None`` if they are in memory.
     """
 
     objective: str
@@ -107,19 +112,35 @@ class TrainLog(Record):
     device: str
     threads: Whole
     task: TaskInfo | None = None
+    loading: str | None = None
 
     def csv(self) -> str:
         """Return an epoch a line, with a header, as comma-separated values."""
         apart = self._measures_divergence
-        header = "epoch,loss,validation,learning_rate,seconds,examples_per_second"
+        header = "epoch,loss,validation,learning_rate,seconds,examples_per_second,waited_seconds"
         lines = [f"{header},divergence" if apart else header]
         for epoch in self.epochs:
             values = (epoch.loss, epoch.validation, epoch.learning_rate, epoch.seconds)
             texts = ["" if value is None else f"{value:.8g}" for value in values]
             pace = f"{self.examples / epoch.seconds:.1f}" if epoch.seconds else ""
+            waited = _text(epoch.waited, ".3g", missing="")
             last = [] if not apart else [_text(epoch.divergence, ".8g", missing="")]
-            lines.append(",".join([str(epoch.epoch), *texts, pace, *last]))
+            lines.append(",".join([str(epoch.epoch), *texts, pace, waited, *last]))
         return "\n".join(lines) + "\n"
+
+    @property
+    def waiting(self) -> str | None:
+        """Which share of its time the training waited for data, in words, with advice."""
+        known = [(e.waited, e.seconds) for e in self.epochs if e.waited is not None]
+        seconds = sum(took for _, took in known)
+        if not seconds:
+            return None
+        share = min(1.0, sum(waited for waited, _ in known) / seconds)
+        how = "" if self.loading is None else f" ({self.loading})"
+        said = f"waited for data {share:.0%} of the time{how}"
+        if self.loading is None or share < LONG_WAIT:
+            return said
+        return f"{said}: more workers would help if processors are free"
 
     @property
     def _measures_divergence(self) -> bool:
@@ -148,6 +169,8 @@ class TrainLog(Record):
         )
         kept = f"{self.kept[0].upper()}{self.kept[1:]} were kept."
         said = [] if self.task is None else [str(self.task)]
+        if self.waiting is not None:
+            said.append(f"The training {self.waiting}.")
         return Table(
             columns=(
                 ">epoch",
