@@ -12,7 +12,13 @@ from PIL import Image
 
 from onebyone.core.errors import DataError
 from onebyone.data import pictures
-from onebyone.data.pictures import as_rgb, fit_picture, open_picture, read_pictures
+from onebyone.data.pictures import (
+    FilePictures,
+    as_rgb,
+    fit_picture,
+    open_picture,
+    read_pictures,
+)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1"])
@@ -100,7 +106,8 @@ def test_no_proportions_cost_more_than_the_pixels(size, tmp_path):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000, limit[1]))
     try:
-        read_pictures([tmp_path / "strip.png"], (224, 224), crop=7 / 8, into=read)
+        strip = FilePictures([tmp_path / "strip.png"])
+        read_pictures(strip, [0], (224, 224), crop=7 / 8, into=read)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limit)
     assert (read == 77).all()

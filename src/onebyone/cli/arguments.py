@@ -71,6 +71,13 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
         help="height and width to resize pictures to (default: 224 for imagefolder, else as they "
         "are); not for file.py",
     )
+    place.add_argument(
+        "--workers",
+        type=whole("workers"),
+        metavar="N",
+        help="for pictures in files: N threads decode them as they are used (default: if all fit "
+        "into memory, they are decoded once; else a thread for each free processor)",
+    )
 
 
 def add_input(parser: argparse.ArgumentParser, *, place: str | None = None) -> None:

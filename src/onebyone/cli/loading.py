@@ -160,14 +160,17 @@ def device_of(text: str | None) -> str:
 def data_of(args: argparse.Namespace) -> Data:
     """Load the data named by ``--data``."""
     from onebyone.data import load_data
+    from onebyone.report.console import lines_shown
 
-    return load_data(
-        args.data,
-        seed=args.seed,
-        limit=args.limit,
-        image_size=args.image_size,
-        ignore_index=args.ignore_index,
-    )
+    with lines_shown():
+        return load_data(
+            args.data,
+            seed=args.seed,
+            limit=args.limit,
+            image_size=args.image_size,
+            ignore_index=args.ignore_index,
+            workers=args.workers,
+        )
 
 
 def runtimes_of(names: list[str] | None) -> tuple[str, ...]:

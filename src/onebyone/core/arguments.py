@@ -266,6 +266,7 @@ KINDS: Mapping[str, Check] = {
     "ignore_index": OrNone(Whole(-(2**63), 2**63 - 1)),  # what a label can be
     "image_size": OrNone(Whole(1, 16_384)),
     "limit": OrNone(Whole(1, 2**63 - 1)),
+    "workers": OrNone(Whole(1, 1024)),
     "num_threads": OrNone(Whole(1, MOST_THREADS)),
     "rounds": _TIMES,
     "seeds": Whole(1, 10_000),

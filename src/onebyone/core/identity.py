@@ -34,10 +34,17 @@ class Digest:
 
     def tensor(self, name: str, tensor: Tensor) -> None:
         """Add a tensor: its name, type, shape and values."""
-        plain = tensor.detach().cpu().contiguous()
-        self.text(f"{name} {plain.dtype} {tuple(plain.shape)}")
-        if plain.numel():
-            self._hash.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        self.blocks(name, tensor.dtype, tuple(tensor.shape), [tensor])
+
+    def blocks(
+        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], blocks: Iterable[Tensor]
+    ) -> None:
+        """Add a tensor that is given in blocks of rows, as :meth:`tensor` does the whole."""
+        self.text(f"{name} {dtype} {shape}")
+        for block in blocks:
+            plain = block.detach().cpu().contiguous()
+            if plain.numel():
+                self._hash.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
     def code(self, function: Callable[..., Any] | None) -> None:
         """Add a function's compiled code, which comments do not change."""

@@ -11,3 +11,8 @@ def is_started() -> bool:
 def process_count() -> int:
     """Return how many processes torchrun started; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if is_started() else 1
+
+
+def processes_here() -> int:
+    """Return how many processes torchrun started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_started() else 1

@@ -6,12 +6,14 @@ from onebyone.data.datasets import DatasetSplit, repeatable
 from onebyone.data.load import load_data
 from onebyone.data.named import NAMED, data_directory
 from onebyone.data.splits import Data, Split, TensorSplit
+from onebyone.data.streams import PictureSplit
 
 __all__ = [
     "NAMED",
     "Augmentation",
     "Data",
     "DatasetSplit",
+    "PictureSplit",
     "Split",
     "TensorSplit",
     "as_data",

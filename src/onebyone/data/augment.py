@@ -80,6 +80,10 @@ class Draws:
         """Return the draws of some of the images."""
         return Draws(self.offsets[start:stop], self.flips[start:stop])
 
+    def at(self, places: Tensor) -> Draws:
+        """Return the draws of the images at some places, int64 of shape ``(n,)``."""
+        return Draws(self.offsets[places], self.flips[places])
+
     def to(self, device: torch.device | str) -> Draws:
         """Return the draws on a device."""
         return Draws(self.offsets.to(device), self.flips.to(device))

@@ -55,6 +55,7 @@ from onebyone.data.splits import (
     plain_targets,
     rows_of_part,
 )
+from onebyone.data.streams import PictureSplit
 from onebyone.data.trees import TreeSplit
 
 # Number of items to read twice, to see whether they are the same. An item that changes with
@@ -292,6 +293,7 @@ class DatasetSplit:
 def repeatable(split: Split) -> Split:
     """Return a split whose examples are the same each time they are read.
 
+    Streamed pictures are decoded into memory if they fit, since they will be read again and again.
     A data set may use its own random generator, which cannot be seeded from outside. Its items
     are then read once and kept in memory.
 
@@ -301,6 +303,8 @@ def repeatable(split: Split) -> Split:
     Raises:
         DataError: If they are not, and do not fit into memory.
     """
+    if isinstance(split, PictureSplit) and split.fits_memory():
+        return split.in_memory()
     if not isinstance(split, DatasetSplit) or split.repeats():
         return split
     needed, free = len(split) * split.inputs.values * 4, free_bytes()

@@ -1,4 +1,4 @@
-"""Loads folders of pictures, with one folder per class or without classes, into memory."""
+"""Loads folders of pictures, with one folder per class or without classes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,15 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from onebyone.core.errors import DataError, OptionError
-from onebyone.core.randomness import generator_of
+from onebyone.core.errors import DataError
 from onebyone.core.read_files import printable, reason_of, why_no_folder
-from onebyone.data.augment import Augmentation
-from onebyone.data.pictures import LISTED, check_picture_memory, read_pictures
-from onebyone.data.splits import Data, TensorSplit, held_out
+from onebyone.data.listed import Listed, completed, part_named
+from onebyone.data.picture_data import picture_data
+from onebyone.data.pictures import LISTED, FilePictures
+from onebyone.data.splits import Data
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGE_SIZE = 224
-CROP = 7 / 8  # share of the shorter side: 224 of 256 pixels, the usual test crop on ImageNet
-
-_SUFFIXES = frozenset(
+SUFFIXES = frozenset(
     (
         ".avif",
         ".bmp",
@@ -39,16 +30,15 @@ _SUFFIXES = frozenset(
         ".webp",
     )
 )
-# Names of the folders of parts, in lower or upper case.
-_PARTS = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 
 
 def load_folder(
-    folder: Path, *, seed: int = 0, limit: int | None = None, image_size: int | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    image_size: int | None = None,
+    workers: int | None = None,
 ) -> Data:
     """Load ``folder/train``, ``folder/val`` and ``folder/test``, or divide one folder.
 
@@ -68,81 +58,37 @@ def load_folder(
         seed: Random seed of the division.
         limit: Most pictures in each part; others are not decoded.
         image_size: Height and width in pixels; default 224.
+        workers: Number of threads that decode pictures as they are used; by default those that fit
+            into memory are decoded once.
 
     Raises:
         DataError: If a folder is missing or empty, a picture cannot be read or is not inside a
-            class folder, a class is unknown in the training part or has no picture left there, or
-            the pictures would not fit into memory.
+            class folder, or a class is unknown in the training part or has no picture left there.
         OptionError: If the size is below 1.
     """
-    size = IMAGE_SIZE if image_size is None else image_size
-    if size < 1:
-        raise OptionError(f"`image_size` must be at least 1 pixel, got {size}.")
     why = why_no_folder(folder)
     if why is not None:
         raise DataError(
             f"The image folder must be a folder with pictures, but {printable(folder)} {why}."
         )
-    found, classes = _find_parts(folder, seed)
-    parts = {name: part.take(limit, seed) for name, part in found.items()}
-    check_picture_memory(sum(len(part.paths) for part in parts.values()), size)
-    splits: dict[str, Any] = {
-        name: TensorSplit(
-            _decode(part.paths, size),
-            torch.tensor(part.labels) if classes else None,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            augmentation=_augmentation(size) if name == "train" else None,
-        )
-        for name, part in parts.items()
-    }
-    return Data(
-        name=printable(folder.resolve().name), classes=classes, seed=seed, crop=CROP, **splits
+    parts, classes = _find_parts(folder, seed)
+    return picture_data(
+        parts,
+        name=printable(folder.resolve().name),
+        classes=classes,
+        seed=seed,
+        limit=limit,
+        image_size=image_size,
+        workers=workers,
     )
 
 
-class _Files:
-    """Paths of pictures and the class of each; 0 without classes."""
-
-    def __init__(self, paths: list[Path], labels: list[int]) -> None:
-        self.paths, self.labels = paths, labels
-
-    def part(self, rows: Tensor) -> _Files:
-        chosen = rows.tolist()
-        return _Files([self.paths[row] for row in chosen], [self.labels[row] for row in chosen])
-
-    def take(self, limit: int | None, seed: int) -> _Files:
-        if limit is None or limit >= len(self.paths):
-            return self
-        rows = torch.randperm(len(self.paths), generator=generator_of(seed))
-        return self.part(rows[:limit].sort().values)
-
-    def hold_out(self, count: int, seed: int) -> tuple[_Files, _Files]:
-        rest, held = held_out(len(self.paths), count, seed=seed, targets=torch.tensor(self.labels))
-        return self.part(rest), self.part(held)
-
-
-def _find_parts(folder: Path, seed: int) -> tuple[dict[str, _Files], tuple[str, ...]]:
-    places = _part_folders(folder)
-    if not places:
-        names = _class_names(folder)
-        everything = _find_files(folder, names)
-        tenth = max(1, len(everything.paths) // 10)
-        _check_divisible(folder, everything, parts=3)
-        rest, test = everything.hold_out(tenth, seed)
-        train, validation = rest.hold_out(tenth, seed)
-        _check_classes(folder, names, everything, train)
-        return {"train": train, "validation": validation, "test": test}, _shown(folder, names)
+def _find_parts(folder: Path, seed: int) -> tuple[dict[str, Listed], tuple[str, ...]]:
+    places = _part_folders(folder) or {"train": folder}
     names = _class_names(places["train"])
-    train = everything = _find_files(places["train"], names)
-    given = {part: _find_files(place, names) for part, place in places.items() if part != "train"}
-    if len(given) < 2:
-        _check_divisible(places["train"], train, parts=2)
-        train, held = train.hold_out(max(1, len(train.paths) // 10), seed)
-        _check_classes(places["train"], names, everything, train)
-        # Without a test part, the given validation part is the test part.
-        given = {"validation": held, "test": next(iter(given.values()))}
-    return {"train": train, **given}, _shown(folder, names)
+    found = {part: _find_files(place, names) for part, place in places.items()}
+    parts = completed(found, place=printable(places["train"]), classes=names, seed=seed)
+    return parts, _shown(folder, names)
 
 
 def _part_folders(folder: Path) -> dict[str, Path]:
@@ -150,7 +96,7 @@ def _part_folders(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     others = []
     for name in _subfolders(folder):
-        part = next((part for part, names in _PARTS.items() if name.lower() in names), None)
+        part = part_named(name)
         if part is None:
             others.append(name)
         elif part in found:
@@ -187,28 +133,6 @@ def _refuse_part(folder: Path, found: Mapping[str, Path], others: Sequence[str])
     )
 
 
-def _check_divisible(folder: Path, files: _Files, *, parts: int) -> None:
-    count = len(files.paths)
-    if count < parts:
-        raise DataError(
-            f"{printable(folder)} must have at least {parts} pictures to be divided, one for each "
-            f"part, and has {count}. Add pictures, or give folders `train`, `val` and `test`."
-        )
-
-
-def _check_classes(folder: Path, names: Sequence[str], files: _Files, train: _Files) -> None:
-    """Check that no class has lost all its pictures to the held-out parts."""
-    left = set(train.labels)
-    lost = [name for label, name in enumerate(names) if label not in left]
-    if lost:
-        held = Counter(files.labels)[names.index(lost[0])]
-        raise DataError(
-            f"Every class must keep a picture to train on, but {printable(lost[0])!r} in "
-            f"{printable(folder)} has {held}, which would be held out to validate and test. Add "
-            "pictures (3 or more a class), or give folders `train`, `val` and `test`."
-        )
-
-
 def _subfolders(folder: Path) -> list[str]:
     return sorted(
         entry.name
@@ -223,7 +147,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if not names and not any(_pictures(folder)):
         raise DataError(
             f"{printable(folder)} must hold a folder of pictures for each class, or pictures "
-            f"({', '.join(sorted(_SUFFIXES))}) without labels, and has neither."
+            f"({', '.join(sorted(SUFFIXES))}) without labels, and has neither."
         )
     return names
 
@@ -239,10 +163,10 @@ def _shown(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     return shown
 
 
-def _find_files(folder: Path, classes: tuple[str, ...]) -> _Files:
+def _find_files(folder: Path, classes: tuple[str, ...]) -> Listed:
     if not classes:
         loose = sorted(_pictures(folder))
-        return _Files(loose, [0] * len(loose))
+        return Listed.all_of(FilePictures(loose), [0] * len(loose))
     names = _class_names(folder)
     if not names:
         raise DataError(
@@ -259,13 +183,13 @@ def _find_files(folder: Path, classes: tuple[str, ...]) -> _Files:
         pictures = sorted(_pictures(folder / name))
         if not pictures:
             raise DataError(
-                f"{printable(folder / name)} must hold pictures ({', '.join(sorted(_SUFFIXES))}), "
+                f"{printable(folder / name)} must hold pictures ({', '.join(sorted(SUFFIXES))}), "
                 f"and has none{_others(folder / name)}. Remove the folder, or add pictures of its "
                 "class."
             )
         paths += pictures
         labels += [label] * len(pictures)
-    return _Files(paths, labels)
+    return Listed.all_of(FilePictures(paths), labels)
 
 
 def _check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> None:
@@ -304,7 +228,7 @@ def _others(folder: Path) -> str:
 
 
 def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
@@ -335,14 +259,3 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             f"The folder {printable(folder)} cannot be read: {reason_of(error)}. Change its "
             "permissions, or move it elsewhere."
         ) from error
-
-
-def _decode(paths: list[Path], size: int) -> Tensor:
-    images = torch.empty(len(paths), size, size, 3, dtype=torch.uint8)
-    read_pictures(paths, (size, size), crop=CROP, into=images.numpy())
-    return images.permute(0, 3, 1, 2).contiguous()
-
-
-def _augmentation(size: int) -> Augmentation:
-    # The same share as 4 of CIFAR's 32 pixels.
-    return Augmentation.named("crop-flip", shift=size // 8) if size >= 8 else Augmentation()

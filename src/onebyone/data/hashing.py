@@ -7,6 +7,7 @@ import torch
 from onebyone.core.identity import Digest
 from onebyone.core.tensor_trees import tensors_in
 from onebyone.data.splits import Data, Split, TensorSplit
+from onebyone.data.streams import PictureSplit
 from onebyone.data.trees import TreeSplit
 
 # Inputs in memory up to this many bytes are hashed in full, in a second or two. Of larger ones, and
@@ -42,6 +43,9 @@ def _add_split(digest: Digest, split: Split, seen: set[int]) -> None:
     targets = split.targets
     if targets is not None:
         digest.tensor("targets", targets)
+    if isinstance(split, PictureSplit):
+        _add_pictures(digest, split, seen)
+        return
     if not isinstance(split, TensorSplit | TreeSplit):
         _add_sample(digest, split)
         return
@@ -56,6 +60,21 @@ def _add_split(digest: Digest, split: Split, seen: set[int]) -> None:
         seen.add(tensor.data_ptr())
         whole = tensor.nbytes <= WHOLE_BYTES or not tensor.ndim
         digest.tensor("inputs", tensor if whole else tensor[:: max(1, len(tensor) // SAMPLED)])
+
+
+def _add_pictures(digest: Digest, split: PictureSplit, seen: set[int]) -> None:
+    """Add pictures as :func:`_add_split` does the same ones in memory."""
+    digest.text(f"{split.mean} {split.std}")
+    listed, rows = split.stored()
+    if rows is not None:
+        digest.tensor("rows", rows)
+    if id(listed) in seen:
+        return
+    seen.add(id(listed))
+    whole = len(listed) * split.inputs.values <= WHOLE_BYTES
+    read = torch.arange(len(listed))[:: 1 if whole else max(1, len(listed) // SAMPLED)]
+    shape = (len(read), *split.inputs.tensors[0].sample)
+    digest.blocks("inputs", torch.uint8, shape, split.decoded(read))
 
 
 def _add_sample(digest: Digest, split: Split) -> None:

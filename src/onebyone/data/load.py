@@ -25,6 +25,7 @@ def load_data(
     limit: int | None = None,
     image_size: int | None = None,
     ignore_index: int | None = None,
+    workers: int | None = None,
 ) -> Data:
     """Load a data set.
 
@@ -37,6 +38,9 @@ def load_data(
         limit: Most examples in each part, drawn with the seed.
         image_size: Height and width in pixels to resize pictures to; not for ``file.py``.
         ignore_index: A label that every count and loss ignores; only for ``file.py``.
+        workers: Number of threads that decode pictures as they are used. By default pictures that
+            fit into memory are decoded once, and others by a thread for each free processor. Only
+            for pictures in files.
 
     Raises:
         UnknownNameError: If there is no data set, or no function, of that name.
@@ -49,7 +53,13 @@ def load_data(
     kind, _, rest = spec.partition(":")
     if kind == "imagefolder" and rest:
         folder = Path(rest).expanduser()
-        return load_folder(folder, seed=seed, limit=limit, image_size=image_size)
+        return load_folder(folder, seed=seed, limit=limit, image_size=image_size, workers=workers)
+    if workers is not None:
+        raise OptionError(
+            f"`workers` must be left out for {printable(spec)}: it is for pictures in files, which "
+            "are decoded as they are used. A function of yours gives a DataLoader with "
+            "`num_workers`."
+        )
     path, _, function = spec.rpartition(":")
     if path.endswith(".py"):
         if image_size is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import threading
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from onebyone.core.errors import DataError
 from onebyone.core.memory import free_bytes
 from onebyone.core.read_files import printable, reason_of, why_no_file
 from onebyone.core.shared_state import warnings_ignored
+from onebyone.core.torchrun import processes_here
 from onebyone.core.units import format_bytes
 
 Box = tuple[float, float, float, float]
@@ -38,6 +41,35 @@ MEMORY_SHARE = 0.6  # of the free memory; the network and its activations need t
 LISTED = 5  # files that a message names; the rest are counted
 
 _large = threading.Lock()
+
+
+class Pictures(Protocol):
+    """Picture files, which are decoded when they are opened; also by several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, row: int, size: int) -> Image.Image:
+        """Return a picture in RGB; see :func:`open_picture`."""
+        ...
+
+
+class FilePictures:
+    """Pictures in files.
+
+    Args:
+        paths: Of the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        # An array takes a fraction of the memory of a list of paths.
+        self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def open(self, row: int, size: int) -> Image.Image:
+        """Return a picture in RGB."""
+        return _opened(Path(os.fsdecode(self._paths[row])), size)
 
 
 @dataclass(frozen=True)
@@ -71,39 +103,69 @@ def open_picture(path: Path, size: int | None = None) -> Image.Image:
         return _opened(path, size)
 
 
-def read_pictures(
-    paths: Sequence[Path], size: tuple[int, int], *, crop: float, into: Pixels
-) -> None:
-    """Decode picture files, scale and crop them to a size, and write them into an array.
+def decode_picture(content: bytes, name: str, size: int) -> Image.Image:
+    """Return the picture of a file whose bytes are given; see :func:`open_picture`.
 
     Args:
-        paths: Files, each as for :func:`open_picture`.
+        content: Of the file.
+        name: What an error calls it, such as ``1.jpg in train-0.tar``.
+        size: The shorter side that it will be scaled to, in pixels.
+    """
+    return _read(io.BytesIO(content), f"The picture {name}", size)
+
+
+def read_picture(
+    pictures: Pictures, row: int, size: tuple[int, int], *, crop: float, into: Pixels
+) -> None:
+    """Decode a picture, scale and crop it to a size, and write it into an array.
+
+    Args:
+        pictures: Where it is.
+        row: Its place there.
+        size: Height and width in pixels.
+        crop: As for :func:`fit_picture`.
+        into: Shape ``(height, width, 3)``.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    opened = pictures.open(row, max(size))
+    into[...] = np.asarray(fit_picture(opened, size, crop=crop).picture)
+
+
+def read_pictures(
+    pictures: Pictures, rows: Sequence[int], size: tuple[int, int], *, crop: float, into: Pixels
+) -> None:
+    """Decode pictures, scale and crop them to a size, and write them into an array.
+
+    Args:
+        pictures: Where they are.
+        rows: Their places there.
         size: Height and width in pixels.
         crop: As for :func:`fit_picture`.
         into: Shape ``(n, height, width, 3)``.
 
     Raises:
-        DataError: If files cannot be read: names the first few and counts the others.
+        DataError: If pictures cannot be read: names the first few and counts the others.
     """
 
-    def read(index: int) -> DataError | None:
+    def read(place: int) -> DataError | None:
         try:
-            picture = _opened(paths[index], max(size))
-            into[index] = np.asarray(fit_picture(picture, size, crop=crop).picture)
+            read_picture(pictures, rows[place], size, crop=crop, into=into[place])
         except DataError as error:
             return error
         return None
 
     # Pillow releases Python's global lock while it decodes and resizes.
     with _quietly(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        failed = [error for error in pool.map(read, range(len(paths))) if error is not None]
+        failed = [error for error in pool.map(read, range(len(rows))) if error is not None]
     if len(failed) == 1:
         raise failed[0]
     if failed:
         more = f" … and {len(failed) - LISTED:,} more." if len(failed) > LISTED else ""
         listed = " ".join(str(error) for error in failed[:LISTED])
         raise DataError(
-            f"{len(failed):,} of the {len(paths):,} pictures cannot be read. {listed}{more}"
+            f"{len(failed):,} of the {len(rows):,} pictures cannot be read. {listed}{more}"
         ) from failed[0]
 
 
@@ -113,13 +175,25 @@ def check_picture_memory(count: int, size: int, *, channels: int = 3) -> None:
     Raises:
         DataError: If they would take more than :data:`MEMORY_SHARE` of the free memory.
     """
-    needed, free = count * channels * size * size, free_bytes()
-    if free is not None and needed > MEMORY_SHARE * free:
-        raise DataError(
-            f"{count:,} pictures of {size}×{size} need {format_bytes(needed)} of memory, more "
-            f"than {MEMORY_SHARE:.0%} of the {format_bytes(free)} that are free. Give a smaller "
-            "`image_size` or a `limit`, or a torch data set from a Python file."
-        )
+    why = why_not_in_memory(count, size, channels=channels)
+    if why is not None:
+        raise DataError(f"{why}. Give a smaller `image_size` or a `limit`.")
+
+
+def why_not_in_memory(count: int, size: int, *, channels: int = 3) -> str | None:
+    """Return why pictures do not fit into the memory of this machine; ``None`` if they do.
+
+    Under ``torchrun`` each process holds them all.
+    """
+    copies = processes_here()
+    needed, free = copies * count * channels * size * size, free_bytes()
+    if free is None or needed <= MEMORY_SHARE * free:
+        return None
+    held = f" in {copies} processes" if copies > 1 else ""
+    return (
+        f"{count:,} pictures of {size}×{size} need {format_bytes(needed)} of memory{held}, more "
+        f"than {MEMORY_SHARE:.0%} of the {format_bytes(free)} that are free"
+    )
 
 
 def fit_picture(
@@ -189,8 +263,12 @@ def _opened(path: Path, size: int | None) -> Image.Image:
             f"The picture {printable(path)} {why}. Check the path. If the file was there before, "
             "it was moved or removed: start again."
         )
+    return _read(path, f"The picture {printable(path)}", size)
+
+
+def _read(file: Path | io.BytesIO, name: str, size: int | None) -> Image.Image:
     try:
-        with Image.open(path, formats=_formats()) as opened:
+        with Image.open(file, formats=_formats()) as opened:
             if size is not None:
                 shorter = scaled_side(size, 7 / 8)
                 # Decoding a JPEG at a half, a quarter or an eighth of its size is much faster.
@@ -202,7 +280,7 @@ def _opened(path: Path, size: int | None) -> Image.Image:
                 _check_memory(opened)
                 return _decoded(opened)
     except Exception as error:  # a damaged file may raise anything in Pillow
-        raise DataError(f"The picture {printable(path)} {_why(path, error)}") from error
+        raise DataError(f"{name} {_why(file, error)}") from error
 
 
 def _formats() -> list[str]:
@@ -246,13 +324,13 @@ def _check_memory(picture: Image.Image) -> None:
         )
 
 
-def _why(path: Path, error: Exception) -> str:
+def _why(file: Path | io.BytesIO, error: Exception) -> str:
     if isinstance(error, DataError):
         return str(error)
     for kinds, words in _REASONS:
         if isinstance(error, kinds):
             return words(error)
-    if _is_empty(path):
+    if _is_empty(file):
         return "is empty (0 bytes). Copy or download it again, or remove it."
     if isinstance(error, UnidentifiedImageError):
         return (
@@ -273,9 +351,11 @@ _REASONS: tuple[tuple[type[Exception], Callable[[Exception], str]], ...] = (
 )
 
 
-def _is_empty(path: Path) -> bool:
+def _is_empty(file: Path | io.BytesIO) -> bool:
+    if isinstance(file, io.BytesIO):
+        return not file.getvalue()
     try:
-        return path.stat().st_size == 0
+        return file.stat().st_size == 0
     except OSError:
         return False
 

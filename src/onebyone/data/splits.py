@@ -244,7 +244,7 @@ class TensorSplit:
             if draws is not None:
                 images = augment(images, self._augment, draws.part(start, stop))
             yield (
-                self._normalized(images, channels_last=channels_last),
+                normalized(images, self.mean, self.std, channels_last=channels_last),
                 labels.to(device, non_blocking=True),
             )
 
@@ -263,25 +263,6 @@ class TensorSplit:
             # One copy per epoch instead of one per batch, if that leaves room for the network.
             return self._inputs.to(device), targets.to(device)
         return self._inputs, targets
-
-    def _normalized(self, images: Tensor, *, channels_last: bool) -> Tensor:
-        shape = (1, -1, *[1] * (images.ndim - 2))
-        batch = images.to(torch.float32)
-        if self.mean is not None and self.std is not None:
-            scale = 255.0 if images.dtype == torch.uint8 else 1.0
-            mean, std = torch.tensor(self.mean).view(shape), torch.tensor(self.std).view(shape)
-            factor, offset = (
-                each.to(batch.device, non_blocking=True) for each in (1 / (scale * std), mean / std)
-            )
-            # Converting uint8 has made a copy; a float batch may still be the user's tensor.
-            batch = batch.mul_(factor) if scale != 1 else batch * factor
-            batch = batch.sub_(offset)
-        elif batch is images:
-            batch = batch.clone()  # an in-place network must not modify the data
-        if channels_last and batch.ndim == 4:
-            # After converting to float: changing the layout of bytes is 10× slower on a CPU.
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        return batch
 
     def part(self, rows: Tensor, *, augmentation: Augmentation | None = None) -> TensorSplit:
         """Return the examples at some positions; their inputs are shared, not copied.
@@ -395,6 +376,7 @@ class Data:
             f"{self.name}: {len(self.train):,} to train, {len(self.validation):,} to choose, "
             f"{len(self.test):,} to test, {self.inputs.example_text()}, "
             f"{len(self.classes) or 'no'} classes"
+            + (f", {loading}" if (loading := getattr(self.train, "loading", None)) else "")
         )
 
 
@@ -438,8 +420,8 @@ def _pixel_statistics(
     split: Split,
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return mean and standard deviation if inputs are pixels; otherwise their scale is unknown."""
-    if isinstance(split, TensorSplit) and split.holds_pixels:
-        return split.mean, split.std
+    if getattr(split, "holds_pixels", False):
+        return split.mean, split.std  # type: ignore[attr-defined]
     return None, None
 
 
@@ -477,6 +459,41 @@ def plain_targets(targets: Tensor) -> Tensor:
     """Convert class numbers of any integer type to int64; return other targets unchanged."""
     integer = not targets.is_floating_point() and targets.dtype != torch.bool
     return targets.to(torch.int64) if integer and targets.ndim == 1 else targets
+
+
+def normalized(
+    images: Tensor,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    *,
+    channels_last: bool,
+) -> Tensor:
+    """Return a batch as float32, normalized where its statistics are given.
+
+    Args:
+        images: Shape ``(batch, channels, …)``. Not modified.
+        mean: Mean of each channel, on the scale of 0…1 for uint8 images.
+        std: Standard deviation of each channel, on the same scale.
+        channels_last: Whether images are in channels-last layout.
+    """
+    shape = (1, -1, *[1] * (images.ndim - 2))
+    batch = images.to(torch.float32)
+    if mean is not None and std is not None:
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        means, deviations = torch.tensor(mean).view(shape), torch.tensor(std).view(shape)
+        factor, offset = (
+            each.to(batch.device, non_blocking=True)
+            for each in (1 / (scale * deviations), means / deviations)
+        )
+        # Converting uint8 has made a copy; a float batch may still be the user's tensor.
+        batch = batch.mul_(factor) if scale != 1 else batch * factor
+        batch = batch.sub_(offset)
+    elif batch is images:
+        batch = batch.clone()  # an in-place network must not modify the data
+    if channels_last and batch.ndim == 4:
+        # After converting to float: changing the layout of bytes is 10× slower on a CPU.
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    return batch
 
 
 def as_picture(value: Tensor) -> Picture | None:

@@ -75,7 +75,7 @@ def progress(title: str) -> Iterator[Update]:
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        with _stages_shown(lambda line: sys.stderr.write(f"{line}\n")):
+        with lines_shown():
             yield _ignore
         return
     wide = console.width >= _WIDTH
@@ -98,13 +98,21 @@ def progress(title: str) -> Iterator[Update]:
             short = message if len(message) <= room else f"{message[: room - 1]}…"
             bar.update(task, completed=done, total=total, message=short)
 
-        with _stages_shown(lambda line: bar.console.print(line, markup=False, highlight=False)):
+        with lines_shown(lambda line: bar.console.print(line, markup=False, highlight=False)):
             yield update
 
 
+def _write_line(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
 @contextmanager
-def _stages_shown(show: Callable[[str], object]) -> Iterator[None]:
-    """Show a line for each stage of a run that finishes."""
+def lines_shown(show: Callable[[str], object] = _write_line) -> Iterator[None]:
+    """Show the lines that work says of itself, such as one for each stage that finishes.
+
+    Args:
+        show: Takes a line; by default it goes to standard error.
+    """
     logger, handler = logging.getLogger(_STAGES), _Shown(show)
     before = logger.level
     logger.addHandler(handler)

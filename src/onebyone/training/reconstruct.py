@@ -28,7 +28,7 @@ from onebyone.core.records import Reconstruction
 from onebyone.core.tensor_trees import Inputs, concatenated, fresh, to_device
 from onebyone.core.tensor_trees import batch_size as examples_in
 from onebyone.core.torch_state import ordinary_torch
-from onebyone.data import DatasetSplit, Split, TensorSplit
+from onebyone.data import DatasetSplit, PictureSplit, Split, TensorSplit
 from onebyone.data.splits import held_out
 from onebyone.data.trees import TreeSplit
 from onebyone.evaluation.feature_error import feature_error
@@ -211,7 +211,7 @@ def _check(
 def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
     """Split the inputs into those to fit to and those to judge on."""
     split = data.split
-    if not isinstance(split, (TensorSplit, TreeSplit, DatasetSplit)):
+    if not isinstance(split, (TensorSplit, TreeSplit, DatasetSplit, PictureSplit)):
         raise DataError(
             f"Calibration data must be tensors, a torch data set or a loader, so that a part can "
             f"be held out, got {type(split).__name__}."
