@@ -292,6 +292,24 @@ def test_timing_stops_when_the_seconds_are_over():
     assert 3 <= len(samples.ms["a"]) < 50
 
 
+def test_collecting_garbage_takes_a_small_share_of_the_time(monkeypatch):
+    clock, cleaner = 0.0, latency._Cleaner(share=0.1)
+
+    def collect():
+        nonlocal clock
+        clock += 0.5
+
+    monkeypatch.setattr(latency.gc, "collect", collect)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock)
+    collecting = 0.0
+    for _ in range(200):
+        before = clock
+        cleaner.collect()
+        collecting += clock - before
+        clock += 0.2  # a measurement
+    assert 0.08 < collecting / clock < 0.12
+
+
 def test_the_garbage_collector_rests_and_then_works_again():
     seen = []
     interleave({"a": lambda: seen.append(gc.isenabled()) or time.sleep(0.003)}, rounds=3)
