@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from dense_results import add_options, figures, kept, shrink_options
 from detector_network import BATCH, MEAN, SIDE, STD, trained
 from kept_runs import run_once
-from scenes import Backgrounds, scenes
+from scenes import CLASSES, Backgrounds, scenes
 
 VALIDATION = 150
 # Scenes of different series have nothing in common; the training's own series has the seed 0.
@@ -41,7 +41,10 @@ def detection_data(count: int, test: int, seed: int) -> tuple[Data, str]:
         boxes = part.boxes if series == TESTED else None
         parts.append(TensorSplit(part.images, boxes, mean=MEAN, std=STD))
     train, validation, tested = parts
-    whole = Data(name="scenes", train=train, validation=validation, test=tested)
+    classes = ("background", *CLASSES)
+    whole = Data(
+        name="scenes", train=train, validation=validation, test=tested, classes=classes
+    )  # fmt: skip
     return whole, backgrounds.name
 
 

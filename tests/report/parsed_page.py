@@ -65,7 +65,8 @@ class Page(HTMLParser):
         """Return what is read: the text outside scripts and styles."""
         body = next(element for element in self.elements if element.tag == "body")
         hidden = "".join(script.text for script in self.find("script"))
-        return " ".join(body.text.replace(hidden, " ").replace("\u00a0", " ").split())
+        shown = body.text.replace(hidden, " ") if hidden else body.text
+        return " ".join(shown.replace("\u00a0", " ").split())
 
     def data_values(self) -> list[str]:
         return [element.attributes["value"] or "" for element in self.find("data")]

@@ -20,11 +20,16 @@ from onebyone.core.records import (
     InputSpec,
     LayerCost,
     LeftAlone,
+    LegendEntry,
     Machine,
     Measured,
     Metric,
     ModelSource,
     Option,
+    OutputPictures,
+    PicturedBox,
+    PicturedExample,
+    PicturedOutput,
     Plan,
     Profile,
     Ratio,
@@ -33,6 +38,7 @@ from onebyone.core.records import (
     Timing,
     TrainLog,
 )
+from onebyone.report.masks import CLEAR, draw_mask, draw_sample
 from onebyone.report.pictures import data_uri, image_pixels, overlay
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -251,6 +257,66 @@ def disagreements(count: int, *, maps: bool = True) -> tuple[Disagreement, ...]:
             )
         )
     return tuple(made)
+
+
+def output_pictures(kind: str, count: int = 6) -> OutputPictures:
+    """Return examples as a run keeps them of a segmenter, a detector or a denoiser."""
+    random = np.random.default_rng(5)
+    ground = np.cumsum(np.cumsum(random.normal(size=(3, 40, 60)), axis=1), axis=2)
+    image = data_uri(image_pixels(ground))
+
+    def output(shift: int, *, sure: bool = True) -> PicturedOutput:
+        score = 0.5 + shift / 10 if sure else None
+        if kind == "patches":
+            return PicturedOutput(picture=data_uri(image_pixels(ground + shift)), score=score)
+        if kind == "masks":
+            styles = np.full((40, 60), CLEAR)
+            styles[5 + shift : 25, 10:40], styles[20:35, 30 + shift : 55] = 0, 1
+            return PicturedOutput(picture=draw_mask(styles), score=score)
+        rows = ((0.1, 0.2, 0.4, 0.6, 0), (0.5 + shift / 50, 0.3, 0.9, 0.95, 7))
+        boxes = [
+            PicturedBox(
+                left=left, top=top, right=right, bottom=bottom, label=label,
+                confidence=0.75 if sure else None,
+            )
+            for left, top, right, bottom, label in rows
+        ]  # fmt: skip
+        return PicturedOutput(boxes=tuple(boxes), score=score)
+
+    legend = ("background", "road", "car") if kind == "masks" else ()
+    return OutputPictures(
+        kind=kind,
+        examples=tuple(
+            PicturedExample(
+                index=11 * place + 3,
+                chosen="most" if place < count / 2 else "random",
+                divergence=0.3 / (1 + place),
+                before=output(1),
+                after=output(2),
+                truth=output(0, sure=False),
+                image=image,
+                difference=data_uri(image_pixels(ground[::-1])) if kind == "patches" else "",
+                amplified=16,
+                changed=0.07 if kind == "masks" else None,
+            )
+            for place in range(count)
+        ),
+        scored=400,
+        seed=0,
+        metric={"masks": "mIoU", "boxes": "mAP", "patches": "PSNR"}[kind],
+        legend=tuple(
+            LegendEntry(name=name, sample=draw_sample(style) if style >= 0 else "")
+            for style, name in enumerate(legend, start=-1)
+        ),
+        least_confidence=0.5 if kind == "boxes" else None,
+        hidden=3 if kind == "boxes" else 0,
+    )
+
+
+def dense_record(kind: str) -> RunRecord:
+    """Return the record of a run whose network gives masks, boxes or images."""
+    found = output_pictures(kind)
+    return run_record().with_(disagreements=(), confusion=None, pictures=found)
 
 
 def train_log(epochs: int = 8) -> TrainLog:

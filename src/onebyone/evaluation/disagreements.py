@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from onebyone.core.records import ClassCount, ConfusedPair, Confusion, Disagreement
 from onebyone.data import Split
-from onebyone.data.splits import tensor_batches
 from onebyone.evaluation.class_maps import exact_class_maps
+from onebyone.evaluation.pictures.examples import Pixels, address, examples_at, reduced
 from onebyone.evaluation.scores import Together
-from onebyone.report.pictures import data_uri, overlay
+from onebyone.report.pictures import overlay
 
 Integers = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
 
 # Nobody would look at more pictures.
 MOST = 24
-# Most pixels a side of a kept picture, and of one kept without loss. Larger photographs would
-# outweigh the rest of the report.
+# Most pixels a side of a kept picture. Larger photographs would outweigh the rest of the report.
 LARGEST = 160
-EXACT = 64
 # Keeps a record small with a thousand classes: of more, only the most informative ones are kept.
 MOST_CLASSES = 100
 MOST_PAIRS = 150
@@ -64,19 +58,19 @@ def find_disagreements(
     rows = [int(row) for row in scored.counted[chosen]]
     maps: list[Tensor | None] = [None, None]
     if rows and split.inputs.is_single:  # of several inputs, a map could belong to any
-        inputs = _inputs(split, rows).to(device)
+        inputs = torch.cat([each for each, _ in examples_at(split, rows)]).to(device)
         maps = [_class_maps(network, inputs) for network in (before, after)]
     found = []
     for place, (index, row) in enumerate(zip(chosen, rows, strict=True)):
         predictions = (int(first.predictions[index]), int(second.predictions[index]))
-        picture = _reduced(split.image(row))
+        picture = reduced(split.image(row), LARGEST)
         found.append(
             Disagreement(
                 index=row,
                 label=int(targets[row]),
                 before=predictions[0],
                 after=predictions[1],
-                image="" if picture is None else _address(picture),
+                image=address(picture),
                 maps=_overlays(
                     picture, [None if m is None else m[place] for m in maps], predictions
                 ),
@@ -145,18 +139,6 @@ def _confused_pairs(
     )
 
 
-def _inputs(split: Split, rows: list[int]) -> Tensor:
-    """Return the inputs of those rows, in that order."""
-    wanted = {row: place for place, row in enumerate(rows)}
-    kept: dict[int, Tensor] = {}
-    start = 0
-    for inputs, _ in tensor_batches(split, 250, stage="A list of disagreements"):
-        for row in wanted.keys() & set(range(start, start + len(inputs))):
-            kept[wanted[row]] = inputs[row - start]
-        start += len(inputs)
-    return torch.stack([kept[place] for place in range(len(rows))]) if rows else torch.empty(0)
-
-
 def _class_maps(network: nn.Module, inputs: Tensor) -> Tensor | None:
     """Return maps ``(n, classes, height, width)`` of scores minus the mean over classes."""
     exact = exact_class_maps(network, inputs)
@@ -164,24 +146,6 @@ def _class_maps(network: nn.Module, inputs: Tensor) -> Tensor | None:
         return None
     # Softmax depends only on differences of scores.
     return (exact.maps - exact.maps.mean(dim=1, keepdim=True)).float().cpu()
-
-
-def _reduced(picture: Pixels | None) -> Pixels | None:
-    """Return a picture scaled down to ``LARGEST`` pixels a side, with its proportions kept."""
-    if picture is None or max(picture.shape[:2]) <= LARGEST:
-        return picture
-    image = Image.fromarray(picture)
-    image.thumbnail((LARGEST, LARGEST))
-    return np.asarray(image)
-
-
-def _address(picture: Pixels) -> str:
-    """Return a ``data:`` URL: PNG for a small picture, JPEG for a large one."""
-    if max(picture.shape[:2]) <= EXACT:
-        return data_uri(picture)
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="JPEG", quality=85, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def _overlays(
@@ -192,6 +156,6 @@ def _overlays(
         return ()
     image = np.moveaxis(np.asarray(picture, dtype=np.float64), -1, 0)
     return tuple(
-        "" if each is None else _address(overlay(image, each[prediction].numpy()))
+        "" if each is None else address(overlay(image, each[prediction].numpy()))
         for each, prediction in zip(maps, predictions, strict=True)
     )

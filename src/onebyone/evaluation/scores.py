@@ -130,16 +130,21 @@ class Together:
 
     Attributes:
         each: The scores of each network, in the order given.
-        divergences: Mean divergence of each from the first, over all examples.
+        apart: Divergence of each from the first, for every example of the data.
         counted: Positions in the data of the scored examples: all except those whose label is
             left out.
         meaning: What the first network's outputs mean.
     """
 
     each: tuple[Scores, ...]
-    divergences: tuple[float, ...]
+    apart: tuple[Array, ...]
     counted: NDArray[np.int64]
     meaning: Meaning
+
+    @property
+    def divergences(self) -> tuple[float, ...]:
+        """Mean divergence of each from the first, over all examples."""
+        return tuple(float(values.mean()) for values in self.apart)
 
     @property
     def labelled(self) -> bool:
@@ -215,7 +220,7 @@ def score(
         )
     return Together(
         each=tuple(_joined(scoring.name, scoring.function, batches) for batches in parts),
-        divergences=tuple(float(np.concatenate(values).mean()) for values in apart),
+        apart=tuple(np.concatenate(values) for values in apart),
         counted=positions,
         meaning=meaning,
     )

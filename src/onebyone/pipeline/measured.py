@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from onebyone.core.records import Disagreement
+from onebyone.core.records import Disagreement, OutputPictures
 from onebyone.data import Data
 from onebyone.evaluation.compare import TRAIN_EXAMPLES, measure, side_by_side
 from onebyone.evaluation.disagreements import count_confusions, find_disagreements
+from onebyone.evaluation.pictures.outputs import picture_outputs
 from onebyone.evaluation.scores import evaluate, score
 from onebyone.evaluation.statistics import agreement, paired_difference
 from onebyone.pipeline.run import Run
@@ -33,7 +34,7 @@ def measure_one_shot(run: Run, original: nn.Module, small: nn.Module, data: Data
 def compare_both(
     run: Run, original: nn.Module, small: nn.Module, data: Data, file: FileNetwork | None = None
 ) -> None:
-    """Record the comparison of the original with the result, and their disagreements.
+    """Record the comparison of the original with the result, and where they differ.
 
     Args:
         run: Its record is added to.
@@ -59,9 +60,13 @@ def compare_both(
         run.folder.save_network(small)
     differ: tuple[Disagreement, ...] = ()
     confusion = None
+    pictures: OutputPictures | None = None
     if both.test is not None:
         confusion = count_confusions(data.test, both.test)
         differ = find_disagreements(original, deployed, data.test, both.test, device=run.device)
+        pictures = picture_outputs(
+            original, deployed, data.test, both.test, classes=data.classes, device=run.device
+        )
     run.keep(
         before=both.record.before,
         after=both.record.after,
@@ -69,6 +74,7 @@ def compare_both(
         profile_after=after,
         disagreements=differ,
         confusion=confusion,
+        pictures=pictures,
     )
 
 

@@ -9,11 +9,19 @@ from markupsafe import Markup
 from onebyone.core.records import ClassCount, ConfusedPair, Confusion, Disagreement, RunRecord
 from onebyone.core.tables import Table
 from onebyone.core.units import format_percent, format_points
-from onebyone.report.components import disclosure, environment, quantity, section, table
+from onebyone.report.components import disclosure, quantity, section, table
+from onebyone.report.example_gallery import (
+    LEFT_OUT,
+    Example,
+    Fact,
+    Panel,
+    class_name,
+    example_gallery,
+)
+from onebyone.report.output_pictures import output_pictures
 from onebyone.report.section_verdict import examples_word
 
 _PICTURES = 60  # the most test examples shown; others are only counted
-_PICTURE_CHARACTERS = 1_800_000  # the most for all pictures, so that a page stays below 3 MB
 _CLASSES = 20  # rows that are visible without a click
 _PAIRS = 12
 _NONE = "–"
@@ -21,7 +29,7 @@ _NONE = "–"
 
 def differences_section(record: RunRecord) -> Markup:
     """Return the examples on which the two networks disagree, and the confusions by class."""
-    parts = [*_examples(record), *_confusion(record)]
+    parts = [*_examples(record), *output_pictures(record), *_confusion(record)]
     return section("differences", "Where they differ", *parts) if parts else Markup("")
 
 
@@ -36,16 +44,8 @@ def _examples(record: RunRecord) -> list[str | Markup]:
         unit = examples_word(record)
         return [f"The two networks predict the same for all {agreement.n:,} test {unit}."]
     shown = record.disagreements[:_PICTURES]
-    room, items = _PICTURE_CHARACTERS, []
-    for item in shown:
-        room -= len(item.image) + sum(map(len, item.maps))
-        items.append(_disagreement(record, item, pictured=room >= 0))
-    markup = environment().get_template("disagreements.html").render(items=items)
-    return [
-        _disagreement_words(record, shown)
-        + ("" if room >= 0 else " Some pictures are left out, to keep this page small."),
-        Markup(markup),  # noqa: S704  # an autoescaped template's output
-    ]
+    gallery, left_out = example_gallery([_disagreement(record, item) for item in shown])
+    return [_disagreement_words(record, shown) + (LEFT_OUT if left_out else ""), gallery]
 
 
 def _disagreement_words(record: RunRecord, shown: Sequence[Disagreement]) -> str:
@@ -62,29 +62,21 @@ def _disagreement_words(record: RunRecord, shown: Sequence[Disagreement]) -> str
     )
 
 
-def _disagreement(record: RunRecord, item: Disagreement, *, pictured: bool) -> dict[str, object]:
+def _disagreement(record: RunRecord, item: Disagreement) -> Example:
     classes = record.data.classes if record.data else ()
     names = ("image", "original’s map", "rewritten network’s map")
-    pictures = [
-        {"source": source, "what": what}
-        for what, source in zip(names, (item.image, *item.maps), strict=False)
-        if pictured
-        and source.startswith("data:image/")  # a record may come from anywhere: load nothing
+    predictions = [
+        Fact(name=who, text=class_name(classes, index), right=index == item.label)
+        for who, index in (("Before", item.before), ("After", item.after))
     ]
-    return {
-        "index": item.index,
-        "label": class_name(classes, item.label),
-        "predictions": [
-            {"who": who, "name": class_name(classes, index), "right": index == item.label}
-            for who, index in (("Before", item.before), ("After", item.after))
+    return Example(
+        index=item.index,
+        panels=[
+            Panel(what=what, source=source)
+            for what, source in zip(names, (item.image, *item.maps), strict=False)
         ],
-        "pictures": pictures,
-    }
-
-
-def class_name(classes: Sequence[str], index: int) -> str:
-    """Return a class's name, or its number if it has none."""
-    return classes[index] if 0 <= index < len(classes) else f"class {index}"
+        facts=[Fact(name="Truth", text=class_name(classes, item.label)), *predictions],
+    )
 
 
 # ---------------------------------------------------------------- classes

@@ -19,6 +19,11 @@ from onebyone.core.records.option import Settings as Settings
 from onebyone.core.records.option import Step as Step
 from onebyone.core.records.option import Steps as Steps
 from onebyone.core.records.option import format_settings as format_settings
+from onebyone.core.records.pictures import LegendEntry as LegendEntry
+from onebyone.core.records.pictures import OutputPictures as OutputPictures
+from onebyone.core.records.pictures import PicturedBox as PicturedBox
+from onebyone.core.records.pictures import PicturedExample as PicturedExample
+from onebyone.core.records.pictures import PicturedOutput as PicturedOutput
 from onebyone.core.records.plan import Budget as Budget
 from onebyone.core.records.plan import CalibrationInfo as CalibrationInfo
 from onebyone.core.records.plan import Deployment as Deployment

@@ -13,6 +13,7 @@ from onebyone.core.records.comparison import Comparison
 from onebyone.core.records.deployed import Deployed
 from onebyone.core.records.inputs import InputSpec
 from onebyone.core.records.measured import Difference, Measured, Metric, TaskInfo
+from onebyone.core.records.pictures import OutputPictures
 from onebyone.core.records.plan import Budget, Plan
 from onebyone.core.records.profile import Cost, Profile, Subnormals
 from onebyone.core.records.timing import Machine
@@ -236,6 +237,8 @@ class RunRecord(Record):
         one_shot: The rewritten network before any fine-tuning, in float32.
         deployed: The network in int8, where the plan says so: ``after`` and ``comparison`` are of
             its file then.
+        pictures: Test examples with the outputs of both networks, where these are masks, boxes or
+            images.
         seconds: Wall time by stage.
     """
 
@@ -269,6 +272,7 @@ class RunRecord(Record):
     profile_after: Profile | None = None
     disagreements: tuple[Disagreement, ...] = ()
     confusion: Confusion | None = None
+    pictures: OutputPictures | None = None
     seconds: Mapping[str, Amount] = field(default_factory=dict)
     format: int = FORMAT
 

@@ -1,0 +1,1 @@
+"""Test examples as pictures, with what two networks give for them."""
