@@ -114,7 +114,7 @@ PYTHON = {
     "Rewrites that stay the same function": ["fold", "deepen", "flush_subnormals"],
     "Without data": ["applies", "uniform_plan", "restructure"],
     "Layers and views": ["Pointwise", "MLPConv", "GlobalAverageHead", "RawDetector"],
-    "Data, tasks and records": ["Data", "Task", "MeanAveragePrecision", "Plan", "Profile",
+    "Data, tasks and records": ["Data", "Shards", "Task", "MeanAveragePrecision", "Plan", "Profile",
                                 "Comparison", "Compared",
                                 "RunRecord", "Reconstruction", "BenchRecord", "ExportRecord"],
     "Extending": ["check_rewrite", "check_runtime"],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onebyone.core.records import RunRecord as RunRecord
     from onebyone.core.task import Task as Task
     from onebyone.data import Data as Data
+    from onebyone.data import Shards as Shards
     from onebyone.data import load_data as load_data
     from onebyone.evaluation.compare import compare as compare
     from onebyone.evaluation.scores import evaluate as evaluate
@@ -69,6 +70,7 @@ _HOMES = {
     "RawDetector": "networks.detectors",
     "Reconstruction": "core.records",
     "RunRecord": "core.records",
+    "Shards": "data",
     "Task": "core.task",
     "applies": "planning",
     "apply": "rewrites",

@@ -5,6 +5,7 @@ from onebyone.data.convert import as_data, as_split
 from onebyone.data.datasets import DatasetSplit, repeatable
 from onebyone.data.load import load_data
 from onebyone.data.named import NAMED, data_directory
+from onebyone.data.shards import Shards
 from onebyone.data.splits import Data, Split, TensorSplit
 from onebyone.data.streams import PictureSplit
 
@@ -14,6 +15,7 @@ __all__ = [
     "Data",
     "DatasetSplit",
     "PictureSplit",
+    "Shards",
     "Split",
     "TensorSplit",
     "as_data",

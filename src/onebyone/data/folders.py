@@ -33,7 +33,7 @@ SUFFIXES = frozenset(
 
 
 def load_folder(
-    folder: Path,
+    folder: str | Path,
     *,
     seed: int = 0,
     limit: int | None = None,
@@ -66,6 +66,7 @@ def load_folder(
             class folder, or a class is unknown in the training part or has no picture left there.
         OptionError: If the size is below 1.
     """
+    folder = Path(folder).expanduser()
     why = why_no_folder(folder)
     if why is not None:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from onebyone.core.user_files import call_user_function, user_function
 from onebyone.data.convert import as_data
 from onebyone.data.folders import load_folder
 from onebyone.data.named import NAMED, load_named
+from onebyone.data.shards import load_shards
 from onebyone.data.splits import Data
+
+# What is read from files of pictures.
+_IN_FILES: dict[str, Callable[..., Data]] = {"imagefolder": load_folder, "shards": load_shards}
+_FORMS = ("imagefolder:DIR", "shards:PATTERN", "file.py:function")
 
 
 @checked
@@ -31,8 +37,9 @@ def load_data(
 
     Args:
         spec: ``digits``, ``mnist``, ``fashion-mnist`` or ``cifar10``; ``imagefolder:DIR``, with one
-            folder per class, or with pictures directly, which then have no labels; or
-            ``file.py:function``, a function without arguments that returns data in a form that
+            folder per class, or with pictures directly, which then have no labels;
+            ``shards:PATTERN``, WebDataset shards on this machine; or ``file.py:function``, a
+            function without arguments that returns data in a form that
             :func:`onebyone.data.as_data` accepts.
         seed: Random seed of the division into parts.
         limit: Most examples in each part, drawn with the seed.
@@ -51,9 +58,9 @@ def load_data(
         if value is not None and value < 1:
             raise OptionError(f"`{name}` must be at least 1, got {value}.")
     kind, _, rest = spec.partition(":")
-    if kind == "imagefolder" and rest:
-        folder = Path(rest).expanduser()
-        return load_folder(folder, seed=seed, limit=limit, image_size=image_size, workers=workers)
+    if kind in _IN_FILES and rest:
+        load = _IN_FILES[kind]
+        return load(rest, seed=seed, limit=limit, image_size=image_size, workers=workers)
     if workers is not None:
         raise OptionError(
             f"`workers` must be left out for {printable(spec)}: it is for pictures in files, which "
@@ -69,7 +76,7 @@ def load_data(
         file = Path(path).expanduser()
         return _from_file(file, function, seed=seed, limit=limit, ignore_index=ignore_index)
     if spec not in NAMED:
-        raise UnknownNameError("data set", spec, [*NAMED, "imagefolder:DIR", "file.py:function"])
+        raise UnknownNameError("data set", spec, [*NAMED, *_FORMS])
     return load_named(spec, seed=seed, limit=limit, image_size=image_size)
 
 

@@ -48,7 +48,7 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, row: int, size: int) -> Image.Image:
+    def open(self, row: int, size: int | None) -> Image.Image:
         """Return a picture in RGB; see :func:`open_picture`."""
         ...
 
@@ -67,7 +67,7 @@ class FilePictures:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def open(self, row: int, size: int) -> Image.Image:
+    def open(self, row: int, size: int | None) -> Image.Image:
         """Return a picture in RGB."""
         return _opened(Path(os.fsdecode(self._paths[row])), size)
 
@@ -103,15 +103,15 @@ def open_picture(path: Path, size: int | None = None) -> Image.Image:
         return _opened(path, size)
 
 
-def decode_picture(content: bytes, name: str, size: int) -> Image.Image:
+def decode_picture(content: bytes, name: Callable[[], str], size: int | None) -> Image.Image:
     """Return the picture of a file whose bytes are given; see :func:`open_picture`.
 
     Args:
         content: Of the file.
-        name: What an error calls it, such as ``1.jpg in train-0.tar``.
+        name: Returns what an error calls it, such as ``1.jpg in train-0.tar``.
         size: The shorter side that it will be scaled to, in pixels.
     """
-    return _read(io.BytesIO(content), f"The picture {name}", size)
+    return _read(io.BytesIO(content), name, size)
 
 
 def read_picture(
@@ -263,10 +263,10 @@ def _opened(path: Path, size: int | None) -> Image.Image:
             f"The picture {printable(path)} {why}. Check the path. If the file was there before, "
             "it was moved or removed: start again."
         )
-    return _read(path, f"The picture {printable(path)}", size)
+    return _read(path, lambda: printable(path), size)
 
 
-def _read(file: Path | io.BytesIO, name: str, size: int | None) -> Image.Image:
+def _read(file: Path | io.BytesIO, name: Callable[[], str], size: int | None) -> Image.Image:
     try:
         with Image.open(file, formats=_formats()) as opened:
             if size is not None:
@@ -280,7 +280,7 @@ def _read(file: Path | io.BytesIO, name: str, size: int | None) -> Image.Image:
                 _check_memory(opened)
                 return _decoded(opened)
     except Exception as error:  # a damaged file may raise anything in Pillow
-        raise DataError(f"{name} {_why(file, error)}") from error
+        raise DataError(f"The picture {name()} {_why(file, error)}") from error
 
 
 def _formats() -> list[str]:

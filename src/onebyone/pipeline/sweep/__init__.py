@@ -14,6 +14,7 @@ from onebyone.core.errors import OneByOneError, OptionError, SweepError
 from onebyone.core.records import RunRecord, SweepRecord, SweepTrial
 from onebyone.core.settings.common import Progress
 from onebyone.core.units import format_seconds
+from onebyone.core.user_cache import ENVIRONMENT as CACHE
 from onebyone.core.version import __version__
 from onebyone.pipeline.run import LOGGER
 from onebyone.pipeline.run_folder import PLAN, RECORD
@@ -21,7 +22,6 @@ from onebyone.pipeline.sweep.folder import SweepFolder, resumed, trial_folder
 from onebyone.pipeline.sweep.one_trial import Ended, Shrink, Task, is_finished
 from onebyone.pipeline.sweep.ray_workers import connected
 from onebyone.pipeline.sweep.schedule import Lost, carry_out
-from onebyone.planning.latency.cache import ENVIRONMENT as CACHE
 
 # Returns the hashes of the network and of the data of a command line of `shrink`.
 Identify = Callable[[Sequence[str]], tuple[str, str]]

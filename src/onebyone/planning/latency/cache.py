@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ import torch
 
 from onebyone.core.errors import OutputError
 from onebyone.core.records import Deployment, Ratio
+from onebyone.core.user_cache import user_cache
 from onebyone.core.write_files import write_text
 from onebyone.profiling.process_memory import allocator
 from onebyone.runtimes import describe_machine
 
 FORMAT = 2  # of the file, and of how layers are timed: raised when old times no longer hold
-ENVIRONMENT = "ONEBYONE_CACHE"
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,4 @@ class _Content:
 
 def cache_folder() -> Path:
     """Return where times are kept: ``ONEBYONE_CACHE``, or a folder in the user's cache."""
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return Path(named).expanduser() / "timings"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "onebyone" / "timings"
+    return user_cache() / "timings"
