@@ -14,6 +14,7 @@ from onebyone.core.average_precision import MeanAveragePrecision
 from onebyone.core.records import OutputPictures
 from onebyone.core.task import Task
 from onebyone.data import as_split
+from onebyone.evaluation.pictures.examples import examples_at
 from onebyone.evaluation.pictures.outputs import (
     AT_RANDOM,
     MOST_DIFFERENT,
@@ -167,6 +168,36 @@ def test_ignored_pixels_are_drawn_as_not_counted():
     assert (mask[-20:, :, 3] > 0).all()
 
 
+def test_examples_without_a_label_that_counts_are_not_shown():
+    before, after = changed_masks()
+    truth = masks(3)
+    truth[:3] = 9
+    found, scored = pictured(
+        [scores_of(before), scores_of(after)], truth, task="segmentation", ignore_index=9
+    )
+    assert found.scored == N - 3
+    for each in found.examples:
+        assert each.index >= 3
+        assert each.divergence == pytest.approx(scored.apart[1][each.index])
+        assert np.array_equal(pixels(each.image), as_split(numbered()).image(each.index))
+
+
+def test_classes_are_listed_in_the_order_of_their_numbers():
+    classes = torch.zeros(1, SIDE, SIDE, dtype=torch.int64)
+    for label, width in ((1, 1), (2, 2), (3, 3)):
+        classes[0, :2, 3 * label - 3 : 3 * label - 3 + width] = label
+    outputs = scores_of(classes)
+    found, _ = pictured([outputs, outputs], task="segmentation", inputs=numbered(1))
+    assert tuple(entry.name for entry in found.legend) == NAMES
+
+
+def test_examples_are_found_in_any_batch():
+    inputs, targets = torch.arange(600.0).view(-1, 1, 1, 1), torch.arange(600)
+    rows = [599, 0, 250, 249]
+    found = examples_at(as_split((inputs, targets)), rows)
+    assert [(float(x), int(y)) for x, y in found] == [(row, row) for row in rows]
+
+
 def test_a_region_has_its_own_look_and_what_is_clear_is_transparent():
     size = 240
     looks = {draw_mask(np.full((size, size), style)) for style in (*range(STYLES), OTHERS)}
@@ -177,7 +208,7 @@ def test_a_region_has_its_own_look_and_what_is_clear_is_transparent():
     assert drawn.shape == (120, size, 4)
     assert (drawn[:, : size // 2 - 1, 3] == 0).all()
     assert (drawn[:, size // 2 :, 3] > 0).all()
-    assert (drawn[:, size // 2 - 1, :3] == 0).all()  # the line between
+    assert (drawn[:, size // 2 - 1] == (0, 0, 0, drawn[..., 3].max())).all()  # the line between
 
 
 def test_of_many_classes_the_smallest_share_one_look():
@@ -289,6 +320,7 @@ def test_patches_are_cut_where_the_outputs_differ_most(channels):
     difference = pixels(first.difference)
     moved = np.abs(difference - difference[0, 0]).max(axis=2) > 2
     assert moved.sum() == 16
+    assert difference.max() == pytest.approx(127.5 + first.amplified * 0.24 * 255, abs=1)
     top, left = (int(places.min()) for places in np.nonzero(moved))
     shown = pixels(first.after.picture)[top : top + 4, left : left + 4]
     expected = (after[1, :, 80:84, 10:14] * 255).permute(1, 2, 0).numpy()
