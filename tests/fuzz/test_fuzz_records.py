@@ -10,7 +10,7 @@ from cases import some
 from edited_json import VALUES, damaged_text, edits
 from hypothesis import example, given
 from hypothesis import strategies as st
-from run_records import MACHINE, empty_record, run_record, timing
+from run_records import MACHINE, empty_record, output_pictures, run_record, timing
 from torch import nn
 
 from onebyone import apply, restructure, uniform_plan
@@ -32,7 +32,8 @@ SAME = OutputDifference(max_abs=1e-6, relative=1e-6)
 
 def small_run():
     made = run_record(count=3)
-    return dataclasses.replace(made, disagreements=made.disagreements[:2])
+    shown = output_pictures("boxes", count=2)
+    return dataclasses.replace(made, disagreements=made.disagreements[:2], pictures=shown)
 
 
 def compared():

@@ -6,7 +6,7 @@ import dataclasses
 import time
 
 import pytest
-from run_records import empty_record, run_record
+from run_records import dense_record, empty_record, run_record
 
 from onebyone.core.records import Status
 from onebyone.report.html import write_report, write_several
@@ -38,6 +38,7 @@ RECORDS = {
     "200 layers": lambda: run_record(200),
     "failed": empty_record,
     "hostile": hostile_record,
+    "boxes": lambda: dense_record("boxes"),
     "long names": lambda: run_record().with_(
         source=dataclasses.replace(run_record().source, name=LONG, spec=LONG),
         data=dataclasses.replace(run_record().data, classes=(LONG,) * 10),

@@ -46,24 +46,17 @@ def output_pictures(record: RunRecord) -> list[str | Markup]:
     panels: Mapping[str, _Panels] = {
         "masks": _mask_panels, "boxes": _box_panels, "patches": _patch_panels,
     }  # fmt: skip
-    examples = [
-        Example(
+    examples: dict[str, list[Example]] = {"most": [], "random": []}
+    for each in found.examples:
+        shown = Example(
             index=each.index,
             panels=panels[found.kind](record, found, each),
             facts=_facts(found, each),
         )
-        for each in found.examples
-    ]
-    most = sum(each.chosen == "most" for each in found.examples)
-    parts = [
-        _part(heading, chosen)
-        for heading, chosen in (
-            ("The most different", examples[:most]),
-            ("Drawn at random", examples[most:]),
-        )
-        if chosen
-    ]
-    words = _words(record, found, most)
+        examples[each.chosen].append(shown)
+    headings = {"most": "The most different", "random": "Drawn at random"}
+    parts = [_part(headings[why], chosen) for why, chosen in examples.items() if chosen]
+    words = _words(record, found, len(examples["most"]))
     if any(left_out for _, left_out in parts):
         words += LEFT_OUT
     return [words, _legend(found), *(part for part, _ in parts)]
