@@ -7,15 +7,17 @@ from pathlib import Path
 import tiny
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import onebyone
 from onebyone.calibration.collect import Across, collect
 from onebyone.calibration.moments import Enough
 from onebyone.core import processes
-from onebyone.data import Augmentation, Data, TensorSplit
+from onebyone.data import Augmentation, Data, TensorSplit, as_split
 from onebyone.training.distill import distill
 from onebyone.training.train import train
 
+READ = []  # examples that all processes together have loaded
 EXAMPLES = 66  # the last batch has two examples: too few for three processes
 
 
@@ -40,6 +42,31 @@ def data():
 def trained():
     how = {"accumulate": 2, "ema": 0.9}
     return train(network(), data(), epochs=3, batch_size=16, precision="float32", **how)
+
+
+class Items(Dataset):
+    """The same data, an example at a time; notes which are read."""
+
+    def __init__(self):
+        self.read = []
+        self.images, self.labels = next(iter(data().train.batches(EXAMPLES)))
+
+    def __len__(self):
+        return EXAMPLES
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.images[index], self.labels[index]
+
+
+def loaded():
+    """Train on a data set whose examples each process loads for itself."""
+    items, held = Items(), data()
+    given = Data(name="d", train=as_split(items), validation=held.test, test=held.test)
+    items.read.clear()
+    made = train(network(), given, epochs=3, batch_size=16, accumulate=2, precision="float32")
+    READ.append(sum(processes.gathered(len(items.read))))
+    return made
 
 
 def distilled():
@@ -114,7 +141,7 @@ def told():
     return [len(each) for each in processes.gathered(calls)]
 
 
-WORKS = {"train": trained, "distil": distilled}
+WORKS = {"train": trained, "load": loaded, "distil": distilled}
 
 
 def done(names):
@@ -134,6 +161,7 @@ if __name__ == "__main__":
         results = done(names)
         alike = processes.gathered({name: each[0] for name, each in results.items()})
         found = {"results": results, "alike": alike, "calls": told(), "moments": moments()}
+        found["read"] = READ
         found["plans"] = processes.gathered(planned())
         found["timed"] = processes.gathered(timed())
         found["run"] = shrunk(Path(out).with_name("run"))

@@ -82,6 +82,12 @@ def test_three_processes_find_the_weights_of_one(of_one, of_three, work):
         assert_close(weights[name], alone[name], **CLOSE, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_processes_share_the_loading(of_one, of_three):
+    alone, together = in_processes.READ[0], of_three["read"][0]
+    # Before the training all look at some examples, and the last batch is too small to share.
+    assert alone <= together < 2 * alone
+
+
 def test_all_processes_have_the_same_weights(of_three):
     first, *others = of_three["alike"]
     for other in others:

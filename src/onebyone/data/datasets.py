@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from onebyone.data.dataset_items import (
 )
 from onebyone.data.split_checks import EMPTY, check_batches, check_count
 from onebyone.data.splits import (
+    Mine,
     Picture,
     Split,
     TensorSplit,
@@ -123,6 +125,11 @@ class DatasetSplit:
         return "the data set's own"
 
     @property
+    def shares(self) -> bool:
+        """Whether a process can load its share of a batch alone: a collate may mix examples."""
+        return self._collate is default_collate
+
+    @property
     def loading(self) -> str:
         """How examples are loaded, in words."""
         workers = plural(self._workers, "worker") if self._workers else "no worker (`num_workers`)"
@@ -142,30 +149,36 @@ class DatasetSplit:
         augment: bool = False,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
+        mine: Mine | None = None,
     ) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield inputs with their targets; see :meth:`Split.batches`.
 
         The data set's own transforms do the augmentation, if any. With ``augment`` their draws
-        depend on the seed; otherwise they are always the same.
+        depend on the seed; otherwise they are always the same. With ``mine``, only these examples
+        of each batch are loaded and given.
         """
         check_batches(batch_size, seed, augment=augment)
-        drawn = seed if augment else None
-        return self._batches(batch_size, seed, drawn, torch.device(device), channels_last)
-
-    def _batches(
-        self,
-        batch_size: int,
-        seed: int | None,
-        drawn: int | None,
-        device: torch.device,
-        channels_last: bool,  # noqa: FBT001
-    ) -> Iterator[tuple[Inputs, Tensor]]:
         # Without this generator the loader would draw its workers' seeds from the global one.
         generator = generator_of(0 if seed is None else seed)
         order = list(range(self._n))
         if seed is not None:
             order = torch.randperm(self._n, generator=generator).tolist()
         groups = [order[start : start + batch_size] for start in range(0, self._n, batch_size)]
+        if mine is not None:
+            groups = [[group[place] for place in mine(len(group))] for group in groups]
+        where = torch.device(device)
+        loaded = self._loaded(groups, seed if augment else None, generator)
+        return (
+            (
+                map_tensors(partial(on_device, device=where, channels_last=channels_last), inputs),
+                plain_targets(targets).to(where, non_blocking=True),
+            )
+            for inputs, targets in loaded
+        )
+
+    def _loaded(
+        self, groups: list[list[int]], drawn: int | None, generator: torch.Generator
+    ) -> Iterator[tuple[Inputs, Tensor]]:
         loader = DataLoader(
             self._items(drawn),
             batch_sampler=groups,
@@ -177,11 +190,7 @@ class DatasetSplit:
         for positions in groups:
             with self._loading():
                 batch = next(batches)
-            inputs, targets = self._checked(batch, positions)
-            inputs = map_tensors(
-                lambda each: on_device(each, device, channels_last=channels_last), inputs
-            )
-            yield inputs, plain_targets(targets).to(device, non_blocking=True)
+            yield self._checked(batch, positions)
 
     def _items(self, seed: int | None) -> Items:
         rows = None if self._rows is None else self._rows.tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +28,8 @@ from onebyone.data.split_checks import (
 )
 
 Picture = NDArray[np.uint8]
+Mine = Callable[[int], Sequence[int]]
+"""Takes the number of examples in a batch; returns the places of those that are loaded."""
 
 
 @runtime_checkable

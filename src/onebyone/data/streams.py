@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from onebyone.data.listed import Listed
 from onebyone.data.pictures import why_not_in_memory
 from onebyone.data.split_checks import check_batches, check_count, checked_statistics
 from onebyone.data.splits import (
+    Mine,
     Picture,
     TensorSplit,
     as_picture,
@@ -27,9 +28,6 @@ from onebyone.data.splits import (
 )
 
 BLOCK = 64  # pictures that are hashed at once
-
-Mine = Callable[[int], Sequence[int]]
-"""Takes the number of examples in a batch; returns the places of those that are loaded."""
 
 
 class PictureSplit:
@@ -49,6 +47,7 @@ class PictureSplit:
     """
 
     holds_pixels = True
+    shares = True  # a process can load its share of a batch alone
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from onebyone.core.errors import ModelError, first_line
 from onebyone.core.tensor_trees import Inputs, map_tensors, tensors_in
 
 STEPS_BEFORE_CAPTURE = 3
-TakeStep = Callable[[Inputs, Tensor], Tensor]  # (inputs, targets) -> loss
+TakeStep = Callable[[Inputs, Tensor, int], Tensor]  # (inputs, targets, examples) -> loss
 
 
 class CapturedStep:
@@ -32,42 +32,42 @@ class CapturedStep:
         self._inputs: Inputs = torch.empty(0)
         self._targets = self._loss = torch.empty(0)
 
-    def __call__(self, inputs: Inputs, targets: Tensor) -> Tensor:
+    def __call__(self, inputs: Inputs, targets: Tensor, examples: int) -> Tensor:
         """Take a step and return its loss, which is valid until the next step."""
         with torch.cuda.device(self._device):
             if self._ahead > 0:
                 self._ahead -= 1
-                return self._beside(inputs, targets)
+                return self._beside(inputs, targets, examples)
             if self._graph is None and not self._waits:
-                self._capture(inputs, targets)
+                self._capture(inputs, targets, examples)
             given, kept = (
                 [*tensors_in(each)] for each in ((inputs, targets), (self._inputs, self._targets))
             )
             alike = [each.shape for each in given] == [each.shape for each in kept]
             if self._graph is None or not alike:
-                return self._take(inputs, targets)
+                return self._take(inputs, targets, examples)
             for old, new in zip(kept, given, strict=True):
                 old.copy_(new)
             self._graph.replay()
             return self._loss
 
-    def _beside(self, inputs: Inputs, targets: Tensor) -> Tensor:
+    def _beside(self, inputs: Inputs, targets: Tensor, examples: int) -> Tensor:
         # Warm up on another stream: libraries allocate in their first calls, which a graph must
         # not contain.
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         with torch.cuda.stream(stream), _waits_noted() as waits:
-            loss = self._take(inputs, targets)
+            loss = self._take(inputs, targets, examples)
         self._waits = self._waits or any(waits)
         current.wait_stream(stream)
         return loss
 
-    def _capture(self, inputs: Inputs, targets: Tensor) -> None:
+    def _capture(self, inputs: Inputs, targets: Tensor, examples: int) -> None:
         self._inputs, self._targets = map_tensors(Tensor.clone, inputs), targets.clone()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._loss = self._take(self._inputs, self._targets)
+                self._loss = self._take(self._inputs, self._targets, examples)
         except (
             RuntimeError,
             ModelError,

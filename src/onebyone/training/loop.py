@@ -26,6 +26,7 @@ from onebyone.training.cuda_graph import CapturedStep, TakeStep
 from onebyone.training.data_waits import DataWaits
 from onebyone.training.fused_chains import composed
 from onebyone.training.job import Job, LoopSettings, Trained, forward
+from onebyone.training.shares import Part, mine_of, packed, parts_of
 from onebyone.training.synced_norms import synced_norms
 from onebyone.training.temporary_norms import take_in
 from onebyone.training.validation import Score, validation
@@ -125,20 +126,23 @@ def _epoch(job: Job, take_step: TakeStep, epoch: int, seed: int, waits: DataWait
     look = 1 if job.device.type == "cpu" else 16
     total = torch.zeros((), dtype=torch.float64, device=job.device)
     job.enter_training()
-    batches = job.examples.train.batches(
-        options.batch_size,
-        seed=seed,
-        augment=options.augment and epoch <= options.epochs - options.plain_epochs,
-        device=job.device,
-        channels_last=True,
-    )
+    train, n = job.examples.train, len(job.examples.train)
+    how: dict[str, Any] = {"device": job.device, "channels_last": True}
+    loads_share = processes.count() > 1 and not options.mix and getattr(train, "shares", False)
+    if loads_share:
+        how["mine"] = partial(mine_of, accumulate=options.accumulate)
+    augmented = options.augment and epoch <= options.epochs - options.plain_epochs
+    batches = train.batches(options.batch_size, seed=seed, augment=augmented, **how)
     generator = torch.Generator().manual_seed(seed)
     steps = range(1, job.steps + 1)
     for step, (inputs, targets) in zip(steps, waits.of(batches), strict=False):
         _set_rate(job.optimizer, _rate(job, first + step - 1))
         if options.mix and isinstance(inputs, Tensor):
             inputs = cut_mixed(inputs, options.mix, generator)  # noqa: PLW2901
-        total += take_step(inputs, targets)
+        examples = len(targets)
+        if loads_share:
+            examples = min(options.batch_size, n - (step - 1) * options.batch_size)
+        total += take_step(inputs, targets, examples)
         if job.average is not None:
             job.average.update()
         if step % look == 0 or step == job.steps:
@@ -158,20 +162,27 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def _step(job: Job, objective: Objective, inputs: Inputs, targets: Tensor) -> Tensor:
-    """Take an optimizer step and return its loss."""
+def _step(job: Job, objective: Objective, inputs: Inputs, targets: Tensor, examples: int) -> Tensor:
+    """Take an optimizer step and return its loss.
+
+    Args:
+        job: The training.
+        objective: Of the step.
+        inputs: A batch, or only what this process computes of it.
+        targets: The same.
+        examples: Number of examples in the whole batch.
+    """
     job.optimizer.zero_grad(set_to_none=True)
-    # Parts of one example have no variance for batch norms.
-    parts = max(1, min(job.options.accumulate, len(targets) // 2))
-    if parts == 1:
-        total = _gradients(job, objective, inputs, targets)
-    else:
-        total, start = torch.zeros((), device=targets.device), 0
-        for wanted in targets.tensor_split(parts):
-            part = sliced(inputs, start, start + len(wanted))
-            share = len(wanted) / len(targets)
-            total = total + _gradients(job, objective, part, wanted, share=share)
-            start += len(wanted)
+    parts = parts_of(examples, job.options.accumulate)
+    if len(targets) < examples:
+        parts = packed(parts)
+    total = torch.zeros((), device=targets.device)
+    for part in parts:
+        some, wanted = inputs, targets
+        if len(part) < len(targets):
+            some = sliced(inputs, part.start, part.stop)
+            wanted = targets[part.start : part.stop]
+        total = total + _gradients(job, objective, some, wanted, part)
     if processes.count() > 1:
         _add_up_gradients(job, total)
     nn.utils.clip_grad_norm_(job.trained, CLIP)
@@ -180,22 +191,12 @@ def _step(job: Job, objective: Objective, inputs: Inputs, targets: Tensor) -> Te
 
 
 def _gradients(
-    job: Job, objective: Objective, inputs: Inputs, targets: Tensor, *, share: float = 1.0
+    job: Job, objective: Objective, inputs: Inputs, targets: Tensor, part: Part
 ) -> Tensor:
-    """Add the gradients of a batch's loss, times its share of the step; return that loss.
-
-    Of several processes each takes its part of the batch; its loss and gradients are parts too.
-    """
-    everywhere = len(targets) < processes.count()  # too few to divide
-    if processes.count() > 1:
-        mine = slice(0, len(targets)) if everywhere else processes.share(len(targets))
-        parts = processes.count() if everywhere else 1
-        share *= (mine.stop - mine.start) / len(targets) / parts
-        inputs, targets = sliced(inputs, mine.start, mine.stop), targets[mine]
-    divided = processes.count() > 1 and not everywhere
-    with synced_norms() if divided else nullcontext():
+    """Add the gradients of a part's loss, times its share of the step; return that loss."""
+    with synced_norms() if part.divided else nullcontext():
         loss = objective(inputs, forward(job, inputs), targets)
-    loss = loss if share == 1 else loss * share
+    loss = loss if part.share == 1 else loss * part.share
     backward(loss, job.student)
     return loss.detach()
 
