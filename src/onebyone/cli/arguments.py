@@ -16,10 +16,10 @@ MODEL_HELP = f"{_MODELS}, or net.onnx, whose layers are read"
 # Of commands that score or time what is deployed.
 FILE_HELP = f"{_MODELS}, or a file for a runtime (net.onnx, net.xml), which runs there as it is"
 DATA_HELP = (
-    f"{', '.join(DATA_NAMES)}, imagefolder:DIR, shards:PATTERN (WebDataset's tar files), or "
-    "file.py:factory, a function that returns (train, validation, test) or (train, test), each "
-    "(inputs, labels), a torch Dataset or a DataLoader; inputs may be a mapping of keyword "
-    "arguments"
+    f"{', '.join(DATA_NAMES)}, imagefolder:DIR, shards:PATTERN (WebDataset's tar files), hf:DIR "
+    "(saved by Hugging Face's datasets), or file.py:factory, a function that returns (train, "
+    "validation, test) or (train, test), each (inputs, labels), a torch Dataset or a DataLoader; "
+    "inputs may be a mapping of keyword arguments"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ from torch.utils.data import (
 )
 
 from onebyone.core.errors import DataError
-from onebyone.data.datasets import DatasetSplit
+from onebyone.data import tables
+from onebyone.data.datasets import MAP_STYLE, DatasetSplit
+from onebyone.data.listed import PARTS
+from onebyone.data.picture_data import all_pictures
 from onebyone.data.splits import Data, Split, TensorSplit, held_out
 from onebyone.data.trees import TreeSplit
 
@@ -31,6 +35,10 @@ MOST_CLASSES = 1_000_000  # each class gets a name
 _ACCEPTED = (
     "a tensor of inputs, a pair (inputs, targets) of tensors or arrays, a map-style torch "
     "Dataset, a DataLoader, a Split or a Data"
+)
+_STREAM = (
+    "A data set of Hugging Face must have random access, so that a seed gives the same batches, "
+    "got a streamed one. Write it by `save_to_disk`, and give what `load_from_disk` returns."
 )
 
 
@@ -41,8 +49,8 @@ def as_split(examples: Any) -> Split:
         examples: A tensor or array of inputs (calibration data, no targets), or a mapping of
             keyword arguments to them; a pair ``(inputs, targets)``, whose inputs may also be a
             tuple of positional arguments; a map-style torch ``Dataset``, a ``DataLoader`` (its
-            batch size is not kept), a ``Split``, or a ``Data`` (its training part is used). Not
-            modified; tensors are shared, not copied.
+            batch size is not kept), a data set of Hugging Face, a ``Split``, or a ``Data`` (of
+            several parts the training part is used). Not modified; tensors are shared, not copied.
 
     Raises:
         DataError: If it is none of these, or its parts do not fit together.
@@ -51,7 +59,20 @@ def as_split(examples: Any) -> Split:
         return examples.train
     if isinstance(examples, Split):
         return examples
+    if tables.is_stream(examples):
+        raise DataError(_STREAM)
+    if tables.is_table(examples):
+        return _from_table(examples)
     return _in_memory(examples) or _from_torch(examples)
+
+
+def _from_table(table: Any) -> Split:
+    """Return a data set of Hugging Face as a split: its pictures, or what its transform makes."""
+    one = tables.tables_of(table)["train"]
+    if not tables.holds_pictures(one):
+        return DatasetSplit(one)
+    listed, labelled = tables.listed_table(one)
+    return all_pictures(listed, labelled=labelled)
 
 
 def _in_memory(examples: Any) -> Split | None:
@@ -96,7 +117,8 @@ def as_data(
     Args:
         source: A ``Data``; a triple (train, validation, test) or a pair (train, test), each part
             in a form that :func:`as_split` accepts; or a single such part. For each missing
-            part, validation or test, a tenth of the training examples is held out.
+            part, validation or test, a tenth of the training examples is held out. A data set of
+            Hugging Face may be a ``DatasetDict``.
         name: Name of the data set.
         classes: Names of the classes; default: the integer labels.
         seed: Random seed of the division.
@@ -107,6 +129,13 @@ def as_data(
     """
     if isinstance(source, Data):
         return source
+    if tables.is_table(source):
+        of = tables.tables_of(source)
+        if all(map(tables.holds_pictures, of.values())):
+            made = tables.data_of_tables(of, {}, name=name, seed=seed)
+            named = made.classes if classes is None else classes
+            return replace(made, classes=named, ignore_index=ignore_index)
+        source = tuple(of[part] for part in PARTS if part in of) if len(of) > 1 else of["train"]
     one = _is_pair(source) or _is_one_tree(source)
     if isinstance(source, (tuple, list)) and not one:
         if len(source) not in {2, 3}:
@@ -180,7 +209,7 @@ def _from_loader(loader: DataLoader[Any]) -> Split:
     if isinstance(dataset, IterableDataset):
         raise DataError(
             "A DataLoader must draw from a map-style data set, with `__len__` and `__getitem__`, "
-            f"got {type(dataset).__name__}. Collect an iterable data set into tensors first."
+            f"got {type(dataset).__name__}. {MAP_STYLE}"
         )
     if loader.batch_sampler is None:
         raise DataError(

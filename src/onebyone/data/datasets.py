@@ -58,6 +58,7 @@ from onebyone.data.splits import (
     rows_of_part,
 )
 from onebyone.data.streams import PictureSplit
+from onebyone.data.tables import is_table, known_labels
 from onebyone.data.trees import TreeSplit
 
 # Number of items to read twice, to see whether they are the same. An item that changes with
@@ -66,6 +67,10 @@ PROBED = 8
 # Share of the free memory for keeping items that change when read again.
 MEMORY_SHARE = 0.5
 _EXPECTED = "The items of a data set must be (input, target) with a floating-point input"
+MAP_STYLE = (
+    "Collect an iterable data set into tensors first, or give WebDataset's shards as "
+    "`onebyone.Shards`."
+)
 _LABELS = ("labels", "label", "targets", "target")
 
 
@@ -346,7 +351,7 @@ def _length(dataset: Any) -> int:
     if isinstance(dataset, IterableDataset) or not sized:
         raise DataError(
             "A data set must be map-style, with `__len__` and `__getitem__`, got "
-            f"{type(dataset).__name__}. Collect an iterable data set into tensors first."
+            f"{type(dataset).__name__}. {MAP_STYLE}"
         )
     try:
         n = len(dataset)
@@ -369,6 +374,8 @@ def _known_targets(dataset: Any, n: int) -> Tensor | None:
     targets = getattr(dataset, "targets", None)
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         targets = dataset.tensors[1]
+    if is_table(dataset):
+        targets = known_labels(dataset)
     # With a target transform, the stored targets differ from those in batches.
     transformed = any(
         getattr(dataset, name, None) is not None for name in ("target_transform", "transforms")

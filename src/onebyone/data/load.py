@@ -16,10 +16,15 @@ from onebyone.data.folders import load_folder
 from onebyone.data.named import NAMED, load_named
 from onebyone.data.shards import load_shards
 from onebyone.data.splits import Data
+from onebyone.data.tables import load_table
 
 # What is read from files of pictures.
-_IN_FILES: dict[str, Callable[..., Data]] = {"imagefolder": load_folder, "shards": load_shards}
-_FORMS = ("imagefolder:DIR", "shards:PATTERN", "file.py:function")
+_IN_FILES: dict[str, Callable[..., Data]] = {
+    "imagefolder": load_folder,
+    "shards": load_shards,
+    "hf": load_table,
+}
+_FORMS = ("imagefolder:DIR", "shards:PATTERN", "hf:DIR", "file.py:function")
 
 
 @checked
@@ -38,9 +43,9 @@ def load_data(
     Args:
         spec: ``digits``, ``mnist``, ``fashion-mnist`` or ``cifar10``; ``imagefolder:DIR``, with one
             folder per class, or with pictures directly, which then have no labels;
-            ``shards:PATTERN``, WebDataset shards on this machine; or ``file.py:function``, a
-            function without arguments that returns data in a form that
-            :func:`onebyone.data.as_data` accepts.
+            ``shards:PATTERN``, WebDataset shards on this machine; ``hf:DIR``, what ``save_to_disk``
+            of Hugging Face's ``datasets`` has written; or ``file.py:function``, a function without
+            arguments that returns data in a form that :func:`onebyone.data.as_data` accepts.
         seed: Random seed of the division into parts.
         limit: Most examples in each part, drawn with the seed.
         image_size: Height and width in pixels to resize pictures to; not for ``file.py``.

@@ -11,7 +11,7 @@ from onebyone.core.processes import is_main, on_main
 from onebyone.data.augment import Augmentation
 from onebyone.data.listed import Listed
 from onebyone.data.pictures import why_not_in_memory
-from onebyone.data.splits import Data
+from onebyone.data.splits import Data, Split
 from onebyone.data.streams import PictureSplit
 
 LOGGER = logging.getLogger("onebyone.run")  # whose lines commands show
@@ -60,18 +60,32 @@ def picture_data(
             LOGGER.info(f"{why}: they are decoded each time that they are used.")
     splits: dict[str, Any] = {}
     for part, listed in taken.items():
-        split = PictureSplit(
-            listed,
-            size=size,
-            crop=CROP,
-            labelled=bool(classes),
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            augmentation=_augmentation(size) if part == "train" else None,
-            workers=workers,
+        split = _streamed(
+            listed, size, labelled=bool(classes), augments=part == "train", workers=workers
         )
         splits[part] = split if streams else split.in_memory()
     return Data(name=name, classes=classes, seed=seed, crop=CROP, **splits)
+
+
+def all_pictures(listed: Listed, *, labelled: bool) -> Split:
+    """Return listed pictures as one split: decoded into memory if they fit, else streamed."""
+    split = _streamed(listed, IMAGE_SIZE, labelled=labelled, augments=True, workers=None)
+    return split.in_memory() if on_main(split.fits_memory) else split
+
+
+def _streamed(
+    listed: Listed, size: int, *, labelled: bool, augments: bool, workers: int | None
+) -> PictureSplit:
+    return PictureSplit(
+        listed,
+        size=size,
+        crop=CROP,
+        labelled=labelled,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        augmentation=_augmentation(size) if augments else None,
+        workers=workers,
+    )
 
 
 def _augmentation(size: int) -> Augmentation:
