@@ -1,35 +1,5 @@
-"""Data as the pretrained networks of the data directory want it.
+"""The former name of ``cifar10_data``, which hides Hugging Face's ``datasets`` where it is found."""
 
-Each works as ``benchmarks/datasets.py:NAME`` on the command line.
-"""
+from cifar10_data import cifar10_imagenet_statistics, cifar10_nin_statistics
 
-from __future__ import annotations
-
-from dataclasses import replace
-
-from onebyone.data import Data, TensorSplit, load_data
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-NIN_MEAN = (0.4914, 0.4822, 0.4465)
-NIN_STD = (0.2023, 0.1994, 0.2010)
-
-
-def cifar10_imagenet_statistics() -> Data:
-    """CIFAR-10 normalized as the pretrained CIFAR ResNets want it."""
-    return _cifar10(IMAGENET_MEAN, IMAGENET_STD)
-
-
-def cifar10_nin_statistics() -> Data:
-    """CIFAR-10 normalized as the pretrained NiN wants it."""
-    return _cifar10(NIN_MEAN, NIN_STD)
-
-
-def _cifar10(mean: tuple[float, ...], std: tuple[float, ...]) -> Data:
-    data = load_data("cifar10")
-    parts = {}
-    for name in ("train", "validation", "test"):
-        split = getattr(data, name)
-        assert isinstance(split, TensorSplit)
-        parts[name] = split.with_statistics(mean=mean, std=std)
-    return replace(data, **parts)
+__all__ = ["cifar10_imagenet_statistics", "cifar10_nin_statistics"]

@@ -44,7 +44,7 @@ from onebyone.runtimes.onnx import onnxruntime_session
 from onebyone.runtimes.openvino import compile_openvino, runner, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
+from cifar10_data import cifar10_imagenet_statistics, cifar10_nin_statistics
 from dncnn import denoising, psnr
 from networks import cifar10_nin, dncnn_sigma25, resnet20, resnet32
 

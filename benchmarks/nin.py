@@ -17,7 +17,7 @@ from onebyone.profiling.trace import trace_layers
 from onebyone.report.console import print_table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from datasets import cifar10_nin_statistics
+from cifar10_data import cifar10_nin_statistics
 from networks import cifar10_nin
 from one_shot import OneShot, one_shot
 

@@ -177,8 +177,9 @@ def subject(name: str, images: int) -> tuple[nn.Module, CalibrationData]:
     torch.manual_seed(0)
     if name in CIFAR_RESNETS:
         sys.path.insert(0, str(Path(__file__).parent))
-        import networks
         from datasets import cifar10_imagenet_statistics
+
+        import networks
 
         data = cifar10_imagenet_statistics()
         make = getattr(networks, name, lambda: networks.CifarResNet(CIFAR_RESNETS[name]))

@@ -20,7 +20,7 @@ from onebyone.pipeline.train import train_loaded
 from onebyone.report.console import progress
 
 sys.path.insert(0, str(Path(__file__).parent))
-from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
+from cifar10_data import cifar10_imagenet_statistics, cifar10_nin_statistics
 from dncnn import denoising, psnr
 from kept_runs import run_once
 from networks import (

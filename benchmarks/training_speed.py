@@ -26,7 +26,7 @@ from torchvision import transforms
 
 import networks
 import onebyone as obo
-from datasets import cifar10_imagenet_statistics
+from cifar10_data import cifar10_imagenet_statistics
 from onebyone.core.errors import OneByOneError
 from onebyone.data import Augmentation, TensorSplit
 from onebyone.networks.zoo.article import classic, convolution_only

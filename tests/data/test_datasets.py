@@ -164,3 +164,8 @@ def test_a_seed_that_torch_does_not_take_is_refused():
     for seed in (10**23, -(10**23)):
         with pytest.raises(OptionError, match="`seed` must be a whole number from"):
             as_split(PAIRS).batches(2, seed=seed)
+
+
+def test_finite_values_whose_sum_is_not_are_taken():
+    split = as_split(Made(lambda index: (torch.full((4,), 3e38), index)))
+    assert len([*split.batches(5)]) == 2

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -153,6 +154,9 @@ def test_what_is_no_saved_data_set_is_refused(library, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"nowhere does not exist\. Save it there first"):
         load_data(f"hf:{tmp_path / 'nowhere'}")
     with pytest.raises(DataError, match="must have been written by `save_to_disk`"):
+        load_data(f"hf:{tmp_path}")
+    monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
+    with pytest.raises(DataError, match=r"must be that of Hugging Face.* Rename that file"):
         load_data(f"hf:{tmp_path}")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'onebyone\[datasets\]'"):

@@ -235,7 +235,8 @@ class DatasetSplit:
                 f"{_shape_of(self._spec)} before. {RESIZE}"
             )
         for tensor in tensors_in(inputs):
-            if not bool(torch.isfinite(tensor).all()):
+            # A sum is fast, and not finite if a value is not; it may also overflow.
+            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
                 finite = torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
                 bad = int((~finite).nonzero()[0]) if has_batch(tensor, count) else 0
                 raise DataError(

@@ -32,7 +32,7 @@ class TablePictures:
     """
 
     def __init__(self, table: Any, column: str) -> None:
-        library = importlib.import_module("datasets")
+        library = _library()
         files = table.with_format(None).select_columns([column])
         self._files = files.cast_column(column, library.Image(decode=False))
         self._column = column
@@ -116,9 +116,15 @@ def _read_spec(spec: str) -> tuple[str, dict[str, str]]:
 
 def _library() -> Any:
     try:
-        return importlib.import_module("datasets")
+        found = importlib.import_module("datasets")
     except ImportError as error:
         raise MissingExtraError("datasets", "datasets", "A data set of Hugging Face") from error
+    if not hasattr(found, "load_from_disk"):  # a file of that name comes first
+        raise DataError(
+            f"The module `datasets` must be that of Hugging Face, but Python finds "
+            f"{printable(getattr(found, '__file__', 'another one'))}. Rename that file."
+        )
+    return found
 
 
 # ---------------------------------------------------------------- what Python gives

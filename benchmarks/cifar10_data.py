@@ -1,0 +1,35 @@
+"""Data as the pretrained networks of the data directory want it.
+
+Each works as ``benchmarks/cifar10_data.py:NAME`` on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onebyone.data import Data, TensorSplit, load_data
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+NIN_MEAN = (0.4914, 0.4822, 0.4465)
+NIN_STD = (0.2023, 0.1994, 0.2010)
+
+
+def cifar10_imagenet_statistics() -> Data:
+    """CIFAR-10 normalized as the pretrained CIFAR ResNets want it."""
+    return _cifar10(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def cifar10_nin_statistics() -> Data:
+    """CIFAR-10 normalized as the pretrained NiN wants it."""
+    return _cifar10(NIN_MEAN, NIN_STD)
+
+
+def _cifar10(mean: tuple[float, ...], std: tuple[float, ...]) -> Data:
+    data = load_data("cifar10")
+    parts = {}
+    for name in ("train", "validation", "test"):
+        split = getattr(data, name)
+        assert isinstance(split, TensorSplit)
+        parts[name] = split.with_statistics(mean=mean, std=std)
+    return replace(data, **parts)
