@@ -1,6 +1,7 @@
 """What tests of several parts need, and what a run of the tests says at its end."""
 
 import faulthandler
+import gc
 import os
 import re
 import subprocess
@@ -39,6 +40,12 @@ if (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish():
+    """Have garbage collections, of which timing makes many, pass over all that is imported now."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
