@@ -23,10 +23,10 @@ def _benchmarks_in_path():
 
 
 def test_the_nin_classifies_as_published_with_its_weights():
-    import datasets
+    import cifar10_data
     import networks
 
-    network, data = networks.cifar10_nin(), datasets.cifar10_nin_statistics()
+    network, data = networks.cifar10_nin(), cifar10_data.cifar10_nin_statistics()
     right = 0
     with torch.no_grad():
         for inputs, labels in data.test.batches(250):
