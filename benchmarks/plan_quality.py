@@ -2,6 +2,9 @@
 
     python benchmarks/plan_seconds.py --quality                # ResNet-20, NiN and DnCNN
     python benchmarks/plan_seconds.py --quality --networks resnet20 --efforts normal thorough
+    python benchmarks/plan_seconds.py --quality --networks resnet20 --efforts 5x128 2x8 60x16
+
+An effort may also be a number of options of a site and of examples, on which harm is measured.
 
 Real weights. A network is surveyed once for each seed, on 512 calibration inputs drawn by it;
 plans for 60, 50, 40 and 32 % of the MACs are made from that and their weights fitted. Held out are
@@ -14,17 +17,20 @@ labels of the file are compared in one table, example by example.
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
 
 import onebyone as obo
-from datasets import cifar10_imagenet_statistics, cifar10_nin_statistics
+from cifar10_data import cifar10_imagenet_statistics, cifar10_nin_statistics
 from dncnn import denoising
 from networks import cifar10_nin, dncnn_sigma25, resnet20, resnet32
 from onebyone.calibration.inputs import CalibrationData
@@ -34,6 +40,7 @@ from onebyone.data import Data
 from onebyone.networks.outputs import comparable
 from onebyone.networks.surgery import run
 from onebyone.planning import Planner
+from onebyone.planning.probes import LIMITS, Limits
 
 SHARES = (60, 50, 40, 32)
 EXAMPLES = 512
@@ -79,8 +86,8 @@ def qualities(label: str, name: str, effort: str, seed: int) -> list[Quality]:
     network, data = make().eval(), data_of()
     calibration = CalibrationData(data.train.take(EXAMPLES, seed), data.name, seed)
     cpu = time.process_time()
-    asked = {} if effort == "default" else {"effort": effort}
-    planner = Planner(network, calibration, task=task, head="keep", cache=False, **asked)
+    with probing(effort) as asked:
+        planner = Planner(network, calibration, task=task, head="keep", cache=False, **asked)
     surveyed = time.process_time() - cpu
     meaning = planner.survey().meaning
     assert meaning is not None
@@ -97,6 +104,18 @@ def qualities(label: str, name: str, effort: str, seed: int) -> list[Quality]:
             Quality(label, name, effort, seed, share, apart, planned, applied, made.harm or 0.0)
         )
     return found
+
+
+@contextmanager
+def probing(effort: str) -> Iterator[dict[str, str]]:
+    """Return what a planner is asked for; inside, an effort's numbers hold, if it is numbers."""
+    numbers = re.fullmatch(r"(\d+)x(\d+)", effort)
+    if numbers is None:
+        yield {} if effort == "default" else {"effort": effort}
+        return
+    options, examples = map(int, numbers.groups())
+    with patch.dict(LIMITS, normal=Limits(options, examples, macs=1e30, cheap=0)):
+        yield {"effort": "normal"}
 
 
 @torch.no_grad()

@@ -81,9 +81,11 @@ class _Reader:
     def increases(self) -> Tensor:
         """Return how much the error grows without each channel that is left by itself."""
         weights = self.weight.reshape(len(self.weight), -1, self.block)[:, self.left]
+        own = self.own[self.left]
+        if self.block == 1:  # a 1x1 convolution: nothing to solve
+            return weights.squeeze(2).square().sum(0) / own.flatten()
         weights = weights.permute(1, 2, 0)
-        solved = torch.linalg.solve(self.own[self.left], weights)
-        found: Tensor = (solved * weights).sum((1, 2))
+        found: Tensor = (torch.linalg.inv(own) * (weights @ weights.mT)).sum((1, 2))
         return found
 
     def _values_of(self, places: Tensor) -> Tensor:
