@@ -100,7 +100,7 @@ def test_pixels_of_the_ignored_label_and_images_without_others_do_not_count():
 
 def test_what_cannot_be_scored_is_refused():
     inputs = torch.randn(8, 4)
-    with pytest.raises(OptionError, match="MIoU needs the task 'segmentation'"):
+    with pytest.raises(OptionError, match="mIoU needs the task 'segmentation'"):
         obo.evaluate(nn.Linear(4, 3), (inputs, torch.arange(8) % 3), metric="mIoU")
     counts = MeanIoU().counts(*(segmenter()(pictures()[0]), pictures()[1]), None)
     with pytest.raises(DataError, match="got 40 and 3"):

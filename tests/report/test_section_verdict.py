@@ -6,6 +6,7 @@ import pytest
 from run_records import empty_record, metric, run_record
 
 from onebyone.core.records import Ratio, Subnormals
+from onebyone.core.records.measured import TaskInfo
 from onebyone.report.html import render_run
 from onebyone.report.section_verdict import ratio_interval, size_words, speed_words, verdict
 
@@ -30,6 +31,19 @@ def test_whole_sentence():
         "lower here, which may be chance with 10,000 images (95 % interval −0.61 … +0.13); it "
         "agrees with the original on 95.84 % of the images."
     )
+
+
+def test_segmenters_agree_on_pixels_and_a_metrics_name_keeps_its_letters():
+    record = run_record()
+    before = dataclasses.replace(record.comparison.before, metric=metric(0.4, name="mIoU"))
+    found = verdict(
+        record.with_(
+            task=TaskInfo(name="segmentation", how="given", divergence="KL, nats"),
+            comparison=dataclasses.replace(record.comparison, before=before),
+        )
+    )
+    assert found.sentence.endswith("it agrees with the original on 95.84 % of the pixels.")
+    assert any(line.startswith("mIoU: both networks") for line in found.conditions)
 
 
 def test_interval_that_includes_one_shows_no_speed():

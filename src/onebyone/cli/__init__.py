@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NoReturn, TextIO
 
 from onebyone.core import torchrun
+from onebyone.core.units import capitalized
 from onebyone.core.version import __version__
 
 # One file for each command, in the order of the help.
@@ -82,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # Shorten very long words, which would hide the message.
         message = re.sub(r"\S{120,}", lambda word: f"{word[0][:60]}…", message)
-        text = message[:1].upper() + message[1:]
+        text = capitalized(message)
         text += "" if text.endswith(("?", ".")) else "."
         self.exit(2, f"Error: {text} See: {self.prog} --help\n")
 

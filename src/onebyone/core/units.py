@@ -77,6 +77,17 @@ def format_ratio(ratio: float) -> str:
     return f"{ratio:.{digits}f}×"
 
 
+def capitalized(text: str) -> str:
+    """Return the beginning of a sentence; a first word with capitals of its own stays as it is.
+
+    Examples:
+        >>> capitalized("accuracy of both"), capitalized("mIoU of both")
+        ('Accuracy of both', 'mIoU of both')
+    """
+    first = text.split(maxsplit=1)[:1]
+    return text if first and first[0] != first[0].lower() else text[:1].upper() + text[1:]
+
+
 def plural(count: int, noun: str) -> str:
     """Return a number with its noun: ``1 thread``, ``2 threads``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

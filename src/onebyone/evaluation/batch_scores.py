@@ -28,6 +28,7 @@ from onebyone.core.metrics import (
 )
 from onebyone.core.set_metrics import MeanIoU, SetMetric
 from onebyone.core.tensor_trees import tensors_in
+from onebyone.core.units import capitalized
 from onebyone.core.user_code import users_code
 from onebyone.evaluation.statistics import AGREEMENT, Array
 from onebyone.networks.outputs import Outputs, in_float32
@@ -80,7 +81,7 @@ class Scoring:
         needed = _NEEDED.get(function)
         if needed is not None and meaning.task.name not in needed:
             raise OptionError(
-                f"{name[0].upper()}{name[1:]} needs the task {' or '.join(map(repr, needed))}, got "
+                f"{capitalized(name)} needs the task {' or '.join(map(repr, needed))}, got "
                 f"targets of shape {tuple(targets.shape)}. {meaning.info()} Give a `metric` of "
                 "outputs and targets, or data without labels to compare the networks' outputs."
             )

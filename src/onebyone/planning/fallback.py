@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onebyone.core.records import LeftAlone, Plan
+from onebyone.core.units import capitalized
 from onebyone.planning.latency.planner import Deployed
 
 
@@ -34,7 +35,7 @@ def never_slower_in_int8(
     if changed and harms and (verdict == "slower" or (fastest and verdict != "faster")):
         said = f"the rewritten network is {_words(verdict)} than int8 alone: {latency.alone_ratio}"
         if not for_speed:
-            made = replace(made, notes=(*made.notes, f"{said[:1].upper()}{said[1:]}."))
+            made = replace(made, notes=(*made.notes, f"{capitalized(said)}."))
         else:
             alone = replace(_without_choices(made, deployed, said), harm=alone_harm)
             alone = replace(alone, precision="int8", float32_layers=())
@@ -45,7 +46,7 @@ def never_slower_in_int8(
         return made
     said = f"int8 is slower than float32 in {latency.deployment.runtime} here: {latency.ratio}"
     if not for_speed:
-        return replace(made, notes=(*made.notes, f"{said[:1].upper()}{said[1:]}."))
+        return replace(made, notes=(*made.notes, f"{capitalized(said)}."))
     made = _without_choices(made, deployed, said)
     # Times of the plan's own are those of float32 now.
     note = f"The network stays as it is, in float32: {said}."

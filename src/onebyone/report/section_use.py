@@ -11,7 +11,7 @@ from markupsafe import Markup
 from onebyone.core.data_names import DATA_NAMES
 from onebyone.core.records import RunRecord
 from onebyone.core.tables import Table
-from onebyone.core.units import format_seconds
+from onebyone.core.units import capitalized, format_seconds
 from onebyone.report.components import code, disclosure, section, table
 
 _PLAN_WORDS = (
@@ -166,7 +166,7 @@ def conditions_section(record: RunRecord) -> Markup:
     rows = [["Seed", str(record.seed)]]
     if record.task is not None:
         said = str(record.task).removeprefix("Task: ")
-        rows.append(["Task", f"{said[0].upper()}{said[1:]} Harm: {record.task.divergence}."])
+        rows.append(["Task", f"{capitalized(said)} Harm: {record.task.divergence}."])
     if record.source.weights:
         rows.append(["Weights of the original", record.source.weights])
     if data is not None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from onebyone.core.records import Comparison, Difference, Metric, Ratio, RunRecord, Timing
 from onebyone.core.units import (
+    capitalized,
     format_bytes,
     format_count,
     format_ms,
@@ -44,6 +45,7 @@ def verdict(record: RunRecord) -> Verdict:
     if comparison is None:
         return Verdict(sentence=_no_verdict(record))
     unit = examples_word(record)
+    of_pixels = record.task is not None and record.task.name == "segmentation"
     found = [
         _speed_figure(comparison),
         _size_figure(comparison),
@@ -53,7 +55,12 @@ def verdict(record: RunRecord) -> Verdict:
         _params_figure(comparison),
     ]
     return Verdict(
-        sentence=_sentence(comparison, unit, in_int8=record.deployed is not None),
+        sentence=_sentence(
+            comparison,
+            unit,
+            agreeing="pixels" if of_pixels else unit,
+            in_int8=record.deployed is not None,
+        ),
         figures=tuple(figure for figure in found if figure is not None)[:4],
         conditions=tuple(_conditions(record, comparison, unit)),
     )
@@ -144,13 +151,13 @@ def _no_verdict(record: RunRecord) -> str:
     return f"No verdict: the run {stopped}, and the two networks were not compared."
 
 
-def _sentence(comparison: Comparison, unit: str, *, in_int8: bool) -> str:
+def _sentence(comparison: Comparison, unit: str, *, agreeing: str, in_int8: bool) -> str:
     comparatives, clauses = _costs(comparison)
-    clauses += _quality(comparison, unit)
+    clauses += _quality(comparison, unit, agreeing)
     what = "The file in int8" if in_int8 else "The rewritten network"
     head = f"{what} is {' and '.join(comparatives)}" if comparatives else ""
     text = "; ".join(part for part in [head, *clauses] if part)
-    return text[:1].upper() + text[1:] + "."
+    return capitalized(text) + "."
 
 
 def _costs(comparison: Comparison) -> tuple[list[str], list[str]]:
@@ -170,14 +177,14 @@ def _costs(comparison: Comparison) -> tuple[list[str], list[str]]:
     return comparatives, clauses
 
 
-def _quality(comparison: Comparison, unit: str) -> list[str]:
+def _quality(comparison: Comparison, unit: str, agreeing: str) -> list[str]:
     clauses = []
     metric, difference = comparison.before.metric, comparison.difference
     if metric is not None and difference is not None:
         clauses.append(_difference_clause(metric, difference, unit))
     if comparison.agreement is not None:
         share = format_percent(comparison.agreement.value, 2)
-        clauses.append(f"it agrees with the original on {share} of the {unit}")
+        clauses.append(f"it agrees with the original on {share} of the {agreeing}")
     return clauses
 
 
@@ -334,9 +341,8 @@ def _conditions(record: RunRecord, comparison: Comparison, unit: str) -> list[st
         )
     metric, difference = comparison.before.metric, comparison.difference
     if metric is not None and difference is not None:
-        name = metric.name[:1].upper() + metric.name[1:]
         lines.append(
-            f"{name}: both networks on the same {difference.n:,} test {unit}; "
+            f"{capitalized(metric.name)}: both networks on the same {difference.n:,} test {unit}; "
             f"{difference.test}, p = {difference.p_value:.2g}."
         )
     return lines

@@ -9,7 +9,7 @@ from onebyone.core.fields import Amount, Count, Positive, Whole
 from onebyone.core.records.base import Record
 from onebyone.core.records.measured import TaskInfo
 from onebyone.core.tables import Table
-from onebyone.core.units import plural
+from onebyone.core.units import capitalized, plural
 
 LONG_WAIT = 0.1  # share of the time from which waiting for data is worth advice
 
@@ -167,7 +167,7 @@ class TrainLog(Record):
             f"{self.augmentation}, seed {self.seed}, {self.device}, "
             f"{plural(self.threads, 'thread')}."
         )
-        kept = f"{self.kept[0].upper()}{self.kept[1:]} were kept."
+        kept = f"{capitalized(self.kept)} were kept."
         said = [] if self.task is None else [str(self.task)]
         if self.waiting is not None:
             said.append(f"The training {self.waiting}.")
