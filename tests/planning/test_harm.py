@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onebyone.planning.harm import PRIOR_EXAMPLES, Measured, SiteHarms, pooled_harms, smoothed
+from onebyone.planning.harm import (
+    PRIOR_EXAMPLES,
+    Measured,
+    SiteHarms,
+    places_to_measure,
+    pooled_harms,
+    smoothed,
+)
 
 PREDICTED = [1e-4, 1e-3, 1e-2, 1e-1]
 
@@ -43,6 +50,14 @@ def test_a_site_of_few_options_is_compared_with_the_best_and_the_worst_of_others
     few = site(1, 1, predicted=[1e-3, 1e-2])
     sites = [site(4, 4, 4, 4), few]
     assert pooled_harms(sites, 0)[1] == pytest.approx([4e-3, 4e-2])
+
+
+@pytest.mark.parametrize("options", [1, 2, 3, 60])
+def test_the_best_and_the_worst_options_are_measured(options):
+    for count in (2, 3, 100):
+        places = places_to_measure(options, count)
+        assert (places[0], places[-1], len(places)) == (0, options - 1, min(count, options))
+        assert places == sorted(set(places))
 
 
 @given(st.lists(st.floats(0, 10), min_size=2, max_size=5), st.integers(0, 600))

@@ -61,7 +61,7 @@ def test_the_same_module_does_no_harm():
 
 
 def test_on_few_examples_all_of_them_count_alike():
-    net, calibration = network(), data(100)
+    net, calibration = network(), data(16)
     inputs = next(iter(calibration.batches()))
     meaning, new = meaning_on(net, calibration), other(net[0])
     changed = nn.Sequential(new, *net[1:])

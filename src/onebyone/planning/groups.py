@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import nn
 
 from onebyone.core.records import LayerCost, Option, Settings
@@ -13,7 +12,7 @@ from onebyone.core.tensor_trees import Inputs
 from onebyone.networks.channel_groups import ChannelGroup
 from onebyone.networks.surgery import replaced
 from onebyone.planning.applicability import is_left
-from onebyone.planning.harm import Measured, SiteHarms
+from onebyone.planning.harm import Measured, SiteHarms, places_to_measure
 from onebyone.rewrites.low_rank.reduced_rank import Problem
 from onebyone.rewrites.registry import group_rewrite, group_rewrites
 
@@ -137,12 +136,11 @@ def judged(
     fits = group_rewrite(site.rewrite).fits(network, site.group, problems)
     options = [replace(o, error=fits.error(o.first.settings)) for o in site.options]
     options.sort(key=lambda option: option.error or 0.0)
-    spots = np.linspace(0, len(options) - 1, min(probes, len(options))).round().astype(int)
     measured: dict[int, Measured] = {}
-    for spot in sorted({int(each) for each in spots}):
-        (first, new), *others = fits.stand_ins(options[spot].first.settings).items()
+    for place in places_to_measure(len(options), probes):
+        (first, new), *others = fits.stand_ins(options[place].first.settings).items()
         with replaced(network, dict(others)):
-            measured[spot] = harm_with(first, new)
+            measured[place] = harm_with(first, new)
     felt = sum(problem.felt for problem in problems) / 2
     predicted = [felt * (option.error or 0.0) for option in options]
     return tuple(options), SiteHarms.of(predicted, measured)

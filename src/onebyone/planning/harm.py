@@ -102,6 +102,18 @@ class SiteHarms:
         return _log(measured) - _log(self.predicted)[self.places]
 
 
+def places_to_measure(options: int, count: int) -> list[int]:
+    """Return which options of a site are measured: the best, the worst, and between them.
+
+    Args:
+        options: That the site has, in order of their predicted harm.
+        count: How many are measured, at most; at least two. One alone, whichever it is, does not
+            show that another removes channels which the network needs.
+    """
+    spots = np.linspace(0, options - 1, min(count, options)).round().astype(int)
+    return sorted({int(spot) for spot in spots})
+
+
 def _log(harms: Sequence[float]) -> Array:
     logarithms: Array = np.log(np.maximum(np.asarray(harms, dtype=float), LEAST))
     return logarithms

@@ -24,7 +24,7 @@ from onebyone.core.settings.planning import Effort
 from onebyone.networks.surgery import module_at
 from onebyone.planning.estimate import LOGGER, tell_seconds
 from onebyone.planning.groups import GroupProblems, GroupSite, judged
-from onebyone.planning.harm import Measured, SiteHarms, pooled_harms
+from onebyone.planning.harm import Measured, SiteHarms, places_to_measure, pooled_harms
 from onebyone.planning.probes import Counts, Probes
 from onebyone.rewrites.low_rank.reduced_rank import Problem, problems_of
 from onebyone.rewrites.registry import cost_before, layer_rewrite, layer_rewrites
@@ -248,13 +248,12 @@ class Surveyor:
         if not options:
             return None
         options = sorted(options, key=lambda option: option.error or 0.0)
-        count = min(self._probes.counts.at(options[0].site), len(options))
-        spots = np.linspace(0, len(options) - 1, count).round().astype(int)
+        count = self._probes.counts.at(options[0].site)
         measured: dict[int, Measured] = {}
-        for spot in sorted({int(s) for s in spots}):
-            option = options[spot]
+        for place in places_to_measure(len(options), count):
+            option = options[place]
             new = roughly_fitted(module, option.steps, problems)
-            measured[spot] = self._probes.harm_with(option.site, new)
+            measured[place] = self._probes.harm_with(option.site, new)
         felt = sum(problem.felt for problem in problems) / 2
         predicted = [felt * (option.error or 0.0) for option in options]
         return _Probed(options, SiteHarms.of(predicted, measured))

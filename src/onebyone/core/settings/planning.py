@@ -43,9 +43,9 @@ class ChoiceSettings(CheckedSettings):
             network is deployed in it; or ``auto``: the plan chooses the precision of each layer,
             too. Int8 is for ``onnxruntime`` and ``openvino``. Budgets in percent are of the
             original in float32.
-        effort: On how many examples and options harm is measured. ``quick`` takes about three
-            quarters of the time of ``normal``, and its plans may be worse; ``thorough`` takes
-            several times as long.
+        effort: On how many options and examples harm is measured. ``quick`` takes about half of
+            the time of ``normal``, and its plans are worse; ``thorough`` takes several times as
+            long.
     """
 
     budget: str | Iterable[str] | None = None
