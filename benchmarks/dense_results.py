@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser, *, scenes: int, epochs: int) ->
     parser.add_argument("--test", type=int, default=1000, help="scenes to test on (1000)")
     parser.add_argument("--calibration", type=int, default=256, help="scenes to fit on (256)")
     parser.add_argument("--effort", default="quick", help="of the plan: quick, normal, thorough")
-    parser.add_argument("--rate", type=float, default=0.002, help="of distilling (0.002)")
+    parser.add_argument("--rate", type=float, help="of distilling; default: found by trials")
     parser.add_argument("--seed", type=int, default=0, help="random seed (0)")
     parser.add_argument("--keep", type=Path, help="JSON file for the figures")
 

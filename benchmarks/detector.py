@@ -64,7 +64,10 @@ def main() -> None:
         with progress("detector") as update:
             obo.shrink(raw, data, progress=update, **shrink_options(args), **where)
 
-    record = run_once(args.folder / "shrunk", shrink)
+    record = run_once(
+        args.folder / "shrunk", shrink,
+        steps=args.steps, scenes=args.scenes, test=args.test, **shrink_options(args),
+    )  # fmt: skip
     about = {
         "side": SIDE, "steps": args.steps, "training_scenes": args.steps * BATCH,
         "backgrounds": backgrounds,

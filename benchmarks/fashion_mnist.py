@@ -47,7 +47,7 @@ def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dic
         settings = TrainRunSettings(epochs=args.epochs, **common, **where)
         train_loaded(classic.model, classic.source, data, settings)
 
-    records = {"classic": run_once(out / f"classic-{seed}", train)}
+    records = {"classic": run_once(out / f"classic-{seed}", train, epochs=args.epochs)}
     trained = load_source(out / f"classic-{seed}")
     for form, share in itertools.product(args.heads, args.shares):
 
@@ -59,7 +59,10 @@ def one_seed(out: Path, seed: int, args: argparse.Namespace, update: Any) -> dic
             shrink_loaded(trained.model, trained.source, data, settings)
 
         name = f"{form} {share:g} %"
-        records[name] = run_once(out / f"{form}-{share:g}-{seed}", shrink)
+        records[name] = run_once(
+            out / f"{form}-{share:g}-{seed}", shrink,
+            training=args.epochs, epochs=args.distil, label_weight=args.label_weight, mix=args.mix,
+        )  # fmt: skip
     return records
 
 

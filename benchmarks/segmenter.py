@@ -106,9 +106,12 @@ def main() -> None:
             options = shrink_options(args)
             obo.shrink(network, data, metric="mIoU", progress=update, **options, **where)
 
-    run_once(args.folder / "original", train)
+    original = {"training": args.training, "scenes": args.scenes}
+    run_once(args.folder / "original", train, seed=args.seed, **original)
     network = obo.load_model(args.folder / "original", original=spec)
-    record = run_once(args.folder / "shrunk", shrink)
+    record = run_once(
+        args.folder / "shrunk", shrink, test=args.test, **shrink_options(args), **original
+    )
     about = {
         "side": SIDE, "training_epochs": args.training, "training_scenes": args.scenes,
         "backgrounds": backgrounds,

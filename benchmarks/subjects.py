@@ -53,7 +53,7 @@ def trained(name: str) -> Callable[[], nn.Module]:
             train_loaded(fresh.model, fresh.source, cifar10_imagenet_statistics(), settings)
 
     def load() -> nn.Module:
-        run_once(TRAINED / name, train)
+        run_once(TRAINED / name, train, epochs=EPOCHS)
         return load_source(TRAINED / name, original=spec).model
 
     return load
