@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Have garbage collections, of which timing makes many, pass over all that is imported now."""
+    """Keep all that is imported by now out of garbage collections: timing makes many."""
     gc.collect()
     gc.freeze()
 

@@ -141,7 +141,7 @@ def test_three_processes_make_the_run_of_one(of_three, tmp_path):
     assert run.status == alone.status
     losses, losses_alone = ([e.loss for e in each.training.epochs] for each in (run, alone))
     assert min(losses_alone) > 1e-3
-    # Weights fitted apart by rounding start the training a little apart.
+    # The fitted weights differ by rounding, so the trainings start a little apart.
     assert_close(losses, losses_alone, rtol=5e-2, atol=0)
     assert run.comparison is not None
 

@@ -78,7 +78,7 @@ def format_ratio(ratio: float) -> str:
 
 
 def capitalized(text: str) -> str:
-    """Return the beginning of a sentence; a first word with capitals of its own stays as it is.
+    """Return text with a capital first letter, unless its first word has capitals already.
 
     Examples:
         >>> capitalized("accuracy of both"), capitalized("mIoU of both")

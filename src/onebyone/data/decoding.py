@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from onebyone.core.cores import usable_cores
 from onebyone.core.torchrun import processes_here
 from onebyone.data.pictures import Pictures, Pixels, read_picture, read_pictures
 
@@ -100,8 +100,4 @@ def _finished(begun: _Begun) -> Tensor:
 
 def default_workers() -> int:
     """Return how many threads decode by default: as many as processors, less one that trains."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        cores = os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // processes_here() - 1))
+    return max(1, min(MOST_WORKERS, usable_cores() // processes_here() - 1))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from onebyone.core.errors import OptionError
 from onebyone.core.processes import is_main, on_main
+from onebyone.core.run_lines import LOGGER
 from onebyone.data.augment import Augmentation
 from onebyone.data.listed import Listed
 from onebyone.data.pictures import why_not_in_memory
 from onebyone.data.splits import Data, Split
 from onebyone.data.streams import PictureSplit
 
-LOGGER = logging.getLogger("onebyone.run")  # whose lines commands show
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SIZE = 224

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,12 @@ from safetensors.numpy import load, save
 
 from onebyone.core.errors import DataError, OutputError
 from onebyone.core.read_files import printable, reason_of, why_no_file
+from onebyone.core.run_lines import LOGGER
 from onebyone.core.units import format_seconds, plural
 from onebyone.core.user_cache import user_cache
 from onebyone.core.write_files import write_bytes
 from onebyone.data.folders import SUFFIXES
 
-LOGGER = logging.getLogger("onebyone.run")  # whose lines commands show
 FORMAT = 1  # of the index: raised when samples are found in another way
 # Members that hold a class number, as WebDataset decodes them.
 LABELS = ("cls", "class", "label")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from onebyone.core.identity import check_same, words_of
 from onebyone.core.measures import Measure
 from onebyone.core.processes import is_main, on_main
 from onebyone.core.records import Identity, ModelSource, Profile, RunRecord, Status, TrainLog
+from onebyone.core.run_lines import LOGGER
 from onebyone.core.settings.runs import RunSettings
 from onebyone.core.task import Task
 from onebyone.core.tensor_trees import first_examples, repeated
@@ -47,7 +47,6 @@ from onebyone.profiling import profile_on
 from onebyone.runtimes import describe_machine
 
 # A line for each finished stage; a command shows them on standard error.
-LOGGER = logging.getLogger("onebyone.run")
 T = TypeVar("T")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -13,13 +12,13 @@ from onebyone.calibration.inputs import CalibrationData
 from onebyone.calibration.moments import TO_COMPARE
 from onebyone.core import processes
 from onebyone.core.records import LayerCost
+from onebyone.core.run_lines import LOGGER
 from onebyone.core.tensor_trees import batch_size, first_examples
 from onebyone.core.units import format_seconds
 from onebyone.networks.conv_layers import shape_of
 from onebyone.networks.surgery import module_at, run
 from onebyone.planning.probes import Counts
 
-LOGGER = logging.getLogger("onebyone.run")  # that of pipeline.run, whose lines commands show
 # Examples of the pass whose time tells how fast the network runs.
 TIMED_EXAMPLES = 32
 # The closed forms of a layer's options take about so many seconds, however small it is, and as many

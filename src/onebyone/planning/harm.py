@@ -107,8 +107,8 @@ def places_to_measure(options: int, count: int) -> list[int]:
 
     Args:
         options: That the site has, in order of their predicted harm.
-        count: How many are measured, at most; at least two. One alone, whichever it is, does not
-            show that another removes channels which the network needs.
+        count: How many are measured, at most; at least two. With one alone, an
+            option that removes channels which the network needs would go unnoticed.
     """
     spots = np.linspace(0, options - 1, min(count, options)).round().astype(int)
     return sorted({int(spot) for spot in spots})

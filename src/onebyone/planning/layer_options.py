@@ -20,12 +20,13 @@ from onebyone.calibration.moments import TO_COMPARE
 from onebyone.core.errors import ModelError
 from onebyone.core.processes import gathered, is_mine
 from onebyone.core.records import Cost, LayerCost, Option, Step
+from onebyone.core.run_lines import LOGGER
 from onebyone.core.settings.planning import Effort
 from onebyone.networks.surgery import module_at
-from onebyone.planning.estimate import LOGGER, tell_seconds
+from onebyone.planning.estimate import tell_seconds
 from onebyone.planning.groups import GroupProblems, GroupSite, judged
 from onebyone.planning.harm import Measured, SiteHarms, places_to_measure, pooled_harms
-from onebyone.planning.probes import Counts, Probes
+from onebyone.planning.probes import MOST_OPTIONS, Counts, Probes
 from onebyone.rewrites.low_rank.reduced_rank import Problem, problems_of
 from onebyone.rewrites.registry import cost_before, layer_rewrite, layer_rewrites
 from onebyone.rewrites.steps import cost_of, roughly_fitted
@@ -35,8 +36,6 @@ Progress = Callable[[int, int, str], None]
 # What an option must save of its site's MACs and parameters: the layers that it adds cost time of
 # their own in every runtime, which counts do not show.
 LEAST_GAIN = 0.15
-# Options of a site that go to the solver, at most.
-FRONT = 60
 # Errors that differ by less, relatively, are the same.
 TIE = 1e-5
 # Of each form, at least, where forms are not weighed against each other yet.
@@ -229,7 +228,7 @@ class Surveyor:
         forms: dict[tuple[str, object], list[Option]] = defaultdict(list)
         for option in options:
             forms[option.first.rewrite, option.first.settings.get("form")].append(option)
-        most = max(FRONT // max(len(forms), 1), FEWEST_OF_A_FORM)
+        most = max(MOST_OPTIONS // max(len(forms), 1), FEWEST_OF_A_FORM)
         return [option for mine in forms.values() for option in _front(mine, most=most)]
 
     def _judged(self, name: str, problems: Sequence[Problem]) -> _Probed | None:
@@ -277,7 +276,7 @@ def _pays(cost: Cost, before: Cost) -> bool:
     return cost.macs <= kept * before.macs and cost.params <= kept * before.params
 
 
-def _front(options: list[Option], *, most: int = FRONT) -> list[Option]:
+def _front(options: list[Option], *, most: int = MOST_OPTIONS) -> list[Option]:
     """Return the options that no other one beats in error and in all that is counted."""
     ordered = sorted(options, key=lambda o: (o.error or 0.0, o.after.macs, o.after.params))
     front: list[Option] = []

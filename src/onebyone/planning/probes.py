@@ -49,14 +49,15 @@ class Limits(NamedTuple):
     cheap: float
 
 
+MOST_OPTIONS = 60  # of a site, that go to the solver
 # Options are worth more than examples. Plans of ResNet-20, mean of three seeds: with 5 options of a
 # site on 128 examples and with 2 on 8 the outputs move equally far; with all options on 32 examples
 # they move 8, 21 and 24 % less at 60, 50 and 40 % of the MACs, and 3 % less at 32 %. Plans of NiN
 # are the same or, with few examples, a little worse (benchmarks/plan_quality.py).
 LIMITS: dict[Effort, Limits] = {
     "quick": Limits(options=2, examples=8, macs=6e11, cheap=1e8),
-    "normal": Limits(options=60, examples=32, macs=1.5e12, cheap=1e9),
-    "thorough": Limits(options=60, examples=256, macs=8e12, cheap=6e10),
+    "normal": Limits(options=MOST_OPTIONS, examples=32, macs=1.5e12, cheap=1e9),
+    "thorough": Limits(options=MOST_OPTIONS, examples=256, macs=8e12, cheap=6e10),
 }
 FEWEST_OPTIONS = 2
 ENOUGH_EXAMPLES = 16

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from onebyone.core.cores import usable_cores
 from onebyone.core.fields import Amount
 from onebyone.core.precision import has_bf16
 from onebyone.core.records import FORMAT, Machine, Ratio, Record, Timing
@@ -208,7 +209,7 @@ def doctor(*, rounds: int = ROUNDS) -> DoctorRecord:
         capability=torch.backends.cpu.get_cpu_capability(),
         bf16=has_bf16("cpu"),
         threads=count,
-        usable_cores=_usable_cores(),
+        usable_cores=usable_cores(),
         runtimes=tuple(_state(name, device) for name in runtime_names()),
         tools={"C++ compiler": _compiler(), "shell completion": _completion()},
         timing=timing,
@@ -232,13 +233,6 @@ def instructions(cpuinfo: str | Path = "/proc/cpuinfo") -> tuple[str, ...]:
         if name.strip() in ("flags", "Features"):
             return tuple(words for flag, words in _INSTRUCTIONS.items() if flag in value.split())
     return ()
-
-
-def _usable_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
 
 
 def _state(name: str, device: str) -> RuntimeState:

@@ -21,9 +21,9 @@ from rich.progress import (
 from rich.text import Text
 
 from onebyone.core.read_files import printable
+from onebyone.core.run_lines import LOGGER
 from onebyone.core.tables import Table, render
 
-_STAGES = "onebyone.run"  # the logger of pipeline.run
 _WIDTH = 80  # fixed, so that tables look the same in a terminal, a file and a document
 _COUNTS = 40  # columns of the counts, the elapsed time and the time left
 
@@ -108,20 +108,19 @@ def _write_line(line: str) -> None:
 
 @contextmanager
 def lines_shown(show: Callable[[str], object] = _write_line) -> Iterator[None]:
-    """Show the lines that work says of itself, such as one for each stage that finishes.
+    """Show the lines that a run says of itself, such as one for each stage that finishes.
 
     Args:
         show: Takes a line; by default it goes to standard error.
     """
-    logger, handler = logging.getLogger(_STAGES), _Shown(show)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    handler, before = _Shown(show), LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before)
 
 
 class _Shown(logging.Handler):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from onebyone.report.pictures import as_data_uri
 
 Integers = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -97,4 +98,4 @@ def _borders(styles: Integers) -> NDArray[np.bool_]:
 def _address(drawn: Pixels) -> str:
     stream = io.BytesIO()
     Image.fromarray(drawn).save(stream, format="webp", lossless=True, quality=100)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return as_data_uri(stream.getvalue(), "webp")

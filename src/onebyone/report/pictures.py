@@ -43,6 +43,11 @@ def data_uri(image: bytes | Array, *, small: bool = False) -> str:
     """
     kind = "webp" if small and not isinstance(image, bytes) else "png"
     content = image if isinstance(image, bytes) else _encode(image, kind)
+    return as_data_uri(content, kind)
+
+
+def as_data_uri(content: bytes, kind: str) -> str:
+    """Return the bytes of a picture file of a kind, such as ``png``, as a ``data:`` URL."""
     return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
 
 

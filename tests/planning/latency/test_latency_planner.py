@@ -174,7 +174,7 @@ def test_equal_layers_are_timed_once(machine):
 def test_a_plan_says_where_it_was_measured_and_is_read_again(machine, net, tmp_path):
     machine()
     made = planned(net, "latency=80%")
-    text = " ".join(str(made).split())  # lines are broken where names of versions have them broken
+    text = " ".join(str(made).split())  # where lines break depends on versions' names
     assert "1 thread, batch 1" in text
     assert "saves" in text
     made.save(tmp_path / "plan.json")

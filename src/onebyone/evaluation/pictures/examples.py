@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from onebyone.core.records import PicturedExample, PicturedOutput
 from onebyone.core.tensor_trees import batch_size, sliced
 from onebyone.data import Split
 from onebyone.evaluation.batch_scores import is_unlabelled
-from onebyone.report.pictures import data_uri
+from onebyone.report.pictures import as_data_uri, data_uri
 
 Pixels = NDArray[np.uint8]
 
@@ -110,4 +109,4 @@ def address(picture: Pixels | None) -> str:
         return data_uri(picture)
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, format="JPEG", quality=85, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return as_data_uri(stream.getvalue(), "jpeg")

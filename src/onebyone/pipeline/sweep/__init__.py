@@ -12,11 +12,11 @@ import torch
 
 from onebyone.core.errors import OneByOneError, OptionError, SweepError
 from onebyone.core.records import RunRecord, SweepRecord, SweepTrial
+from onebyone.core.run_lines import LOGGER
 from onebyone.core.settings.common import Progress
 from onebyone.core.units import format_seconds
 from onebyone.core.user_cache import ENVIRONMENT as CACHE
 from onebyone.core.version import __version__
-from onebyone.pipeline.run import LOGGER
 from onebyone.pipeline.run_folder import PLAN, RECORD
 from onebyone.pipeline.sweep.folder import SweepFolder, resumed, trial_folder
 from onebyone.pipeline.sweep.one_trial import Ended, Shrink, Task, is_finished
