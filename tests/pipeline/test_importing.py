@@ -20,6 +20,7 @@ from onebyone.networks.zoo import load
 from onebyone.pipeline import importing
 from onebyone.pipeline.importing import imported
 from onebyone.profiling.trace import trace_layers
+from onebyone.runtimes.onnx import to_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -307,6 +308,21 @@ def test_nodes_in_a_row_are_proven_equal(name, tmp_path):
     assert len(layers) <= 1
     if name == "bias as a sum":
         assert layers[0].bias is not None
+
+
+def test_numbers_in_front_are_exported_again(tmp_path):
+    # PyTorch's exporter fails on a number as the first argument.
+    nodes = [
+        helper.make_node(operator, ["two", before], [after])
+        for operator, before, after in (
+            ("Add", "x", "a"), ("Mul", "a", "m"), ("Sub", "m", "s"), ("Div", "s", "y"),
+        )
+    ]  # fmt: skip
+    made = saved(model(nodes, weights=[("two", np.float32(2))]), tmp_path)
+    again = tmp_path / "again.onnx"
+    x = torch.rand(1, 3, 8, 8)
+    again.write_bytes(to_onnx(obo.import_onnx(made), x))
+    assert_close(obo.load_model(again)(x), 2 / (2 - 2 * (2 + x)))
 
 
 def test_older_upsampling_is_read(tmp_path):

@@ -16,6 +16,7 @@ from onebyone.networks.onnx_import.file import OnnxNode, dtype_of
 
 # A constant with more values does not take part in computing sizes.
 _FEW = 64
+_EITHER_WAY = (torch.add, torch.mul)
 
 
 def _joined(b: GraphBuilder, node: OnnxNode, *values: Any, function: Any, number: Any) -> Any:
@@ -38,7 +39,10 @@ def _pair(  # noqa: PLR0917
             fused = _with_bias(b, y, x)
         if fused is not None:
             return fused
-    return b.call(function, _inlined(b, x, y), _inlined(b, y, x))
+    if isinstance(x, Tensor) and isinstance(y, fx.Proxy) and function in _EITHER_WAY:
+        x, y = y, x
+    # A number in front stays a tensor: PyTorch's exporter to ONNX fails on numbers there.
+    return b.call(function, x, _inlined(b, y, x))
 
 
 def _are_sizes(*values: Any) -> bool:
