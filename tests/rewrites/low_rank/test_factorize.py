@@ -696,3 +696,52 @@ def test_a_layer_too_wide_for_second_moments_is_fitted_to_its_outputs(monkeypatc
     # Eckart and Young: of all outputs of that rank, the nearest.
     values = spectrum((layer(x) - layer(x).mean(0)).detach().numpy())
     assert errors[1] == pytest.approx(values[3:].sum() / values.sum(), rel=1e-6)
+
+
+# ---------------------------------------------------------------- many more outputs than inputs
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_layer_of_many_outputs_is_fitted_as_well_in_the_space_of_its_outputs(
+    monkeypatch, kind, weighed
+):
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 40) if kind == "linear" else nn.Conv2d(6, 40, 1)
+    layer.double()
+    x = correlated(300, 6)
+    (data,) = seen_by(layer, x.movedim(1, -1) if kind == "linear" else x)
+    turned = torch.eye(6) + 0.3 * torch.randn(6, 6)  # what it sees in a rewritten network
+    turned = turned.double()
+    data = replace(
+        data, mean_x=turned @ data.mean_x, xx=turned @ data.xx @ turned.T, yx=data.yx @ turned.T
+    )
+    metric = None
+    if weighed:
+        root = torch.randn(40, 40, dtype=torch.float64)
+        metric = root @ root.T
+    whole, lost = factored(layer, "pair", [3], [data], metric)
+    monkeypatch.setattr(regression, "MANY_OUTPUTS", 12)
+    (problem,) = problems_of(layer, [data], metric=metric)
+    assert problem.span.shape == (40, 6)
+    assert problem.root.shape == (6, 6)
+    spanned, again = factored(layer, "pair", [3], [data], metric)
+    # The floor of the metric is a share of another mean.
+    tolerance = 0.05 if weighed else 1e-6
+    assert_close(again, lost, rtol=tolerance, atol=0)
+    example = x[:4].movedim(1, -1) if kind == "linear" else x[:4]
+    assert_close(spanned(example), whole(example), rtol=tolerance, atol=tolerance)
+    _, nothing = factored(layer, "pair", full(layer, "pair"), [data], metric)
+    assert nothing < lost
+
+
+def test_a_layer_of_few_or_many_outputs_and_a_kernel_alone_are_taken_as_they_are(monkeypatch):
+    monkeypatch.setattr(regression, "MANY_OUTPUTS", 12)
+    x = correlated(20, 6).movedim(1, -1)
+    for outputs, spanned in ((12, False), (13, True)):
+        layer = nn.Linear(6, outputs).double()
+        (problem,) = problems_of(layer, seen_by(layer, x))
+        assert (problem.span is not None) == spanned
+        assert problems_of(layer)[0].span is None
+    wide = nn.Conv2d(6, 40, 3).double()
+    assert problems_of(wide, seen_by(wide, correlated(20, 6)))[0].span is None

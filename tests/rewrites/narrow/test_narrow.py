@@ -11,6 +11,7 @@ import onebyone as obo
 from onebyone.core.errors import PlanError
 from onebyone.core.records import InputSpec, Option, Plan
 from onebyone.profiling.trace import trace_layers
+from onebyone.rewrites.low_rank import reduced_rank
 from onebyone.rewrites.narrow import rewrite as narrow
 
 
@@ -241,3 +242,18 @@ def test_hooks_are_not_lost():
     network[3].register_forward_hook(lambda *_: None)
     found = narrow.find(network, inputs(1))
     assert "has hooks" in found.reasons["0"]
+
+
+def test_a_reader_of_many_outputs_is_refitted_as_well_in_the_space_of_its_outputs(monkeypatch):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(8, 60)
+    ).double()  # fmt: skip
+    network.eval()
+    x = inputs()
+    plan = plan_of(network, {"0": 5})
+    whole = obo.apply(network, plan, x, task="embedding")(x)
+    monkeypatch.setattr(reduced_rank, "MANY_OUTPUTS", 16)
+    spanned = obo.apply(network, plan, x, task="embedding")(x)
+    assert_close(spanned, whole, rtol=0.02, atol=0.02)
+    assert (spanned - whole).abs().max() > 0  # by other equations

@@ -78,7 +78,7 @@ def _separable_kernel(chain: nn.Sequential, module: nn.Module) -> Tensor:
 
 def _lost(problem: Problem, kernel: Tensor) -> float:
     """Return the squared error of a kernel ``(out, in, places)`` on a problem, in its metric."""
-    flat = kernel.flatten(1)
+    flat = problem.lowered(kernel.flatten(1))
     if problem.xx is None or problem.yx is None:
         if problem.given_yy is not None:
             return 0.0  # of what it sees nothing is known

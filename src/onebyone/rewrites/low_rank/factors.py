@@ -57,6 +57,7 @@ def outward(problem: Problem, rank: int) -> Factors:
     _, channels, taps = problem.weight.shape
     found = regression(problem)
     expand, core = _expanded(problem, found, rank)
+    expand = problem.lifted(expand)
     bias = problem.mean_y - expand @ (core @ problem.mean_x)
     core = core.reshape(rank, channels, taps)
     return Factors(None, core, expand, bias, found.tail(rank), problem.scale)
@@ -82,11 +83,12 @@ def _outward_of_kernel(problem: Problem, rank: int) -> Factors:
 
 def inward(problem: Problem, rank: int) -> Factors:
     """Return the best layer through ``rank`` input channels: a 1×1, then the kernel."""
-    out, _, taps = problem.weight.shape
+    taps = problem.weight.shape[2]
     basis = channel_basis(problem)[:, :rank]
     small, found = through_best(problem, rank)
-    bias = problem.mean_y - found.weight @ small.mean_x
-    core = found.weight.reshape(out, rank, taps)
+    weight = problem.lifted(found.weight)
+    bias = problem.mean_y - weight @ small.mean_x
+    core = weight.reshape(len(weight), rank, taps)
     return Factors(basis.T, core, None, bias, found.lost, problem.scale)
 
 
@@ -115,6 +117,7 @@ def between(problem: Problem, inner: int, outer: int, *, rough: bool = False) ->
             break
         basis, small, found = again, other, second
     expand, core = _expanded(small, found, outer)
+    expand = problem.lifted(expand)
     bias = problem.mean_y - expand @ (core @ small.mean_x)
     core = core.reshape(outer, inner, taps)
     return Factors(basis.T, core, expand, bias, found.tail(outer), problem.scale)

@@ -30,6 +30,10 @@ MOST_DAMPING = 1e-1
 METRIC_FLOOR = 1e-2
 # A kernel that sees more values than this at once is wide: each decomposition takes seconds.
 WIDE = 2048
+# A layer with more outputs than this, and twice as many as inputs, gives them in a space of few
+# dimensions. Its problem is written in that space: else each decomposition of the outputs of a head
+# of many thousand classes takes minutes.
+MANY_OUTPUTS = 1024
 # Below this the normal equations' damping is lost in float32.
 LEAST_RIDGE = 1e-20
 # Above this float32 squares overflow.
@@ -62,6 +66,9 @@ class Problem:
         whole: Whether all input channels are seen, not a summary of them.
         plain: Whether it is the kernel alone: white inputs, and all outputs count alike.
         precision: Of the layer's own weight: a kernel alone need not be factorized more exactly.
+        span: Where the layer has far more outputs than inputs, an orthonormal basis of all that it
+            can give, shape ``(outputs, out)``: ``out`` then counts its columns, and all but
+            ``mean_y`` is written in it. ``None``: the outputs as they are.
     """
 
     weight: Tensor
@@ -76,6 +83,15 @@ class Problem:
     whole: bool = True
     plain: bool = False
     precision: torch.dtype = torch.float64
+    span: Tensor | None = None
+
+    def lifted(self, weight: Tensor) -> Tensor:
+        """Return a weight ``(out, …)`` of the problem as one of the layer, ``(outputs, …)``."""
+        return weight if self.span is None else self.span @ weight
+
+    def lowered(self, weight: Tensor) -> Tensor:
+        """Return a weight ``(outputs, …)`` of the layer as one of the problem, ``(out, …)``."""
+        return weight if self.span is None else self.span.T @ weight
 
     @cached_property
     def yy(self) -> Tensor:
@@ -172,14 +188,40 @@ def problems_of(
     problems = []
     for group in range(shape.groups):
         mine = slice(group * shape.group_out, (group + 1) * shape.group_out)
-        root, unit = torch.eye(shape.group_out, dtype=torch.float64), 1.0
-        if metric is not None:
-            root, unit = metric_root(metric[mine, mine]), mean_diagonal(metric[mine, mine])
         data = None if moments is None else moments[group]
-        found = _problem(kernel[group], offsets[mine], data, root)
+        weight, counts, span = kernel[group], None if metric is None else metric[mine, mine], None
+        if data is not None and shape.taps == 1 and _has_many_outputs(weight):
+            weight, counts, data, span = _in_its_span(weight, counts, data)
+        root, unit = torch.eye(len(weight), dtype=torch.float64), 1.0
+        if counts is not None:
+            root, unit = metric_root(counts), mean_diagonal(counts)
+        found = _problem(weight, offsets[mine], data, root)
         plain = data is None and metric is None
-        problems.append(replace(found, plain=plain, precision=precision, unit=unit))
+        problems.append(replace(found, plain=plain, precision=precision, unit=unit, span=span))
     return problems
+
+
+def _has_many_outputs(weight: Tensor) -> bool:
+    return len(weight) > max(MANY_OUTPUTS, 2 * weight[0].numel())
+
+
+def _in_its_span(
+    weight: Tensor, metric: Tensor | None, data: Moments
+) -> tuple[Tensor, Tensor | None, Moments, Tensor]:
+    """Return a layer's problem in the space of its outputs, and a basis of that space.
+
+    What a layer should give is what it gives on other inputs. So the best weights of any rank give
+    nothing outside of that space, in any metric.
+    """
+    span = torch.linalg.qr(weight.flatten(1))[0]
+    lowered = replace(
+        data,
+        yx=None if data.yx is None else span.T @ data.yx,
+        yy=span.T @ data.yy @ span,
+    )
+    if metric is not None:
+        metric = span.T @ metric.double() @ span
+    return torch.einsum("ok,oip->kip", span, weight), metric, lowered, span
 
 
 def _weight_type(module: nn.Module) -> torch.dtype:

@@ -137,8 +137,9 @@ class NarrowFits:
         readers = {}
         for reader in self._refitted(settings):
             module = module_at(self.network, reader.name)
-            whole = reader.weight.new_zeros(len(reader.weight), reader.problem.weight[0].numel())
-            whole[:, reader.places] = reader.weight
+            weight = reader.lifted
+            whole = weight.new_zeros(len(weight), reader.problem.weight[0].numel())
+            whole[:, reader.places] = weight
             kernel = _kernel(module, whole)
             readers[reader.name] = layer_like(module, kernel, reader.bias, biased=True)
         return readers
@@ -164,7 +165,7 @@ class NarrowFits:
         network, lost = narrowed(self.network, self.group, kept), 0.0
         for reader in readers:
             module = module_at(network, reader.name)
-            set_kernel(module, _kernel(module, reader.weight))
+            set_kernel(module, _kernel(module, reader.lifted))
             assert isinstance(module.bias, Tensor)
             with torch.no_grad():
                 module.bias.copy_(reader.bias)
@@ -192,8 +193,12 @@ class _Reader:
     weight: Tensor
 
     @property
+    def lifted(self) -> Tensor:
+        return self.problem.lifted(self.weight)
+
+    @property
     def bias(self) -> Tensor:
-        return self.problem.mean_y - self.weight @ self.problem.mean_x[self.places]
+        return self.problem.mean_y - self.lifted @ self.problem.mean_x[self.places]
 
     @property
     def lost(self) -> float:
