@@ -16,6 +16,11 @@ from onebyone.data import Data, TensorSplit
 X = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.mT
+
+
 def integers(high, *shape):
     return torch.randint(high, shape, generator=torch.Generator().manual_seed(1))
 
@@ -123,6 +128,27 @@ def test_the_configuration_of_transformers_is_evidence(name, problem, outputs, t
     network = kind(*outputs)
     network.config = SimpleNamespace(num_labels=4, problem_type=problem)
     assert found(network.eval(), None)[0] == task
+
+
+def test_probabilities_at_each_position_are_a_sequence():
+    # As text recognizers give them: (n, positions, classes).
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1),
+        nn.AdaptiveAvgPool2d((1, 12)), nn.Flatten(2), Transposed(), nn.Softmax(2),
+    )  # fmt: skip
+    network.eval()
+    meaning = meaning_of(network, TensorSplit(X))
+    assert (meaning.task.name, meaning.parts[0].form) == ("sequence", "probabilities")
+    assert "at each position" in str(meaning.info())
+    small, record = obo.shrink(
+        network, (X, X, X), budget="macs=70%", epochs=1, learning_rate=1e-3, reconstruct=2
+    )
+    assert record.task.name == record.plan.task.name == "sequence"
+    assert small(X).shape == (len(X), 12, 5)
+    same = (small(X).argmax(2) == network(X).argmax(2)).double().mean()
+    assert record.comparison.agreement.value == pytest.approx(float(same), abs=1e-6)
+    with pytest.raises(ModelError, match=r"'sequence' needs outputs of shape \(n, …, classes\)"):
+        meaning_of(net(), TensorSplit(X), "sequence")
 
 
 def test_a_network_of_transformers_is_planned():

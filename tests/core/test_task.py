@@ -9,6 +9,8 @@ from scipy import stats
 from torch.testing import assert_close
 
 import onebyone as obo
+from onebyone.calibration.curvature import places_of
+from onebyone.calibration.meaning import Meaning
 from onebyone.core.errors import DataError, OptionError, UnknownNameError
 from onebyone.core.label_losses import class_loss, labels_loss
 from onebyone.core.measures import CURVATURE_TEMPERATURE, is_distribution
@@ -30,7 +32,7 @@ def apart(name, reference, outputs):
 @given(st.sampled_from(NAMES), st.integers(0, 10_000), st.booleans())
 def test_the_divergence_is_zero_for_equal_outputs_and_never_below(name, seed, maps):
     generator = torch.Generator().manual_seed(seed)
-    shape = (6, 4, 3, 2) if maps else (6, 4)
+    shape = (6, 4, 3, 2) if maps or name == "sequence" else (6, 4)
     reference = 3 * torch.randn(shape, generator=generator)
     other = reference + torch.randn(shape, generator=generator)
     assert (apart(name, reference, reference) >= 0).all()
@@ -44,9 +46,29 @@ def test_the_divergence_is_zero_for_equal_outputs_and_never_below(name, seed, ma
 @pytest.mark.parametrize("name", NAMES)
 def test_only_classes_are_blind_to_a_constant(name):
     torch.manual_seed(0)
-    reference = torch.randn(50, 4)
+    reference = torch.randn(50, 4, 3)
     moved = apart(name, reference, reference + 100).mean()
-    assert (moved < 1e-4) == (name in ("classification", "segmentation"))
+    assert (moved < 1e-4) == (name in ("classification", "segmentation", "sequence"))
+
+
+def test_a_sequence_is_a_segmentation_with_its_classes_last():
+    torch.manual_seed(0)
+    pair = torch.randn(2, 6, 5, 4).unbind()
+    turned = [each.movedim(-1, 1) for each in pair]
+    last, second = (
+        Meaning.measured("sequence", pair[:1]),
+        Meaning.measured("segmentation", turned[:1]),
+    )
+    assert_close(
+        last.divergence((pair[0],), (pair[1],)), second.divergence((turned[0],), (turned[1],))
+    )
+    losses = [
+        meaning.imitation_loss((one,), (other,), 2.0)
+        for meaning, (one, other) in ((last, pair), (second, turned))
+    ]
+    assert_close(*losses)
+    assert places_of((pair[0],), last) == places_of((turned[0],), second) == 5
+    assert not TASKS["sequence"].measure.fits(torch.randn(6, 4))
 
 
 @pytest.mark.parametrize("name", ["regression", UNKNOWN.name])
@@ -67,7 +89,7 @@ def test_the_relative_error_does_not_depend_on_the_unit(scale):
 
 
 def test_a_constant_network_has_a_finite_divergence():
-    reference = torch.zeros(8, 3)
+    reference = torch.zeros(8, 3, 2)
     for name in NAMES:
         assert torch.isfinite(apart(name, reference, reference + 1)).all()
         assert torch.isfinite(apart(name, reference + 7, reference)).all()

@@ -45,16 +45,17 @@ def curvature_of(
     """
     enough = data.within(CURVATURE_MACS, 2 * macs, fewest=FEWEST_CURVATURE_EXAMPLES)
     network = in_evaluation_mode(model, device=data.device)
-    places = places_of(comparable(run(network, data.example()), network, 1))
+    places = places_of(comparable(run(network, data.example()), network, 1), meaning)
     if places > 1:
         enough = enough.first(max(FEWEST_WITH_MAPS, DIRECTIONS // places))
     # Labels are drawn batch by batch: other batches would draw others.
     return on_main(lambda: output_curvature(model, names, enough.batches, meaning=meaning))
 
 
-def places_of(outputs: Outputs) -> int:
+def places_of(outputs: Outputs, meaning: Meaning) -> int:
     """Return the number of output positions per input (1 if outputs are vectors)."""
-    return max(math.prod(tensor.shape[2:]) for tensor in outputs)
+    as_scores = meaning.task.measure.scores
+    return max(math.prod(as_scores(tensor, "scores").shape[2:]) for tensor in outputs)
 
 
 def output_curvature(

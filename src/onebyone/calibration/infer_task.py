@@ -125,8 +125,9 @@ def _check_fits(task: Task, outputs: Outputs) -> None:
     if any(task.measure.fits(each) for each in joined(task, outputs)):
         return
     shapes = ", ".join(str(tuple(each.shape)) for each in outputs)
+    wanted = "(n, …, classes)" if task.name == "sequence" else "(n, classes, …)"
     raise ModelError(
-        f"The task {task.name!r} needs outputs of shape (n, classes, …), two classes or more, got "
+        f"The task {task.name!r} needs outputs of shape {wanted}, two classes or more, got "
         f"{shapes}. Give another `task` (--task)."
     )
 
@@ -306,6 +307,8 @@ def _of_probabilities(outputs: Tensor) -> tuple[Task, str] | None:
         kind = "probabilities"
     elif _are_logarithms(outputs):
         kind = "logarithms of probabilities"
+    elif outputs.ndim == 3 and is_distribution(outputs.movedim(-1, 1)):
+        return TASKS["sequence"], "the outputs are probabilities: at each position they sum to one"
     else:
         return None
     name = "classification" if outputs.ndim == 2 else "segmentation"

@@ -104,23 +104,34 @@ class Classes:
     """One class of several, at each position: Kullback-Leibler divergence, averaged over positions.
 
     Adding a constant to the scores of all classes does not change it.
+
+    Attributes:
+        last: Whether the network's outputs have the classes in the last dimension, ``(n, …,
+            classes)``; scores always have them in the second.
     """
 
+    last: bool = False
     unit: str = "Kullback-Leibler divergence in nats"
     decides: bool = True
     joins: bool = False
 
     def fits(self, outputs: Tensor) -> bool:
-        """Whether the second dimension has at least two classes."""
+        """Whether there are at least two classes, and positions if the classes come last."""
+        if self.last:
+            return outputs.ndim >= 3 and outputs.shape[-1] > 1
         return outputs.ndim >= 2 and outputs.shape[1] > 1
 
     def form_of(self, outputs: Tensor) -> Form:
         """Return ``probabilities`` if all outputs are in 0…1 and sum to one over the classes."""
-        return "probabilities" if is_distribution(outputs) else "scores"
+        return "probabilities" if is_distribution(self._classes_second(outputs)) else "scores"
 
     def scores(self, outputs: Tensor, form: Form) -> Tensor:
-        """Return logarithms of probabilities, whose softmax gives the probabilities back."""
+        """Return scores ``(n, classes, …)``, of probabilities the logarithms."""
+        outputs = self._classes_second(outputs)
         return _log(outputs) if form == "probabilities" else outputs
+
+    def _classes_second(self, outputs: Tensor) -> Tensor:
+        return outputs.movedim(-1, 1) if self.last else outputs
 
     def scale_of(self, outputs: Tensor) -> Tensor:
         """Return 1: nats need no scale."""

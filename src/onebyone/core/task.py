@@ -22,7 +22,7 @@ class Task:
     """What a network's outputs mean. It decides how networks are compared and scored.
 
     The built-in tasks are ``classification``, ``multilabel``, ``regression``, ``segmentation``,
-    ``restoration`` and ``embedding``. Create a ``Task`` for any other.
+    ``sequence``, ``restoration`` and ``embedding``. Create a ``Task`` for any other.
 
     Attributes:
         name: Its name in records and messages.
@@ -81,6 +81,7 @@ _BUILT_IN_NAMES = frozenset(
         "multilabel",
         "regression",
         "segmentation",
+        "sequence",
         "restoration",
         "embedding",
         "unknown",
@@ -94,6 +95,8 @@ TASKS: Mapping[str, Task] = {
         Task("multilabel", Labels(), metric="F1"),
         Task("regression", Numbers(each=True), metric="negative squared error"),
         Task("segmentation", Classes(), metric="pixel accuracy"),
+        # Texts are not as long as the outputs, so its metric is the user's own.
+        Task("sequence", Classes(last=True)),
         Task("restoration", Numbers(), metric="PSNR"),
         Task("embedding", Numbers(), metric="negative squared error"),
     )

@@ -217,8 +217,9 @@ def _decided(
     mine = measure.decisions(scores)
     theirs = measure.decisions(first.parts[0].scores(reference[0]))
     same = (mine == theirs).reshape(len(mine), -1).double()
-    # All labels of an example are one prediction; each pixel is one of its own.
-    share = same.mean(dim=1) if meaning.task.name == "segmentation" else same.amin(dim=1)
+    # All labels of an example are one prediction; each pixel or position is one of its own.
+    each = meaning.task.name in ("segmentation", "sequence")
+    share = same.mean(dim=1) if each else same.amin(dim=1)
     columns = {"agrees": share}
     if meaning.classifies:
         best = scores.softmax(dim=1).max(dim=1)

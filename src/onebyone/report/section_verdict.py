@@ -22,6 +22,8 @@ _STOPPED = {
     "interrupted": "was interrupted",
     "running": "has not finished",
 }
+# Tasks that decide at several places in each example, and the word for these.
+_DECIDED = {"segmentation": "pixels", "sequence": "positions"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def verdict(record: RunRecord) -> Verdict:
     if comparison is None:
         return Verdict(sentence=_no_verdict(record))
     unit = examples_word(record)
-    of_pixels = record.task is not None and record.task.name == "segmentation"
+    task = "" if record.task is None else record.task.name
     found = [
         _speed_figure(comparison),
         _size_figure(comparison),
@@ -58,7 +60,7 @@ def verdict(record: RunRecord) -> Verdict:
         sentence=_sentence(
             comparison,
             unit,
-            agreeing="pixels" if of_pixels else unit,
+            agreeing=_DECIDED.get(task, unit),
             in_int8=record.deployed is not None,
         ),
         figures=tuple(figure for figure in found if figure is not None)[:4],

@@ -169,10 +169,10 @@ def reconstruct(
         # Convolutions on the CPU run up to twice as fast with channels last.
         lay_channels_last(student)
         lay_channels_last(guide)
-    batch = min(batch_size or _batch_size(guide, judge, len(fitted)), len(fitted))
+    meaning = meaning_of(guide, data, task, device=place)
+    batch = min(batch_size or _batch_size(guide, judge, len(fitted), meaning), len(fitted))
     changing = augment and fitted.augmentation != "none"
     answers = None
-    meaning = meaning_of(guide, data, task, device=place)
     mine = meaning.of_other(look_at(student, judge, device=place).outputs)
     often = 2 * len(fitted) <= steps * batch
     fits = len(fitted) * fitted.inputs.values <= ANSWERED_VALUES
@@ -223,9 +223,9 @@ def _divided(data: CalibrationData, seed: int) -> tuple[Split, CalibrationData]:
     )
 
 
-def _batch_size(guide: nn.Module, judge: CalibrationData, inputs: int) -> int:
+def _batch_size(guide: nn.Module, judge: CalibrationData, inputs: int, meaning: Meaning) -> int:
     """Return the default batch size; it is small if each output has many positions."""
-    if places_of(comparable(run(guide, judge.example()), guide, 1)) > 1:
+    if places_of(comparable(run(guide, judge.example()), guide, 1), meaning) > 1:
         return LEAST_BATCH
     return min(max(inputs // STEPS_A_PASS, LEAST_BATCH), MOST_BATCH)
 

@@ -21,7 +21,7 @@ class TaskInfo(Record):
 
     Attributes:
         name: ``classification``, ``multilabel``, ``regression``, ``segmentation``,
-            ``restoration``, ``embedding``, ``unknown``, or a user's own.
+            ``sequence``, ``restoration``, ``embedding``, ``unknown``, or a user's own.
         how: ``given``, or why it is certain, or why it is not known.
         divergence: How far outputs are apart is measured in this.
         probabilities: Whether the outputs are probabilities already, as measured on examples.

@@ -29,8 +29,8 @@ class TaskSettings(CheckedSettings):
 
     Attributes:
         task: What the outputs mean: ``classification``, ``multilabel``, ``regression``,
-            ``segmentation``, ``restoration``, ``embedding``, or a :class:`onebyone.Task`. By
-            default what the data or the network makes certain.
+            ``segmentation``, ``sequence``, ``restoration``, ``embedding``, or a
+            :class:`onebyone.Task`. By default what the data or the network makes certain.
     """
 
     task: TaskLike | Meaning | None = None
