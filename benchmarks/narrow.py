@@ -6,7 +6,8 @@
     python benchmarks/narrow.py resnet20 --uniform 75 50 25 --runtimes eager onnxruntime compile
 
 The options' harm is measured once, and each option timed once. For each budget one plan may choose
-among all rewrites, the other among all but ``narrow``. Both are carried out before any fine-tuning,
+among all rewrites, another among all but ``narrow``; where a layer reads one group and writes the
+next, a third may narrow only one of the two. All are carried out before any fine-tuning,
 scored on the same test examples, and timed in turns with the original and with each other. Where a
 budget cannot be met the nearest plan is shown. With ``--uniform`` nothing is planned: each group of
 layers keeps that share of its channels, and the network is timed in several runtimes. 1 thread,
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +28,13 @@ import torch
 import onebyone as obo
 from onebyone.calibration.inputs import CalibrationData
 from onebyone.core.errors import BudgetError
-from onebyone.core.records import Difference, Plan
+from onebyone.core.records import Difference, Option, Plan
 from onebyone.core.tables import Table
 from onebyone.core.units import format_percent
 from onebyone.evaluation.scores import score
 from onebyone.evaluation.statistics import paired_difference
 from onebyone.networks.examples import example_of
+from onebyone.planning.links import is_link, is_narrow
 from onebyone.planning.planner import Planner
 from onebyone.profiling.latency import interleave, threads
 from onebyone.profiling.trace import trace_layers
@@ -47,12 +49,16 @@ ROUNDS, SECONDS = 25, 30.0
 SEED = 0
 
 
-def without_narrow(planner: Planner, runtime: str | None) -> Planner:
-    """Return a planner of the same options but those that remove channels."""
+def among(
+    planner: Planner, runtime: str | None, kept: Callable[[Option], bool], *, links: bool
+) -> Planner:
+    """Return a planner of some of the same options, with or without links between groups."""
     other = copy(planner)
     found = planner._surveyed  # noqa: SLF001
-    kept = tuple(option for option in found.options if "narrow" not in option.rewrites)
-    other._surveyed = replace(found, options=kept)  # noqa: SLF001
+    options = tuple(o for o in found.options if kept(o) and (links or not is_link(o)))
+    other._surveyed = replace(  # noqa: SLF001
+        found, options=options, links=found.links if links else None
+    )
     if runtime is None:
         other._found = other._surveyed  # noqa: SLF001
         return other
@@ -74,7 +80,12 @@ def compare(name: str, args: argparse.Namespace) -> list[list[str]]:
     calibration = CalibrationData(data.train.take(args.examples, SEED), data.name, SEED)
     with progress(name) as update:
         every = Planner(network, calibration, runtime=args.runtime, num_threads=1, progress=update)
-    planners = {"all": every, "all but narrow": without_narrow(every, args.runtime)}
+    planners = {"all": every}
+    if any(is_link(option) for option in every._surveyed.options):  # noqa: SLF001
+        planners["all, no links"] = among(every, args.runtime, lambda _: True, links=False)
+    planners["all but narrow"] = among(
+        every, args.runtime, lambda option: not is_narrow(option), links=False
+    )
     quantity = "macs" if args.runtime is None else "latency"
     prepare = find_runtime(args.runtime or "eager").prepare
     lines = []

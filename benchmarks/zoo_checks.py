@@ -437,7 +437,7 @@ def _half_rank(row: Row, model: nn.Module, inputs: Inputs, *, onnx: bool) -> str
 
 
 def _narrow(row: Row, model: nn.Module, inputs: Inputs, costs: LayerCosts) -> str:
-    """Remove half of the channels of groups with no layer in common: as many MACs as predicted.
+    """Remove half of the channels of each group that excludes none before it: MACs as predicted.
 
     That groups without channels give what their readers give that ignore these is proved by
     ``find``; here all are narrowed, and what they cost is counted.

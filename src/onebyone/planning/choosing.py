@@ -18,6 +18,7 @@ from onebyone.core.records import (
 from onebyone.core.units import format_percent
 from onebyone.planning.knapsack import choose, nearest
 from onebyone.planning.latency.precision import in_precision
+from onebyone.planning.links import is_link
 from onebyone.planning.survey import Survey
 
 
@@ -92,7 +93,7 @@ def plan_within(
         obstacles=_obstacles(found),
         fastest=fastest,
     )
-    taken = chosen.options
+    taken = found.links.settled(chosen.options) if found.links else chosen.options
     if found.exact is not None and any(_is_inside(option, found.exact) for option in taken):
         exact = found.exact
     after = found.base
@@ -127,7 +128,7 @@ def _left_alone(
     touched = {name for option in choices for name in (*option.occupies, option.site)}
     reasons = {item.site: item.reason for item in found.left_alone if item.site not in touched}
     for option in found.options:
-        if option.site not in touched:
+        if option.site not in touched and not is_link(option):
             reasons[option.site] = "the budget is met with less harm elsewhere"
     if found.exact is not None and exact is None:
         # The layers of the exact head are not in the network that the plan is for.

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onebyone.core.records import Option, Step
 from onebyone.planning.exact_search import AtLeast
 
-# Steps that no rewrite carries out: the precision of a site, a join, and a sum in int8.
-INT8, JOIN, SUM = "int8", "join", "sum"
-_OWN = frozenset({INT8, JOIN, SUM})
+# Steps that no rewrite carries out: the precision of a site, a join, a sum in int8, and a link.
+INT8, JOIN, SUM, LINK = "int8", "join", "sum", "link"
+_OWN = frozenset({INT8, JOIN, SUM, LINK})
 
 
 def is_int8(option: Option) -> bool:
@@ -25,8 +25,8 @@ def is_int8(option: Option) -> bool:
 
 
 def is_own(option: Option) -> bool:
-    """Whether an option is no site's: a join, or a sum in int8."""
-    return option.first.rewrite in (JOIN, SUM)
+    """Whether an option is no site's: a join, a sum in int8, or a link."""
+    return option.first.rewrite in (JOIN, SUM, LINK)
 
 
 def rewrites_of(option: Option) -> tuple[Step, ...]:
@@ -58,7 +58,9 @@ def completed(options: Sequence[Option], picked: NDArray[np.bool_]) -> NDArray[n
     while True:
         before = len(chosen)
         for place, option in enumerate(options):
-            if is_own(option) and all(name in chosen for name in _needs(option)):
+            if option.first.rewrite in (JOIN, SUM) and all(
+                name in chosen for name in _needs(option)
+            ):
                 picked[place] = True
                 chosen.add(option.site)
         if len(chosen) == before:

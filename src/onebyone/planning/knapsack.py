@@ -16,6 +16,8 @@ from onebyone.core.records import Budget, Cost, Option, Quantity
 from onebyone.core.units import format_bytes, format_count, format_ms, format_percent
 from onebyone.planning.exact_search import AtLeast, Groups, Solution, pick
 from onebyone.planning.joins import completed, rows_of
+from onebyone.planning.links import is_link, places_of
+from onebyone.planning.links import rows_of as link_rows_of
 
 # At equal harm the cheaper option wins: a hair of harm for the share of the cost that is kept.
 TIE = 1e-7
@@ -65,7 +67,7 @@ def choose(
         BudgetError: If no choice meets the budgets; says how far they can be met, and ``nearest``
             has the budgets that can be.
     """
-    bounds = [*(_bound(options, budget, before) for budget in budgets), *rows_of(options)]
+    bounds = _bounds(options, budgets, before)
     if not options:
         if forced or any(bound.least > 0 for bound in bounds):
             raise _explained(options, budgets, before, forced, obstacles)
@@ -101,6 +103,8 @@ def least_cost(
         before: The network's own cost.
         forced: Sites at which some option must be chosen; each must have one.
     """
+    if any(is_link(option) for option in options):
+        return _least_within(options, quantity, (), before, forced)
     least = before
     for option in _most_saving(options, quantity, forced):
         least = least - option.saved
@@ -187,6 +191,11 @@ def _kept(options: Sequence[Option], before: Cost) -> NDArray[np.float64]:
     return np.asarray(1 - saved / (before.amount(quantity) or 1))
 
 
+def _bounds(options: Sequence[Option], budgets: Sequence[Budget], before: Cost) -> list[AtLeast]:
+    of_budgets = (_bound(options, budget, before) for budget in budgets)
+    return [*of_budgets, *rows_of(options), *link_rows_of(options)]
+
+
 def _bound(options: Sequence[Option], budget: Budget, before: Cost) -> AtLeast:
     """Return what must be saved, in whole units."""
     quantity, total = budget.quantity, before.amount(budget.quantity)
@@ -210,8 +219,8 @@ def _at_most(amounts: NDArray[np.float64], most: float) -> AtLeast:
 
 def _groups(options: Sequence[Option], forced: Sequence[str]) -> Groups:
     members: dict[str, list[int]] = {}
-    for place, option in enumerate(options):
-        for name in _modules(option):
+    for place, taken in enumerate(places_of(options)):
+        for name in taken:
             members.setdefault(name, []).append(place)
     at = [[i for i, option in enumerate(options) if option.site == site] for site in forced]
     return Groups(list(members.values()), at)
@@ -224,7 +233,7 @@ def _modules(option: Option) -> tuple[str, ...]:
 def _is_reachable(
     options: Sequence[Option], budgets: Sequence[Budget], before: Cost, forced: Sequence[str]
 ) -> bool:
-    bounds = [*(_bound(options, budget, before) for budget in budgets), *rows_of(options)]
+    bounds = _bounds(options, budgets, before)
     if not options:
         return all(bound.least <= 0 for bound in bounds)
     return pick(np.zeros(len(options)), _groups(options, forced), bounds) is not None
@@ -238,9 +247,10 @@ def _least_within(
     forced: Sequence[str],
 ) -> Cost:
     """Return the network's cost with least of a quantity, other budgets met."""
-    if not budgets or not options:
+    linked = any(is_link(option) for option in options)  # a choice of options, not a sum of them
+    if not linked and (not budgets or not options):
         return least_cost(options, quantity, before, forced=forced)
-    bounds = [*(_bound(options, budget, before) for budget in budgets), *rows_of(options)]
+    bounds = _bounds(options, budgets, before)
     saved = np.array([option.saved.amount(quantity) for option in options], float)
     found = pick(-saved / max(float(np.abs(saved).max()), 1e-300), _groups(options, forced), bounds)
     assert found is not None, "what can be met once can be met again"

@@ -17,6 +17,7 @@ from onebyone.core.records import SHARES, Budget, Difference, FrontPoint, LeftAl
 from onebyone.evaluation.scores import Examples, counted_metric, score
 from onebyone.evaluation.statistics import paired_difference
 from onebyone.planning import Planner
+from onebyone.planning.joins import is_own
 from onebyone.rewrites import apply
 
 Progress = Callable[[int, int, str], None]
@@ -191,7 +192,7 @@ def _nothing(planner: Planner, most: float, trials: Sequence[Trial]) -> Plan:
     why = "no option is shown to be faster"
     if least is not None:
         why = f"the least loss of {len(trials)} networks tried was {least:.4g}, above {most:.4g}"
-    sites = dict.fromkeys(option.site for option in planner.survey().options)
+    sites = dict.fromkeys(option.site for option in planner.survey().options if not is_own(option))
     return replace(
         made,
         choices=(),

@@ -36,6 +36,7 @@ from onebyone.planning.head_options import (
 )
 from onebyone.planning.kept_surveys import Keeper, KeptOptions, keeper_for
 from onebyone.planning.layer_options import Progress, Surveyor
+from onebyone.planning.links import Links
 from onebyone.profiling.trace import LayerCosts, trace_layers
 from onebyone.rewrites.head import rewrite as head
 from onebyone.runtimes.files import FileNetwork
@@ -61,6 +62,7 @@ class Survey:
         unchanged: What the network costs without any option, where that is not ``before``: in
             int8, while ``before`` is of float32.
         groups: Of layers that share channels, at sites of options.
+        links: Makes the options that say what two of these save twice; ``None`` for none.
     """
 
     network: nn.Module
@@ -75,6 +77,7 @@ class Survey:
     meaning: Meaning | None = None
     unchanged: Cost | None = None
     groups: tuple[ChannelGroup, ...] = ()
+    links: Links | None = None
 
     @property
     def base(self) -> Cost:
@@ -194,19 +197,23 @@ def survey(
             )
         forget_made(network)  # a copy in float64
 
-        def found(of_layers: Iterable[Option], of_head: Iterable[Option]) -> Survey:
+        groups = tuple(site.group for site in surveyor.groups)
+        links = Links(groups, network, costs.layers)
+
+        def found(of_layers: Sequence[Option], of_head: Iterable[Option]) -> Survey:
             return Survey(
                 network=network,
                 exact=exact,
                 exact_asked=head_choice == "exact",
-                options=(*of_layers, *of_head),
+                options=(*of_layers, *links.between(of_layers), *of_head),
                 left_alone=(*notes, *(LeftAlone(site=n, reason=r) for n, r in why.items())),
                 before=before,
                 forced=forced,
                 layers=costs.layers,
                 head=site,
                 meaning=meaning,
-                groups=tuple(site.group for site in surveyor.groups),
+                groups=groups,
+                links=links,
             )
 
         heads = [] if gap is None else gap_options(gap, inside)

@@ -38,6 +38,7 @@ from onebyone.planning.latency.option_times import (
 )
 from onebyone.planning.latency.precision import AUTO, INT8
 from onebyone.planning.latency.refusals import nothing_is_faster, too_slow
+from onebyone.planning.links import among, is_link
 from onebyone.planning.survey import Survey
 from onebyone.profiling.latency import threads
 from onebyone.quantizing.flow import Flow
@@ -88,7 +89,8 @@ class Deployed:
         progress: Progress | None = None,
     ) -> None:
         self.model = model
-        self.found = found
+        # Links have no time of their own: they are made anew from those of the options.
+        self.found = replace(found, options=tuple(o for o in found.options if not is_link(o)))
         self.example = to_device(example, deployment.device)
         self.deployment = deployment
         self.progress = progress
@@ -98,7 +100,7 @@ class Deployed:
         self._builds = Builds(model, self.example, deployment)
         self.worth = Worth(self._builds.unchanged_ms)
         self.notes: tuple[str, ...] = ()
-        self._take(self._timer.survey(found.options, progress))
+        self._take(self._timer.survey(self.found.options, progress))
         self._check_against_whole()
 
     def _check_against_whole(self) -> None:
@@ -341,7 +343,9 @@ class Deployed:
 
     def _take(self, timed: Sequence[Option]) -> None:
         joins = () if self._mixing is None else self._mixing.joins
-        self.timed = [*(option for option in timed if not is_own(option)), *joins]
+        timed = [option for option in timed if not is_own(option)]
+        links = self.found.links.between(timed) if self.found.links else ()
+        self.timed = [*timed, *links, *joins]
         # An int8 layer may be slower between float32 neighbors, and faster between int8 ones.
         self.options = [o for o in self.timed if is_own(o) or is_int8(o) or is_faster(o)]
 
@@ -364,7 +368,10 @@ class Deployed:
         """Return a plan with the times that are predicted for its network by what is known now."""
         alone = self._alone_ms(made)
         share = self.worth.share(alone)
-        whole = {identity(option): shared(option, share) for option in self._chosen(made)}
+        chosen = [shared(option, share) for option in self._chosen(made)]
+        if self.found.links:
+            chosen = list(self.found.links.settled(chosen))
+        whole = {identity(option): option for option in chosen}
         return replace(
             made,
             choices=tuple(whole.get(identity(option), option) for option in made.choices),
@@ -397,7 +404,8 @@ class Deployed:
     def _chosen(self, made: Plan) -> list[Option]:
         """Return the options that a plan chose, with the times of the layers by themselves."""
         chosen = {identity(option) for option in made.choices}
-        return [option for option in self.timed if identity(option) in chosen]
+        found = [option for option in self.timed if identity(option) in chosen]
+        return [*found, *among(self.timed, found)]
 
     def _alone_ms(self, made: Plan) -> float:
         return sum(saved_ms(option) for option in self._chosen(made))

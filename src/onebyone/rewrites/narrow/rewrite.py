@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import torch
@@ -82,20 +83,42 @@ def cost(
 
 
 def _cost_of(module: nn.Module, name: str, group: ChannelGroup, width: int, macs: int) -> Cost:
-    macs = macs * width // group.channels
-    if width == group.channels or why_unknown(module) is not None:
+    share = Fraction(width, group.channels)
+    if why_unknown(module) is None:
+        read = name in group.readers
+        return layer_cost(
+            module,
+            macs,
+            read=share if read else Fraction(1),
+            written=Fraction(1) if read else share,
+        )
+    tensors = {id(t): t for t in (*module.parameters(), *saved_tensors(module))}.values()
+    sizes = [int(t.numel() * share) if t.ndim else t.numel() for t in tensors]
+    held = sum(n * t.element_size() for n, t in zip(sizes, tensors, strict=True))
+    params = sum(int(p.numel() * share) for p in module.parameters())
+    return Cost(params=params, macs=int(macs * share), bytes=held)
+
+
+def layer_cost(module: nn.Module, macs: int, *, read: Fraction, written: Fraction) -> Cost:
+    """Return what a layer costs with fewer channels, for one input.
+
+    Args:
+        module: Of full width. Not modified.
+        macs: Its own.
+        read: Which share of its input channels is left; with fewer it has a bias.
+        written: Which share of its output channels is left.
+    """
+    if read == written == 1:
         tensors = {id(t): t for t in (*module.parameters(), *saved_tensors(module))}.values()
-        sizes = [t.numel() * width // group.channels if t.ndim else t.numel() for t in tensors]
-        held = sum(n * t.element_size() for n, t in zip(sizes, tensors, strict=True))
-        params = sum(p.numel() * width // group.channels for p in module.parameters())
+        params = sum(p.numel() for p in module.parameters())
+        held = sum(t.numel() * t.element_size() for t in tensors)
         return Cost(params=params, macs=macs, bytes=held)
     shape = shape_of(module)
-    params = shape.values * shape.out * width // group.channels
-    if name in group.readers:
-        params += shape.out
-    elif getattr(module, "bias", None) is not None:
-        params += width
-    return Cost(params=params, macs=macs, bytes=params * weight_of(module).element_size())
+    params = int(shape.values * shape.out * read * written)
+    if read < 1 or getattr(module, "bias", None) is not None:
+        params += int(shape.out * written)
+    size = weight_of(module).element_size()
+    return Cost(params=params, macs=int(macs * read * written), bytes=params * size)
 
 
 def build(network: nn.Module, group: ChannelGroup, settings: Settings) -> nn.Module:
