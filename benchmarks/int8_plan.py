@@ -1,20 +1,22 @@
 r"""Plans in int8 beside float32, int8 alone and the same rewrites in float32: time and accuracy.
 
     python benchmarks/int8_plan.py nin --precision int8 --json nin.json
-    python benchmarks/int8_plan.py resnet18 --precision int8
+    python benchmarks/int8_plan.py resnet18 resnet50 vgg16_gap --effort quick --peers
 
 The plan is made for the time of int8 alone times ``--share``, in each runtime; where that cannot be
 reached it is the nearest. Every contestant is an ONNX file that is run in that runtime: float32,
-int8 alone, the plan's rewrites in float32, and the plan as it is deployed. Times are interleaved in
-one series of rounds, with one thread and a batch of 1; ratios are to float32, with the 95 %
-interval of a block bootstrap. Divergence is the mean Kullback-Leibler divergence from the float32
-network on the test images; its intervals are over the images. Nothing is trained. ResNet-18 has
-random weights: it is timed only. Subnormal weights are set to zero first, for all.
+int8 alone, the plan's rewrites in float32, and the plan as it is deployed; with ``--peers`` also
+``quantize_static`` and NNCF by their defaults. Times are interleaved in one series of rounds, with
+one thread and a batch of 1; ratios are to float32, with the 95 % interval of a block bootstrap.
+Divergence is the mean Kullback-Leibler divergence from the float32 network on the test images; its
+intervals are over the images. Nothing is trained. The networks at 224 have random weights: they
+are timed only. Subnormal weights are set to zero first, for all.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -43,6 +45,8 @@ from onebyone.runtimes.onnx import to_onnx
 sys.path.insert(0, str(Path(__file__).parent))
 from int8 import (
     SUBJECTS,
+    by_nncf,
+    by_onnxruntime,
     call,
     divergences,
     interval,
@@ -54,6 +58,11 @@ from int8 import (
 
 RUNTIMES = ("onnxruntime", "openvino")
 SHARE = 0.65
+# Networks at 224 by 224 with random weights, timed only.
+RANDOM = (
+    "resnet18", "resnet50", "vgg16_gap", "mobilenet_v2", "efficientnet_lite0", "squeezenet1_1",
+    "shufflenet_v2_x1_0",
+)  # fmt: skip
 PLAN_EXAMPLES = 128
 ROUNDS = 20
 
@@ -83,13 +92,33 @@ class Subject:
     test: tuple[Tensor, Tensor] | None
 
 
+def vgg16_gap() -> nn.Module:
+    """Return VGG-16 with global average pooling and one linear layer as its head."""
+    import torchvision
+
+    network = torchvision.models.vgg16()
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    network.classifier = nn.Linear(512, 1000)
+    return network
+
+
+def random_network(name: str) -> nn.Module:
+    """Return a network with random weights."""
+    import timm
+    import torchvision
+
+    torch.manual_seed(0)
+    if name == "vgg16_gap":
+        return vgg16_gap()
+    if name == "efficientnet_lite0":
+        return timm.create_model("tf_efficientnet_lite0")
+    return torchvision.models.get_model(name)
+
+
 def subject_of(name: str) -> Subject:
     """Return a network in evaluation mode with its data."""
-    if name == "resnet18":
-        import torchvision
-
-        torch.manual_seed(0)
-        network = torchvision.models.resnet18().eval()
+    if name in RANDOM:
+        network = random_network(name).eval()
         return Subject(network, torch.randn(4, 3, 224, 224), None, None)
     known = SUBJECTS[name]
     network, data = known.network().eval(), known.data()
@@ -120,23 +149,33 @@ def carried_out(plan: Plan, subject: Subject) -> nn.Module:
     return obo.apply(subject.network, plan, subject.planned_on).eval()
 
 
-def measure(name: str, precision: str, share: float, runtimes: list[str]) -> list[Row]:
+def by_peers(plain: bytes, calibration: Tensor) -> dict[str, bytes]:
+    """Return the files of other quantizers, by their defaults, from the same inputs."""
+    files = {"quantize_static": by_onnxruntime(plain, calibration, "MinMax")}
+    if importlib.util.find_spec("nncf") is not None:
+        files["NNCF"] = by_nncf(plain, calibration)
+    return files
+
+
+def measure(name: str, args: argparse.Namespace) -> list[Row]:
     """Return the figures of every contestant in each runtime."""
+    precision = args.precision
     subject = subject_of(name)
     example = subject.calibration[:1]
     alone = in_int8(subject.network, subject, {})
     plain = to_flexible(subject.network, subject.calibration)
+    peers = by_peers(plain, subject.calibration) if args.peers else {}
     planner: Planner | None = None
     rows = []
-    for runtime in runtimes:
+    for runtime in args.runtime or RUNTIMES:
         started = time.monotonic()
-        wanted = share * alone_share(subject.network, example, runtime)
-        planner = _planner(subject, precision, runtime, planner)
+        wanted = args.share * alone_share(subject.network, example, runtime)
+        planner = _planner(subject, args, runtime, planner)
         plan = planner.plan([f"latency={100 * wanted:.1f}%"], closest=True)
         print(plan, f"\n{time.monotonic() - started:.0f} s", file=sys.stderr)
         small = carried_out(plan, subject)
         kept = {item.site: item.reason for item in plan.float32_layers}
-        files = {"float32": plain, "int8 alone": alone}
+        files = {"float32": plain, **peers, "int8 alone": alone}
         files["rewrites in float32"] = to_flexible(small, subject.calibration)
         ours = files["rewrites in float32"]
         if plan.precision == "int8":
@@ -152,7 +191,9 @@ def measure(name: str, precision: str, share: float, runtimes: list[str]) -> lis
     return rows
 
 
-def _planner(subject: Subject, precision: str, runtime: str, known: Planner | None) -> Planner:
+def _planner(
+    subject: Subject, args: argparse.Namespace, runtime: str, known: Planner | None
+) -> Planner:
     if known is not None:
         return known.for_runtime(runtime, num_threads=1)
     shape = None if subject.planned_on is not None else (1, *subject.calibration.shape[1:])
@@ -161,7 +202,8 @@ def _planner(subject: Subject, precision: str, runtime: str, known: Planner | No
         subject.planned_on,
         runtime=runtime,
         num_threads=1,
-        precision=precision,
+        precision=args.precision,
+        effort=args.effort,
         input_shape=shape,
         progress=_told,
     )
@@ -233,13 +275,15 @@ def _conditions() -> str:
 def main() -> None:
     """Measure the networks that are named."""
     assert __doc__ is not None
-    names: list[str] = ["nin", "resnet20", "resnet32", "resnet18"]
+    names: list[str] = ["nin", "resnet20", "resnet32", *RANDOM]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="+", choices=names)
     parser.add_argument("--precision", choices=("int8", "auto"), default="int8")
     parser.add_argument("--share", type=float, default=SHARE, help="of the time of int8 alone")
+    parser.add_argument("--effort", choices=("quick", "normal", "thorough"), default="normal")
+    parser.add_argument("--peers", action="store_true", help="also other quantizers' files")
     parser.add_argument("--runtime", action="append", choices=RUNTIMES, help="both by default")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
@@ -247,7 +291,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in args.networks:
         try:
-            rows += measure(name, args.precision, args.share, args.runtime or list(RUNTIMES))
+            rows += measure(name, args)
         except OneByOneError as error:
             print(f"{name}: {error}", file=sys.stderr)
     print_table(table(rows))

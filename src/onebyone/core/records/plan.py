@@ -128,7 +128,7 @@ class PlannedLatency(Record):
         if self.alone is not None and self.alone_ratio is not None:
             alone = (
                 f" The original in int8: {format_ms(self.alone.median_ms)}; the planned network is "
-                f"{self.alone_ratio} than that{words[self.alone_ratio.verdict]}."
+                f"{self.alone_ratio} as fast{words[self.alone_ratio.verdict]}."
             )
         return (
             f"Built and measured: {format_ms(self.before.median_ms)} → "
