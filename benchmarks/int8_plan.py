@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -233,34 +234,38 @@ def _scores(
     return (float(np.mean(apart)), *interval(apart)), right, same
 
 
-def table(rows: list[Row]) -> Table:
-    """Return a contestant a line."""
-    lines = [
-        [
-            row.network,
-            row.runtime,
-            row.contestant,
-            f"{row.ratio[0]:.2f} ({row.ratio[1]:.2f}…{row.ratio[2]:.2f})",
-            ""
-            if row.divergence is None
-            else f"{1000 * row.divergence[0]:.2f} "
-            f"({1000 * row.divergence[1]:.2f}…{1000 * row.divergence[2]:.2f})",
-            "" if row.accuracy is None else f"{row.accuracy:.1%}",
-            "" if row.agreement is None else f"{row.agreement:.1%}",
-            str(row.file_bytes // 1000),
-            row.remark,
-        ]
-        for row in rows
+def tables(rows: list[Row]) -> list[Table]:
+    """Return a table for each network and runtime, a contestant a line."""
+    made = []
+    for (network, runtime), found in itertools.groupby(
+        rows, lambda row: (row.network, row.runtime)
+    ):
+        own = list(found)
+        made.append(
+            Table(
+                columns=("file", ">time", ">divergence × 1000", ">accuracy", ">agreement", ">kB"),
+                rows=[_cells(row) for row in own],
+                title=f"{network} in {runtime}",
+                notes=[row.remark for row in own if row.remark],
+            )
+        )
+    return made
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.contestant,
+        _shown(row.ratio),
+        "" if row.divergence is None else _shown(row.divergence, 1000),
+        "" if row.accuracy is None else f"{row.accuracy:.1%}",
+        "" if row.agreement is None else f"{row.agreement:.1%}",
+        str(row.file_bytes // 1000),
     ]
-    return Table(
-        columns=(
-            "network", "runtime", "file", ">time", ">divergence × 1000", ">accuracy", ">agreement",
-            ">kB", "remark",
-        ),
-        rows=lines,
-        title="Plans in int8",
-        notes=[_conditions()],
-    )  # fmt: skip
+
+
+def _shown(figure: tuple[float, float, float], scale: float = 1.0) -> str:
+    value, low, high = (scale * each for each in figure)
+    return f"{value:.2f} [{low:.2f}–{high:.2f}]"
 
 
 def _conditions() -> str:
@@ -294,7 +299,9 @@ def main() -> None:
             rows += measure(name, args)
         except OneByOneError as error:
             print(f"{name}: {error}", file=sys.stderr)
-    print_table(table(rows))
+    for each in tables(rows):
+        print_table(each)
+    print(_conditions())
     if args.json is not None:
         content = {
             "machine": asdict(describe_machine()),
