@@ -170,7 +170,7 @@ def measure(name: str, args: argparse.Namespace) -> list[Row]:
     rows = []
     for runtime in args.runtime or RUNTIMES:
         started = time.monotonic()
-        wanted = args.share * alone_share(subject.network, example, runtime)
+        wanted = min(1.0, args.share * alone_share(subject.network, example, runtime))
         planner = _planner(subject, args, runtime, planner)
         plan = planner.plan([f"latency={100 * wanted:.1f}%"], closest=True)
         print(plan, f"\n{time.monotonic() - started:.0f} s", file=sys.stderr)

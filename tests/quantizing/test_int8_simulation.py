@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 
 from onebyone.core.errors import OptionError, UnknownNameError
 from onebyone.quantizing import NO_CLOSED_FORMS, ClosedForms, load_quantized, quantize
+from onebyone.quantizing.signed import signed_form
+from onebyone.runtimes.executorch import LoadedProgram, to_executorch
 from onebyone.runtimes.onnx import onnxruntime_session, to_onnx
 
 pytest.importorskip("onnxruntime")
@@ -175,6 +177,45 @@ def test_simulation_equals_onnxruntime_within_a_step(name: str) -> None:
 @pytest.mark.parametrize("name", ["depthwise", "concatenation"])
 def test_simulation_equals_onnxruntime_without_closed_forms(name: str) -> None:
     check_within_a_step(lively(PARTS[name]), NO_CLOSED_FORMS)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_signed_levels_give_the_same_outputs_bit_for_bit(name: str) -> None:
+    network = quantize(lively(PARTS[name]), pictures(), forms=NO_CLOSED_FORMS).network
+    before = copy.deepcopy(network)
+    signed = signed_form(network)
+    with torch.no_grad():
+        assert torch.equal(signed(FRESH), network(FRESH))
+        assert torch.equal(before(FRESH), network(FRESH))
+    assert str(before.graph) == str(network.graph), "its input is not modified"
+    tensors = [n for n in signed.graph.nodes if "quantize_per_tensor" in str(n.target)]
+    assert {(*n.args[3:],) for n in tensors} == {(-128, 127, torch.int8)}
+    values = [n for n in tensors if "dequantize" in str(n.target)]
+    assert all(len(n.users) == 1 for n in values), "each reader has values of its own"
+
+
+def test_signed_concatenation_reads_the_grid_that_it_writes() -> None:
+    network = quantize(lively(PARTS["concatenation"]), pictures(), forms=NO_CLOSED_FORMS).network
+    (joined,) = (n for n in signed_form(network).graph.nodes if "cat" in str(n.target))
+    (after,) = joined.users
+    assert {source.args[1:3] for source in joined.all_input_nodes} == {after.args[1:3]}
+
+
+def test_signed_form_leaves_other_networks_alone() -> None:
+    network = lively(PARTS["1x1"])
+    assert signed_form(network) is network
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_executorch_gives_the_simulation_within_a_step(name: str) -> None:
+    pytest.importorskip("executorch")
+    quantized = quantize(lively(PARTS[name]), pictures(), forms=NO_CLOSED_FORMS)
+    both = with_last_grid(quantized.network)
+    program = torch.export.export(signed_form(both), (FRESH,))
+    with torch.no_grad():
+        simulated = both(FRESH)[-1]
+    gaps = (LoadedProgram(to_executorch(program))(FRESH)[-1] - simulated).abs()
+    assert (gaps / last_grid(both)[1]).max() < 1.01
 
 
 def test_saved_network_is_loaded_again(tmp_path: Path) -> None:

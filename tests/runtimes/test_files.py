@@ -113,7 +113,29 @@ def test_files_that_cannot_be_run_are_refused(folder: Path, tmp_path: Path) -> N
         obo.load_model(tmp_path / "broken.onnx")
     with pytest.raises(OptionError, match="`weights` must be left out"):
         obo.load_model(folder / "model.onnx", weights=tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match="only runs in OpenVINO"):
+    with pytest.raises(ModelError, match="only runs in openvino"):
         _ = FileNetwork(folder / "model.xml").content
     with pytest.raises(ModelError, match="could not be run"):
         FileNetwork(folder / "model.onnx")(torch.zeros(1, 5, 12, 8))
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_executorch_file_is_compared_with_its_network(
+    network: nn.Module, inputs: torch.Tensor, tmp_path: Path, precision: str
+) -> None:
+    pytest.importorskip("executorch")
+    record = export(network, tmp_path, formats=["executorch"], data=inputs, precision=precision)
+    small = obo.load_model(tmp_path / "model.pte")
+    assert isinstance(small, FileNetwork)
+    assert small.inputs == InputSpec.of_shape((1, 3, 12, 8))
+    with torch.no_grad():
+        assert_close(small(inputs), network(inputs), rtol=0.05, atol=0.05)
+    compared = obo.compare(
+        network, small, data=inputs, runtimes=["executorch"], rounds=3, num_threads=1
+    )
+    first, second = compared.contenders
+    assert second.measured.macs == first.measured.macs == record.macs
+    assert second.measured.params == record.params == 3 * 8 * 9 + 8 * 2 * 9 + 8 * 6 + 6 * 4
+    (tmp_path / "export.json").unlink()
+    with pytest.raises(ModelError, match=r"export\.json beside it"):
+        small.costs((1, 3, 12, 8))

@@ -14,7 +14,9 @@ SOURCES = "network and data"
 _MODELS = "onebyone:NAME, torchvision:NAME, timm:NAME, path/net.py:factory, the folder of a run"
 MODEL_HELP = f"{_MODELS}, or net.onnx, whose layers are read"
 # Of commands that score or time what is deployed.
-FILE_HELP = f"{_MODELS}, or a file for a runtime (net.onnx, net.xml), which runs there as it is"
+FILE_HELP = (
+    f"{_MODELS}, or a file for a runtime (net.onnx, net.xml, net.pte), which runs there as it is"
+)
 DATA_HELP = (
     f"{', '.join(DATA_NAMES)}, imagefolder:DIR, shards:PATTERN (WebDataset's tar files), hf:DIR "
     "(saved by Hugging Face's datasets), or file.py:factory, a function that returns (train, "

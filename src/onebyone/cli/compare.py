@@ -42,8 +42,8 @@ EPILOG = """examples:
   onebyone compare net.onnx runs/smaller --original net.onnx --data data.py:load
   onebyone compare net.py:old net.py:new --data data.py:noisy --metric scores.py:psnr --out c
 
-Files (.onnx, .xml) are scored and timed in the runtime that they are for, as they are. To time the
-layers of an ONNX file in other runtimes, give a run that was made from it.
+Files (.onnx, .xml, .pte) are scored and timed in the runtime that they are for, as they are. To
+time the layers of an ONNX file in other runtimes, give a run that was made from it.
 Every network is scored on the same examples and compared with the first one, A. Hits and misses use
 the exact McNemar test, other metrics a sign-flip test, exact for up to 15 examples. In each round
 of timing, every network runs in turn in every runtime. With --out the folder gets report.html and
@@ -150,14 +150,24 @@ def _timed_on(
 
 
 def _of_files(specs: list[str]) -> list[str] | None:
-    """Return the runtime in which files are timed by default: OpenVINO runs those of both."""
+    """Return the runtime in which files are timed by default: OpenVINO runs ONNX files, too.
+
+    Raises:
+        OptionError: If no runtime runs all of them.
+    """
     from pathlib import Path
 
+    from onebyone.core.errors import OptionError
     from onebyone.runtimes.files import SUFFIXES
 
     found = {
         SUFFIXES[suffix] for suffix in (Path(spec).suffix for spec in specs) if suffix in SUFFIXES
     }
+    if "executorch" in found and len(found) > 1:
+        raise OptionError(
+            "Files that are compared must run in one runtime, but only ExecuTorch runs .pte files, "
+            "and it runs no other ones. Compare each with the network that it was made from."
+        )
     return [max(found)] if found else None
 
 

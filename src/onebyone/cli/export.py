@@ -50,8 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=("float32", "int8"),
-        help="precision of the file (a run's own, else float32). int8 is for onnx and openvino, "
-        "and is calibrated on training data without labels; a run in int8 has its integers already",
+        help="precision of the file (a run's own, else float32). int8 is for onnx, openvino "
+        "and executorch, and is calibrated on training data without labels; a run in int8 has "
+        "its integers already",
     )
     parser.add_argument(
         "--data", metavar="DATA", help="real inputs to check on (a run's own data, else random)"

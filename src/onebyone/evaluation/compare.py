@@ -43,7 +43,8 @@ from onebyone.profiling.subnormals import with_times, without_subnormals
 from onebyone.profiling.trace import trace_layers
 from onebyone.quantizing.saturation import eight_bit_instructions
 from onebyone.runtimes import describe_machine, find_runtime
-from onebyone.runtimes.files import Costs, FileNetwork
+from onebyone.runtimes.file_readers import Costs
+from onebyone.runtimes.files import FileNetwork
 
 Progress = Callable[[int, int, str], None]
 

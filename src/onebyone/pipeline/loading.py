@@ -54,9 +54,9 @@ def load_model(
 
     Args:
         spec: ``onebyone:NAME``, ``torchvision:NAME``, ``timm:NAME``, ``path/net.py:factory``, or
-            the folder of a run, for the rewritten network with its weights; or an ``.onnx`` or
-            ``.xml`` file, which runs in its own runtime. To rewrite the network of an ONNX file,
-            read it by :func:`onebyone.import_onnx`.
+            the folder of a run, for the rewritten network with its weights; or an ``.onnx``,
+            ``.xml`` or ``.pte`` file, which runs in its own runtime. To rewrite the network
+            of an ONNX file, read it by :func:`onebyone.import_onnx`.
         weights: A ``.safetensors`` or state-dict file, ``"pretrained"``, or ``None`` for new
             weights (for a run: the run's).
         original: For a run that started from a module in memory or from a file of Python or ONNX,
@@ -144,13 +144,13 @@ def _read_layers(path: Path, options: Mapping[str, Any]) -> Loaded:
     """Return the network of an ONNX file as layers.
 
     Raises:
-        ModelError: If it is a file for OpenVINO, whose layers are not read.
+        ModelError: If it is a file of another kind, whose layers are not read.
         OptionError: If there is an option other than the shape of the input.
     """
     if not is_onnx_file(path):
         raise ModelError(
-            f"The layers of {path} cannot be read: OpenVINO's files only run there, for `compare` "
-            f"and `bench`. Give the ONNX file or the PyTorch network that it was made from."
+            f"The layers of {path} cannot be read: it only runs in its runtime, for `compare` and "
+            f"`bench`. Give the ONNX file or the PyTorch network that it was made from."
         )
     unknown = sorted(set(options) - {"input_shape"})
     if unknown:

@@ -134,7 +134,7 @@ def equalize(
     for layer in layers.values():
         setattr(captured.module, f"{layer.node}_weight", layer.weight)
         setattr(captured.module, f"{layer.node}_bias", layer.bias)
-    return Captured(captured.module, layers), remarks
+    return replace(captured, layers=layers), remarks
 
 
 def find_channels(captured: Captured, quantized: Collection[str]) -> Channels:

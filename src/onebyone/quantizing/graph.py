@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from onebyone.core.errors import ModelError
 from onebyone.core.shared_state import errors_unprinted, warnings_ignored
+from onebyone.networks.free_sizes import growth_limited
 from onebyone.networks.fx_forward import attributes_kept
 from onebyone.networks.surgery import evaluation_copy
 
@@ -70,10 +71,13 @@ class Captured:
         module: Runs the graph. A layer's weights are its attributes ``<node>_weight``,
             ``<node>_bias``.
         layers: By the name of their node, in the order in which they run.
+        sizes: Of one example; ``None`` for those that are free. On the others constants in the
+            graph may depend.
     """
 
     module: fx.GraphModule
     layers: dict[str, Layer]
+    sizes: tuple[int | None, ...]
 
     @property
     def graph(self) -> fx.Graph:
@@ -92,7 +96,7 @@ def capture(network: nn.Module, example: Tensor) -> Captured:
         ModelError: If it cannot be traced, or fixes the size of its batch.
     """
     copy = evaluation_copy(network, device="cpu").requires_grad_(requires_grad=False)
-    module = _traced(copy, example)
+    module, sizes = _traced(copy, example)
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.name == "_guards_fn":
             module.graph.erase_node(node)
@@ -110,17 +114,19 @@ def capture(network: nn.Module, example: Tensor) -> Captured:
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
-    return Captured(module, _named(layers, module.graph))
+    return Captured(module, _named(layers, module.graph), sizes)
 
 
-def _traced(network: nn.Module, example: Tensor) -> fx.GraphModule:
+def _traced(network: nn.Module, example: Tensor) -> tuple[fx.GraphModule, tuple[int | None, ...]]:
+    """Return a network's graph, and the sizes of one example, without those that are free."""
     two = example.cpu().repeat_interleave(2, 0)[:2]  # one alone would be taken for a constant size
     failure: Exception | None = None
     for free in _FREE if example.ndim == 4 else _FREE[1:]:
         shapes = (dict.fromkeys(free, Dim.AUTO),)
         with attributes_kept(network), warnings_ignored(), errors_unprinted():
             try:
-                program = torch.export.export(network, (two,), dynamic_shapes=shapes)
+                with growth_limited(network):
+                    program = torch.export.export(network, (two,), dynamic_shapes=shapes)
                 program = program.run_decompositions({})
             except Exception as error:  # noqa: BLE001 - a user's forward may do anything
                 failure = error
@@ -133,7 +139,7 @@ def _traced(network: nn.Module, example: Tensor) -> fx.GraphModule:
                 )
             module = program.module()
             assert isinstance(module, fx.GraphModule)
-            return module
+            return module, tuple(x if isinstance(x, int) else None for x in size.shape[1:])
     lines = str(failure).strip().splitlines() or [type(failure).__name__]
     raise ModelError(
         f"The network {type(network).__name__} cannot be traced to be quantized: "
@@ -250,7 +256,7 @@ def with_layer(captured: Captured, layer: Layer) -> Captured:
     """Return a graph of which one layer is another; what it reads in the graph is changed too."""
     setattr(captured.module, f"{layer.node}_weight", layer.weight)
     setattr(captured.module, f"{layer.node}_bias", layer.bias)
-    return Captured(captured.module, {**captured.layers, layer.node: layer})
+    return replace(captured, layers={**captured.layers, layer.node: layer})
 
 
 def tensor_inputs(node: fx.Node) -> Iterator[fx.Node]:

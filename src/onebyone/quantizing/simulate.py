@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from onebyone.core.errors import RecordError
+from onebyone.core.errors import ModelError, RecordError
 from onebyone.quantizing.graph import Captured
 from onebyone.quantizing.record import LEVELS, Grid, Int8Record
 
@@ -55,7 +55,7 @@ def simulated(
     Raises:
         RecordError: If the record was made for another network.
     """
-    operations = _operations()
+    operations = quantized_operations()
     _check_fits(captured, record, integers)
     module = copy.deepcopy(captured.module)
     nodes = {node.name: node for node in module.graph.nodes}
@@ -70,6 +70,8 @@ def simulated(
         _replace_weights(
             module, nodes[name], weight, scale, bias, grid=before, operations=operations
         )
+    if any(captured.sizes[1:]):  # the first are channels, which the first layer checks
+        _hold_sizes(module, captured.sizes)
     module.graph.eliminate_dead_code()
     for name in scales:
         for part in ("weight", "bias"):
@@ -78,8 +80,31 @@ def simulated(
     return module.eval()
 
 
-def _operations() -> Any:
-    # Registers the library's operations.
+@fx.node.has_side_effect
+def check_sizes(inputs: Tensor, sizes: tuple[int | None, ...]) -> None:
+    """Check that an input has the sizes that a graph was traced for.
+
+    Raises:
+        ModelError: If it has others.
+    """
+    if any(held not in (None, size) for held, size in zip(sizes, inputs.shape[1:], strict=True)):
+        held = " × ".join("any" if size is None else str(size) for size in sizes)
+        raise ModelError(
+            f"This int8 network must get inputs of the size {held}, with which it was traced, got "
+            f"{' × '.join(map(str, inputs.shape[1:]))}. Quantize the network again with inputs of "
+            "that size."
+        )
+
+
+def _hold_sizes(module: fx.GraphModule, sizes: tuple[int | None, ...]) -> None:
+    """Let a network refuse inputs of other sizes than those that it was traced for."""
+    (source,) = (node for node in module.graph.nodes if node.op == "placeholder")
+    with module.graph.inserting_after(source):
+        module.graph.call_function(check_sizes, (source, sizes))
+
+
+def quantized_operations() -> Any:
+    """Return torch's operations that round to grids and back, which importing it registers."""
     importlib.import_module("torch.ao.quantization.fx._decomposed")
     return torch.ops.quantized_decomposed
 

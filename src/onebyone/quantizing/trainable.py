@@ -25,7 +25,13 @@ from onebyone.quantizing.network import Quantized
 from onebyone.quantizing.placement import passes
 from onebyone.quantizing.record import LEVELS
 from onebyone.quantizing.rounding import largest_integer
-from onebyone.quantizing.simulate import BIAS_LIMIT, bias_name, bias_scales, weight_name
+from onebyone.quantizing.simulate import (
+    BIAS_LIMIT,
+    bias_name,
+    bias_scales,
+    quantized_operations,
+    weight_name,
+)
 
 _ATEN = torch.ops.aten
 
@@ -260,15 +266,11 @@ def _simulation(quantized: Quantized) -> fx.GraphModule:
     return quantized.network
 
 
-def _operations() -> Any:
-    return torch.ops.quantized_decomposed
-
-
 def _pairs(module: fx.GraphModule) -> Iterator[_Pair]:
     """Yield each rounded tensor; those that pass another one's values on share its grid."""
     found: dict[fx.Node, _Pair] = {}
     for node in module.graph.nodes:
-        if node.target is not _operations().quantize_per_tensor.default:
+        if node.target is not quantized_operations().quantize_per_tensor.default:
             continue
         source = node.args[0]
         (values,) = node.users
@@ -291,7 +293,7 @@ def _is_of_pixels(source: fx.Node) -> bool:
 
 def _layers(graph: fx.Graph) -> Iterator[fx.Node]:
     """Yield the int8 layers in the order in which they run."""
-    stored = _operations().dequantize_per_channel.default
+    stored = quantized_operations().dequantize_per_channel.default
     for node in graph.nodes:
         if len(node.args) > 2 and getattr(node.args[1], "target", None) is stored:
             yield node

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,31 +12,31 @@ from onebyone.core.errors import ModelError
 from onebyone.core.shared_state import warnings_ignored
 from onebyone.networks.surgery import evaluation_copy
 from onebyone.runtimes.base import Prepared, need_device
+from onebyone.runtimes.files import FileNetwork
 
 
 def prepare_executorch(model: nn.Module, example: Tensor) -> Prepared:
     """Run a program in ExecuTorch."""
     need_device(example, "cpu", "executorch")
+    if isinstance(model, FileNetwork) and model.runtime == "executorch":
+        program = model.path.read_bytes()
+    else:
+        program = _lowered(model, example)
+    threads = torch.get_num_threads()
+    run = LoadedProgram(program, threads=threads)
+    return Prepared(partial(run, example), {"backend": "XNNPACK", "threads": str(threads)})
+
+
+def _lowered(model: nn.Module, example: Tensor) -> bytes:
     network = evaluation_copy(model, device="cpu")
     try:
         with warnings_ignored():
             exported = torch.export.export(network, (example.clone(),))
-        program = to_executorch(exported)
+        return to_executorch(exported)
     except Exception as error:
         raise ModelError(
             f"The network {type(model).__name__} could not be lowered to ExecuTorch: {error}"
         ) from error
-    threads = torch.get_num_threads()
-    pool, run = _pool_of(threads), load_executorch(program)
-
-    def forward() -> Any:
-        nonlocal pool, run
-        now = _pool_of(threads)
-        if now != pool:  # a method only computes in the thread pool that it was loaded with
-            pool, run = now, load_executorch(program)
-        return run(example)
-
-    return Prepared(forward, {"backend": "XNNPACK", "threads": str(threads)})
 
 
 def to_executorch(exported: Any) -> bytes:
@@ -53,16 +52,46 @@ def to_executorch(exported: Any) -> bytes:
         return bytes(lowered.to_executorch().buffer)
 
 
-def load_executorch(program: bytes) -> Callable[[Tensor], Any]:
-    """Return a function that runs a ``.pte`` program on an input."""
-    with warnings_ignored():
-        from executorch.runtime import Runtime  # noqa: PLC0415 - an extra
+class LoadedProgram:
+    """A ``.pte`` program that is run on one input, with the outputs in a list.
 
-        loaded = Runtime.get().load_program(program)
-        method = loaded.load_method("forward")
-    # The method points into the program, and the program into its bytes, so all are kept alive.
-    held = (program, loaded, method)
-    return lambda inputs: held[2].execute([inputs])
+    Args:
+        content: Of the file.
+        threads: How many to run with; by default as many as torch is set to at each run.
+    """
+
+    def __init__(self, content: bytes, *, threads: int | None = None) -> None:
+        self._content = content
+        self._threads = threads
+        self._load()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the input, which is fixed."""
+        return tuple(self._method.metadata.input_tensor_meta(0).sizes())
+
+    def __call__(self, inputs: Tensor) -> Any:
+        """Return the outputs for an input of the program's shape.
+
+        Raises:
+            RuntimeError: If it has another shape.
+        """
+        if _pool_of(self._count) != self._pool:
+            self._load()  # a method only computes in the thread pool that it was loaded with
+        return self._method.execute([inputs])
+
+    @property
+    def _count(self) -> int:
+        return torch.get_num_threads() if self._threads is None else self._threads
+
+    def _load(self) -> None:
+        with warnings_ignored():
+            from executorch.runtime import Runtime  # noqa: PLC0415 - an extra
+
+            self._pool = _pool_of(self._count)
+            # The method points into the program, and that into its bytes: all are kept alive.
+            self._program = Runtime.get().load_program(self._content)
+            self._method = self._program.load_method("forward")
 
 
 _pool = 0

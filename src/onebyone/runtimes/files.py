@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,34 +14,10 @@ from torch import Tensor, nn
 from onebyone.core.errors import MissingExtraError, ModelError, RecordError
 from onebyone.core.records import InputSpec, TensorSpec
 from onebyone.core.tensor_trees import batch_size, has_batch
+from onebyone.runtimes.file_readers import READERS, Costs, OnnxReader, Port
 from onebyone.runtimes.named_inputs import named_tensors, names_in
 
-SUFFIXES = {".onnx": "onnxruntime", ".xml": "openvino"}
-_EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
-
-
-# ONNX's names of types that torch calls otherwise.
-_TYPES = {"float": "float32", "double": "float64"}
-
-
-class _Port(NamedTuple):
-    """An input of a file; a size that is free is ``None``."""
-
-    name: str
-    sizes: tuple[int | None, ...]
-    dtype: torch.dtype
-
-
-class Costs(NamedTuple):
-    """Parameters and MACs of a file's layers.
-
-    Attributes:
-        params: Number of weights of convolutions and matrix products.
-        macs: Their multiply-accumulates for one input.
-    """
-
-    params: int
-    macs: int
+SUFFIXES = {suffix: reader.runtime for suffix, reader in READERS.items()}
 
 
 def is_network_file(spec: str | Path) -> bool:
@@ -56,12 +31,12 @@ def is_onnx_file(spec: str | Path) -> bool:
 
 
 class FileNetwork(nn.Module):
-    """A network in a file that runs in its runtime: ONNX Runtime or OpenVINO.
+    """A network in a file that runs in its runtime: ONNX Runtime, OpenVINO or ExecuTorch.
 
     It can be called, scored and timed, but has no weights to read or change.
 
     Args:
-        path: An ``.onnx`` or ``.xml`` file.
+        path: An ``.onnx``, ``.xml`` or ``.pte`` file.
 
     Raises:
         ModelError: If the file is missing, or its runtime cannot read it.
@@ -71,7 +46,8 @@ class FileNetwork(nn.Module):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
-        self.runtime = SUFFIXES[self.path.suffix]
+        self._reader = READERS[self.path.suffix](self.path)
+        self.runtime = self._reader.runtime
         if not self.path.is_file():
             raise ModelError(f"The network's file {self.path} must exist, but it does not.")
         self.eval()
@@ -84,39 +60,23 @@ class FileNetwork(nn.Module):
 
     @property
     def file_bytes(self) -> int:
-        """The size of the file; for an ``.xml``, with the weights beside it."""
-        beside = self.path.with_suffix(".bin")
-        weights = beside.stat().st_size if self.runtime == "openvino" and beside.exists() else 0
-        return self.path.stat().st_size + weights
+        """The size of the file, with the weights beside it."""
+        return self._reader.file_bytes
 
     @property
     def content(self) -> bytes:
         """The content of an ONNX file, with that of its files of weights.
 
         Raises:
-            ModelError: If it is a file for OpenVINO, which no other runtime runs; or if its files
-                of weights cannot be read, or are too large for one content.
+            ModelError: If it is a file of another kind, which only its own runtime runs; or if its
+                files of weights cannot be read, or are too large for one content.
         """
-        if self.runtime != "onnxruntime":
+        if not isinstance(self._reader, OnnxReader):
             raise ModelError(
-                f"The file {self.path} only runs in OpenVINO. Choose the runtime 'openvino'."
+                f"The file {self.path} only runs in {self.runtime}. Choose the runtime "
+                f"{self.runtime!r}."
             )
-        own = self.path.read_bytes()
-        # The word stands in every file with weights beside it; without it nothing is parsed.
-        return self._whole() if b"location" in own else own
-
-    def _whole(self) -> bytes:
-        import onnx  # noqa: PLC0415 - an extra
-
-        try:
-            # It refuses weights outside of the file's folder.
-            whole: bytes = onnx.load(str(self.path)).SerializeToString()
-        except Exception as error:  # protobuf's and onnx's own classes
-            raise ModelError(
-                f"The network's file {self.path} must be readable with its files of weights, but "
-                f"is not: {error}"
-            ) from error
-        return whole
+        return self._reader.content
 
     @property
     def inputs(self) -> InputSpec | None:
@@ -202,11 +162,7 @@ class FileNetwork(nn.Module):
         names = [port.name for port in self._ports]
         own = names[:1] if spec.is_single else names_in(spec, self.call, names)
         shapes = {name: size for name, size in zip(own, sizes, strict=True) if name in names}
-        return (
-            _onnx_costs(self.content, shapes)
-            if self.runtime == "onnxruntime"
-            else self._costs(shapes)
-        )
+        return self._reader.costs(shapes)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         types = {port.name: port.dtype for port in self._ports}
@@ -215,7 +171,7 @@ class FileNetwork(nn.Module):
             for name, tensor in inputs.items()
         }
         try:
-            found = self._call(arrays)
+            found = self._reader.run(arrays)
         except RuntimeError as error:
             shapes = ", ".join(str(array.shape) for array in arrays.values())
             raise ModelError(
@@ -223,82 +179,18 @@ class FileNetwork(nn.Module):
             ) from error
         return [torch.from_numpy(each.copy()) for each in found]
 
-    def _call(self, arrays: Mapping[str, Any]) -> list[Any]:
-        if self.runtime == "openvino":
-            return list(self._loaded([arrays[port.name] for port in self._ports]).values())
+    def _read_ports(self) -> tuple[Port, ...]:
         try:
-            found: list[Any] = self._loaded.run(None, dict(arrays))
-        except Exception as error:  # the runtime's own classes, which derive only from Exception
-            raise RuntimeError(str(error)) from error
-        return found
-
-    @cached_property
-    def _loaded(self) -> Any:
-        # Both import this module.
-        from onebyone.runtimes.onnx import onnxruntime_session  # noqa: PLC0415
-        from onebyone.runtimes.openvino import compile_openvino, settings  # noqa: PLC0415
-
-        try:
-            if self.runtime == "openvino":
-                return compile_openvino(str(self.path), settings("f32"))
-            return onnxruntime_session(self.content)
+            return self._reader.ports()
         except ImportError as error:
-            extra = _EXTRAS[self.runtime]
-            raise MissingExtraError(self.runtime, extra, f"The file {self.path}") from error
+            raise MissingExtraError(
+                self.runtime, self._reader.extra, f"The file {self.path}"
+            ) from error
         except Exception as error:
             raise ModelError(f"{self.runtime} cannot read the file {self.path}: {error}") from error
 
-    def _read_ports(self) -> tuple[_Port, ...]:
-        if self.runtime == "openvino":
-            return tuple(
-                _Port(
-                    port.get_any_name(),
-                    tuple(
-                        size.get_length() if size.is_static else None for size in port.partial_shape
-                    ),
-                    _torch_type(port.get_element_type().to_dtype().name),
-                )
-                for port in self._loaded.inputs
-            )
-        return tuple(
-            _Port(
-                port.name,
-                tuple(size if isinstance(size, int) else None for size in port.shape),
-                _torch_type(port.type.removeprefix("tensor(").removesuffix(")")),
-            )
-            for port in self._loaded.get_inputs()
-        )
 
-    def _costs(self, shapes: Mapping[str, tuple[int, ...]]) -> Costs:
-        import openvino  # noqa: PLC0415 - an extra
-
-        from onebyone.runtimes.openvino import openvino_core  # noqa: PLC0415 - imports this module
-
-        model = openvino_core().read_model(str(self.path))
-        model.reshape({name: openvino.PartialShape([*shape]) for name, shape in shapes.items()})
-        params = macs = 0
-        for node in model.get_ordered_ops():
-            kind = node.get_type_name()
-            if kind not in ("Convolution", "GroupConvolution", "MatMul"):
-                continue
-            weight = tuple(node.input(1).get_shape())
-            summed = {
-                "Convolution": weight[1:],
-                "GroupConvolution": weight[2:],
-                "MatMul": tuple(node.input(0).get_shape())[-1:],
-            }[kind]
-            params += math.prod(weight)
-            macs += math.prod(node.output(0).get_shape()) * math.prod(summed)
-        return Costs(params, macs)
-
-
-def _torch_type(name: str) -> torch.dtype:
-    """Return the type of a file's input; it has ONNX's or NumPy's name."""
-    found: Any = getattr(torch, _TYPES.get(name, name), None)
-    return found if isinstance(found, torch.dtype) else torch.float32
-
-
-def _call_by_name(ports: Sequence[_Port], shapes: Sequence[tuple[int, ...]]) -> InputSpec | None:
+def _call_by_name(ports: Sequence[Port], shapes: Sequence[tuple[int, ...]]) -> InputSpec | None:
     """Return a call with a file's inputs as keywords; ``None`` if their names are not Python's."""
     try:
         return InputSpec(
@@ -314,28 +206,3 @@ def _call_by_name(ports: Sequence[_Port], shapes: Sequence[tuple[int, ...]]) -> 
         )
     except RecordError:
         return None
-
-
-def _onnx_costs(content: bytes, shapes: Mapping[str, tuple[int, ...]]) -> Costs:
-    import onnx  # noqa: PLC0415 - an extra
-
-    model = onnx.load_from_string(content)
-    for each in model.graph.input:
-        places = each.type.tensor_type.shape.dim
-        for place, size in zip(places, shapes.get(each.name, ()), strict=False):
-            place.dim_value = size
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    sizes = {
-        value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.value_info, *graph.output)
-    }
-    sizes |= {each.name: tuple(each.dims) for each in graph.initializer}
-    params = macs = 0
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        first, weight = sizes.get(node.input[0], ()), sizes.get(node.input[1], ())
-        summed = weight[1:] if node.op_type == "Conv" else first[-1:]
-        params += math.prod(weight)
-        macs += math.prod(sizes.get(node.output[0], ())) * math.prod(summed)
-    return Costs(params, macs)

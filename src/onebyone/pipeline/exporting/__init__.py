@@ -37,6 +37,7 @@ from onebyone.pipeline.exporting.failure import why_it_failed
 from onebyone.pipeline.exporting.formats import BATCH, DYNAMIC, FORMATS, Format, Source
 from onebyone.pipeline.exporting.loaders import loader_of
 from onebyone.pipeline.exporting.record import ExportCheck, ExportRecord, Preprocessing
+from onebyone.profiling.trace import trace_layers
 from onebyone.quantizing import Quantized, quantize
 from onebyone.runtimes import outputs_of
 from onebyone.runtimes.output_check import SAME_OUTPUTS, OutputDifference, difference
@@ -48,7 +49,7 @@ CHECKED = 8
 # Pixels added to height and width to test whether a network accepts other sizes. Networks that
 # halve the size five times and add the results need multiples of 32.
 LARGER = (32, 64)
-INT8_FORMATS = ("onnx", "openvino")
+INT8_FORMATS = ("onnx", "openvino", "executorch")
 # Allowed difference in int8, as a share of the outputs' standard deviation. If a sum lies halfway
 # between two steps, a runtime may round to the other one. And OpenVINO adds to a convolution's sums
 # before it rounds them.
@@ -93,9 +94,9 @@ def export(
         preprocessing: How pictures become inputs; default: taken from the data.
         plan: Written beside the weights.
         name: Name for the network; default: its class.
-        precision: ``float32``, or ``int8`` (only ``onnx`` and ``openvino``). For int8, the file's
-            outputs are compared with those of the simulated int8 network, and ``int8.json`` and
-            ``int8.safetensors`` are written too.
+        precision: ``float32``, or ``int8`` (only ``onnx``, ``openvino`` and ``executorch``). For
+            int8, the file's outputs are compared with those of the simulated int8 network, and
+            ``int8.json`` and ``int8.safetensors`` are written too.
         calibration: Unlabelled inputs for int8, as for :func:`onebyone.quantizing.quantize`;
             default: the training part of ``data``. Without data, shape and example, outputs are
             compared on these inputs.
@@ -142,6 +143,8 @@ def export(
             checks=checks,
             preprocessing=info,
             precision="float32" if quantized is None else "int8",
+            params=_weights(network, quantized),
+            macs=trace_layers(network, first_examples(inputs, 1)).macs,
         )
         for item in chosen:
             write_text(aside / f"load_{item}.py", loader_of(item, spec))
@@ -167,7 +170,7 @@ def _check_int8_formats(formats: Sequence[str]) -> None:
     for item in formats:
         if item not in INT8_FORMATS:
             raise OptionError(
-                f"`formats` must be of {' and '.join(INT8_FORMATS)} for int8, got {item!r}."
+                f"`formats` must be of {', '.join(INT8_FORMATS)} for int8, got {item!r}."
             )
 
 
@@ -179,6 +182,12 @@ def _quantized(network: nn.Module, data: object, calibration: object, name: str)
             "`calibration` must be given for int8 without data, got None. Give inputs (--data)."
         )
     return quantize(network, examples, name=name)
+
+
+def _weights(network: nn.Module, quantized: Quantized | None) -> int:
+    """Return the number of weights of layers; biases and norms are left out."""
+    integers = () if quantized is None else quantized.integers.values()
+    return sum(each.numel() for each in (*network.parameters(), *integers) if each.ndim > 1)
 
 
 def _find_format(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +23,11 @@ from onebyone.core.tensor_trees import (
     map_tensors,
     repeated,
 )
+from onebyone.networks.free_sizes import growth_limited
 from onebyone.networks.surgery import evaluation_copy, run, writes_into_inputs
 from onebyone.networks.zoo import load_weights, save_weights
-from onebyone.runtimes.executorch import load_executorch, to_executorch
+from onebyone.quantizing.signed import signed_form
+from onebyone.runtimes.executorch import LoadedProgram, to_executorch
 from onebyone.runtimes.onnx import arrays_for, onnxruntime_session
 from onebyone.runtimes.openvino import compile_openvino, openvino_core, runner, settings
 from onebyone.runtimes.output_check import SAME_OUTPUTS
@@ -76,12 +78,9 @@ class Source:
                 network = _OnCopies(network)
             example = self._traced_on(dynamic)
             args, named = arguments_of(example)
-            exported = torch.export.export(
-                network,
-                args,
-                kwargs=named,
-                dynamic_shapes=self._free(network, example, dynamic) if dynamic else None,
-            )
+            free = self._free(network, example, dynamic) if dynamic else None
+            with growth_limited(network):
+                exported = torch.export.export(network, args, kwargs=named, dynamic_shapes=free)
             _check_free(exported, dynamic, self.spec)
             # They would be saved in the file: the user's pictures, several times its size.
             exported.example_inputs = None
@@ -237,12 +236,13 @@ def _read_openvino(path: Path, network: nn.Module, spec: InputSpec | None = None
 
 
 def _write_executorch(source: Source, dynamic: tuple[str, ...], path: Path) -> None:
-    path.write_bytes(to_executorch(source.program(dynamic)))
+    signed = replace(source, network=signed_form(source.network), programs={})
+    path.write_bytes(to_executorch(signed.program(dynamic)))
 
 
 def _read_executorch(path: Path, network: nn.Module, _: InputSpec | None = None) -> Loaded:
     del network
-    loaded: Any = load_executorch(path.read_bytes())  # takes one tensor
+    loaded: Any = LoadedProgram(path.read_bytes())  # takes one tensor
     return cast("Loaded", loaded)
 
 

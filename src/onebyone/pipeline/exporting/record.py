@@ -69,13 +69,26 @@ class ExportCheck(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord(Record):
-    """The result of an export: the files, their checks, and the preprocessing."""
+    """The result of an export: the files, their checks, and the preprocessing.
+
+    Attributes:
+        network: Its name.
+        inputs: What it takes.
+        checks: One for each file.
+        preprocessing: How pictures become inputs.
+        precision: What the layers compute in.
+        params: Weights of convolutions and matrix products; ``None`` in older records.
+        macs: Their multiply-accumulates for one input; ``None`` in older records.
+        format: Of the record.
+    """
 
     network: str
     inputs: InputSpec
     checks: Annotated[tuple[ExportCheck, ...], Meta(min_length=1)]
     preprocessing: Preprocessing
     precision: Literal["float32", "int8"] = "float32"
+    params: Count | None = None
+    macs: Count | None = None
     format: int = FORMAT
 
     def table(self) -> Table:

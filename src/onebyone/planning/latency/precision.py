@@ -109,8 +109,10 @@ def runtime_for(precision: str, runtime: str | None) -> str | None:
     name = able[0] if runtime is None else runtime
     if find_runtime(name).prepare_onnx is None:
         raise OptionError(
-            f"`precision` must be 'float32' in the runtime {name!r}, got {precision!r}: int8 runs "
-            f"in {' and '.join(able)}. Choose one of these (`--runtime {able[0]}`)."
+            f"`precision` must be 'float32' in the runtime {name!r}, got {precision!r}: int8 is "
+            f"planned for {' and '.join(able)}. Choose one of these (`--runtime {able[0]}`). "
+            "`onebyone export --precision int8 --format executorch` writes any network for "
+            "ExecuTorch."
         )
     if importlib.util.find_spec("onnx") is None:
         raise MissingExtraError("onnx", "onnx", "The precision int8")
