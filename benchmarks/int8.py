@@ -41,7 +41,7 @@ from onebyone.quantizing.saturation import eight_bit_instructions, saturates_her
 from onebyone.report.console import print_table
 from onebyone.runtimes import describe_machine
 from onebyone.runtimes.onnx import onnxruntime_session
-from onebyone.runtimes.openvino import compile_openvino, runner, settings
+from onebyone.runtimes.openvino import prepare_onnx_in_openvino
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cifar10_data import cifar10_imagenet_statistics, cifar10_nin_statistics
@@ -227,7 +227,7 @@ def times(files: dict[str, bytes], example: Tensor, runtime: str) -> dict[str, A
 
 def call(content: bytes, example: Tensor, runtime: str) -> Callable[[], object]:
     if runtime == "openvino":
-        return runner(compile_openvino(content, settings("f32")), [example.numpy()])
+        return prepare_onnx_in_openvino(content, example)
     session = onnxruntime_session(content)
     feed = {session.get_inputs()[0].name: example.numpy()}
     return lambda: session.run(None, feed)
