@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from onebyone.core.errors import ModelError
 from onebyone.core.shared_state import errors_unprinted, warnings_ignored
-from onebyone.networks.free_sizes import growth_limited
+from onebyone.networks.exportable import growth_limited
 from onebyone.networks.fx_forward import attributes_kept
 from onebyone.networks.surgery import evaluation_copy
 

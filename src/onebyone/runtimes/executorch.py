@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from onebyone.core.errors import ModelError
 from onebyone.core.shared_state import warnings_ignored
-from onebyone.networks.surgery import evaluation_copy
+from onebyone.networks.exportable import OnCopies
+from onebyone.networks.surgery import evaluation_copy, writes_into_inputs
 from onebyone.runtimes.base import Prepared, need_device
 from onebyone.runtimes.files import FileNetwork
 
@@ -31,6 +32,8 @@ def _lowered(model: nn.Module, example: Tensor) -> bytes:
     network = evaluation_copy(model, device="cpu")
     try:
         with warnings_ignored():
+            if writes_into_inputs(network, example):
+                network = OnCopies(network)
             exported = torch.export.export(network, (example.clone(),))
         return to_executorch(exported)
     except Exception as error:
@@ -41,8 +44,8 @@ def _lowered(model: nn.Module, example: Tensor) -> bytes:
 
 def to_executorch(exported: Any) -> bytes:
     """Return an exported program as a ``.pte`` file's content."""
-    with warnings_ignored():
-        # Its imports and passes cause torch's deprecation warnings.
+    with warnings_ignored(), torch.random.fork_rng(devices=[]):
+        # Its imports and passes cause torch's deprecation warnings, and draw random numbers.
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import (  # noqa: PLC0415
             XnnpackPartitioner,
         )

@@ -20,10 +20,9 @@ from onebyone.core.tensor_trees import (
     arguments_of,
     batch_size,
     first_examples,
-    map_tensors,
     repeated,
 )
-from onebyone.networks.free_sizes import growth_limited
+from onebyone.networks.exportable import OnCopies, growth_limited
 from onebyone.networks.surgery import evaluation_copy, run, writes_into_inputs
 from onebyone.networks.zoo import load_weights, save_weights
 from onebyone.quantizing.signed import signed_form
@@ -75,7 +74,7 @@ class Source:
         if dynamic not in self.programs:
             network = self.network
             if writes_into_inputs(network, first_examples(self.example, 1)):
-                network = _OnCopies(network)
+                network = OnCopies(network)
             example = self._traced_on(dynamic)
             args, named = arguments_of(example)
             free = self._free(network, example, dynamic) if dynamic else None
@@ -113,7 +112,7 @@ class Source:
 
         if isinstance(example, Tensor):
             alone = free(example)
-            return ((alone,),) if isinstance(network, _OnCopies) else (alone,)
+            return ((alone,),) if isinstance(network, OnCopies) else (alone,)
         if not isinstance(example, Mapping):
             return self._bound(network, tuple(map(free, example)), {})
         return self._bound(network, (), {name: free(value) for name, value in example.items()})
@@ -121,20 +120,6 @@ class Source:
     @staticmethod
     def _bound(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return dict(inspect.signature(network.forward).bind(*args, **named).arguments)
-
-
-class _OnCopies(nn.Module):
-    """Runs a network on copies of its inputs, because a file must not modify them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.training = network.training
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Run the network."""
-        copies = map_tensors(Tensor.clone, (inputs, named))
-        return self.network(*copies[0], **copies[1])
 
 
 def _places(dynamic: Sequence[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Gives up tracing a network with free sizes where the formulas of its sizes grow too large."""
+"""Makes networks ready for torch.export, which gives up where formulas of sizes grow large."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import SymInt, nn
+from torch import SymInt, Tensor, nn
 
 from onebyone.core.errors import ModelError
-from onebyone.core.tensor_trees import tensors_in
+from onebyone.core.tensor_trees import map_tensors, tensors_in
 
 # Operations in the formula of a size. Strides, pads and poolings of a deep network make up to ten.
 # Where pads are computed from the size ("same" padding), each stride multiplies the formula by
 # three, and tracing five of them takes many minutes.
 MOST_OPERATIONS = 30
+
+
+class OnCopies(nn.Module):
+    """Runs a network on copies of its inputs, because a file must not modify them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Run the network."""
+        copies = map_tensors(Tensor.clone, (inputs, named))
+        return self.network(*copies[0], **copies[1])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onebyone.core.errors import ModelError
-from onebyone.networks.free_sizes import growth_limited
+from onebyone.networks.exportable import growth_limited
 from onebyone.pipeline.exporting import export
 from onebyone.quantizing import NO_CLOSED_FORMS, quantize
 
