@@ -13,7 +13,7 @@ from onebyone.data import TensorSplit
 from onebyone.data.augment import Augmentation
 from onebyone.rewrites import restructure
 from onebyone.training import reconstruct as reconstruction
-from onebyone.training.eigenbasis_adam import Basis, EigenbasisAdam
+from onebyone.training.eigenbasis_adam import Basis, EigenbasisAdam, has_basis
 from onebyone.training.reconstruct import Reconstruction, inputs_for, reconstruct
 
 
@@ -198,6 +198,21 @@ def test_a_teacher_is_asked_once_where_inputs_stay_as_they_are(
     each = again()
     for one, other in zip(once.model.parameters(), each.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("most", "kept"), [(0, True), (-1, False)])
+def test_answers_are_kept_where_they_fit_with_their_inputs(most, kept, monkeypatch):
+    teacher, images, kept_answers = _network(), _images(40), []
+    each = images[0].numel() + 5  # with the outputs
+    monkeypatch.setattr(reconstruction, "ANSWERED_VALUES", 35 * each + most)
+    monkeypatch.setattr(reconstruction, "_answered", lambda *_: kept_answers.append(1))
+    reconstruct(teacher, teacher=teacher, calibration=images, steps=30, batch_size=8)
+    assert bool(kept_answers) == kept
+
+
+def test_only_layers_of_few_inputs_and_outputs_have_a_basis():
+    sizes = {(639, 8): True, (640, 8): False, (8, 2048): True, (8, 2049): False}
+    assert {size: has_basis(nn.Linear(*size)) for size in sizes} == sizes
 
 
 def test_nothing_that_was_passed_in_changes():

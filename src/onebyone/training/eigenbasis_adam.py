@@ -17,7 +17,9 @@ BETAS = (0.9, 0.99)
 # Gradients below this share of the layer's root mean square, or below this value, are rounding.
 LEAST_ROOT = 1e-4
 LEAST_GRADIENT = 1e-12
-MOST_VALUES = 640  # wider layers take plain Adam steps
+# Layers with more inputs or outputs take plain Adam steps.
+MOST_VALUES = 640
+MOST_OUTPUTS = 2048
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def has_basis(module: nn.Module) -> bool:
     if nn.utils.parametrize.is_parametrized(module):
         return False
     trained = all(p.requires_grad for p in module.parameters())
-    return trained and shape_of(module).values < MOST_VALUES
+    shape = shape_of(module)
+    return trained and shape.values < MOST_VALUES and shape.group_out <= MOST_OUTPUTS
 
 
 def basis_of(moments: Sequence[Moments], curvature: Tensor, layer: nn.Module) -> Basis:

@@ -173,9 +173,11 @@ def reconstruct(
     batch = min(batch_size or _batch_size(guide, judge, len(fitted), meaning), len(fitted))
     changing = augment and fitted.augmentation != "none"
     answers = None
-    mine = meaning.of_other(look_at(student, judge, device=place).outputs)
+    seen = look_at(student, judge, device=place).outputs
+    mine = meaning.of_other(seen)
     often = 2 * len(fitted) <= steps * batch
-    fits = len(fitted) * fitted.inputs.values <= ANSWERED_VALUES
+    values = fitted.inputs.values + sum(tensor[0].numel() for tensor in seen)
+    fits = len(fitted) * values <= ANSWERED_VALUES
     if not changing and not features and often and fits:
         answers = _answered(fitted, guide, judge)
     job = _Job(
