@@ -1,6 +1,7 @@
 """What outputs mean: given, certain from the data, or not known; and all that follows it."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -256,3 +257,34 @@ def test_meanings_of_other_networks_are_read_in_their_own_form():
     meaning = Meaning.measured("classification", (scores,))
     other = meaning.of_other((scores.softmax(1),))
     assert meaning.divergence((scores,), (scores.softmax(1),), other).max() < 1e-5
+
+
+# ---------------------------------------------------------------- the temperature
+
+
+def test_softened_answers_of_many_classes_stay_the_networks_own():
+    scores = torch.zeros(20, 5000)
+    scores[:, 7] = 10
+    at_half = 10 / math.log(4999)
+    meaning = Meaning.measured("classification", (scores,))
+    assert meaning.temperature((scores,), 4.0) == pytest.approx(at_half, rel=0.02)
+    assert meaning.temperature((scores,), 1.1) == 1.1
+    assert meaning.temperature((0.1 * scores,), 4.0) == 1  # unsure at any
+    sequence = scores.softmax(1).view(4, 5, 5000)
+    spoken = Meaning.measured("sequence", (sequence,))
+    assert spoken.temperature((sequence,), 4.0) == pytest.approx(at_half, rel=0.02)
+
+
+def test_few_classes_and_numbers_keep_the_highest_temperature():
+    sure = torch.zeros(20, 10)
+    sure[:, 3] = 12
+    for task in ("classification", "embedding", "unknown"):
+        assert Meaning.measured(task, (sure,)).temperature((sure,), 4.0) == 4
+
+
+def test_steps_take_that_temperature():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(432, 3000)).eval()
+    asked = {"teacher": network, "calibration": X, "steps": 1, "task": "classification"}
+    assert obo.reconstruct(network, **asked).log.temperature == 1
+    assert obo.reconstruct(network, **asked, temperature=0.5).log.temperature == 0.5

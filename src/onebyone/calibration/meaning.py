@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from onebyone.core.errors import ModelError, PlanError
-from onebyone.core.measures import Form, Numbers
+from onebyone.core.measures import Classes, Form, Numbers
 from onebyone.core.records import TaskInfo
 from onebyone.core.task import TASKS, UNKNOWN, Task, find_task
 from onebyone.networks.outputs import Outputs, paired
+
+# What a temperature leaves to the most probable class on average, found on so many examples.
+LEAST_CERTAIN = 0.5
+SOFTENED, HALVINGS = 16, 8
 
 TaskLike = str | Task | Callable[[Tensor, Tensor], Tensor]
 
@@ -168,6 +172,21 @@ class Meaning:
         each = [part.task.measure.sensitivity(part.scores(o)) for part, o in self._with(outputs)]
         return torch.stack(each).mean(0)
 
+    def temperature(self, outputs: Outputs, most: float) -> float:
+        """Return the highest temperature at which softened answers are still the network's own.
+
+        At a high one the softened probabilities of thousands of classes are mostly those of the
+        others. So it is lowered, to 1 at least, until the highest probability is one half on
+        average.
+
+        Args:
+            outputs: The network's, on some examples.
+            most: The highest temperature. Outputs that are not classes keep it.
+        """
+        first = [(p, o[:SOFTENED]) for p, o in self._with(outputs)]
+        classes = [p.scores(o) for p, o in first if isinstance(p.task.measure, Classes)]
+        return min((_temperature(scores, most) for scores in classes), default=most)
+
     def of_other(self, outputs: Outputs) -> Meaning:
         """Return the meaning of another network's outputs for the same task."""
         return replace(self, parts=parts_of(self.task, outputs))
@@ -208,6 +227,20 @@ class Meaning:
                 f"{len(pairs)}."
             )
         return list(zip(self.parts, pairs, others, strict=True))
+
+
+def _temperature(scores: Tensor, most: float) -> float:
+    def keeps(temperature: float) -> bool:
+        best = (scores / temperature).softmax(dim=1).amax(dim=1)
+        return float(best.mean()) >= LEAST_CERTAIN
+
+    if most <= 1 or keeps(most):
+        return most
+    low, high = 1.0, most
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    return low
 
 
 def parts_of(task: Task, outputs: Outputs) -> tuple[Part, ...]:

@@ -153,6 +153,7 @@ class Probes:
             # As the inputs are laid out; weights of another layout are turned at each call.
             lay_channels_last(network)
         self._passes = ResumedPasses(network, [batch.inputs for batch in batches], names)
+        self._temperature = meaning.temperature(self._passes.reference[0], TEMPERATURE)
 
     def harm_with(self, site: str, new: nn.Module) -> Measured:
         """Return how far the outputs move with one module replaced.
@@ -169,7 +170,7 @@ class Probes:
             apart = self._meaning.divergence(before, after)
             each.append(apart)
             weights.append(torch.full_like(apart, weight / len(apart)))
-            loss = self._meaning.imitation_loss(before, after, TEMPERATURE)
+            loss = self._meaning.imitation_loss(before, after, self._temperature)
             softened += weight * max(float(loss), 0.0)
         apart, share = torch.cat(each), torch.cat(weights)
         divergence = float((share * apart).sum())

@@ -131,7 +131,9 @@ def reconstruct(
         batch_size: Examples in a step. The default is from 8 to 64, depending on the number of
             inputs, and 8 for outputs that are maps.
         learning_rate: The highest learning rate.
-        temperature: Divides class scores before the softmax; above 0. Other outputs ignore it.
+        temperature: Divides class scores before the softmax; above 0. One above 1 is lowered where
+            the network's highest probability would be below one half on average, as with thousands
+            of classes. Other outputs ignore it.
         augment: Whether to augment the inputs as their split does; the teacher sees the same
             inputs. In a few hundred steps more inputs helped, augmentation did not.
         precision: Precision of the student's steps, as for :func:`onebyone.train`. The teacher and
@@ -176,6 +178,7 @@ def reconstruct(
     seen = look_at(student, judge, device=place).outputs
     mine = meaning.of_other(seen)
     often = 2 * len(fitted) <= steps * batch
+    temperature = mine.temperature(seen, temperature)
     values = fitted.inputs.values + sum(tensor[0].numel() for tensor in seen)
     fits = len(fitted) * values <= ANSWERED_VALUES
     if not changing and not features and often and fits:
