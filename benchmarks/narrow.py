@@ -3,27 +3,31 @@
     python benchmarks/narrow.py resnet20 --runtime eager --shares 80 60
     python benchmarks/narrow.py resnet20 --shares 50             # of the MACs
     python benchmarks/narrow.py nin dncnn --runtime eager --shares 50
+    python benchmarks/narrow.py resnet20 --shares 50 --first 90 80
     python benchmarks/narrow.py resnet20 --uniform 75 50 25 --runtimes eager onnxruntime compile
 
 The options' harm is measured once, and each option timed once. For each budget one plan may choose
 among all rewrites, another among all but ``narrow``; where a layer reads one group and writes the
-next, a third may narrow only one of the two. All are carried out before any fine-tuning,
-scored on the same test examples, and timed in turns with the original and with each other. Where a
-budget cannot be met the nearest plan is shown. With ``--uniform`` nothing is planned: each group of
-layers keeps that share of its channels, and the network is timed in several runtimes. 1 thread,
-batch 1.
+next, a third may narrow only one of the two. With ``--first`` groups are narrowed by a plan of its
+own, and a second plan rewrites the layers that it leaves. All are carried out before any
+fine-tuning, scored on the same test examples, and timed in turns with the original and with each
+other. Where a budget cannot be met the nearest plan is shown. With ``--uniform`` nothing is
+planned: each group of layers keeps that share of its channels, and the network is timed in several
+runtimes. 1 thread, batch 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import onebyone as obo
 from onebyone.calibration.inputs import CalibrationData
@@ -73,6 +77,58 @@ def planned(planner: Planner, budget: str) -> tuple[Plan, bool]:
         return planner.plan([budget], closest=True), False
 
 
+@dataclass(frozen=True)
+class Made:
+    """A network that was planned and carried out, perhaps by two plans one after the other."""
+
+    network: nn.Module
+    plans: tuple[Plan, ...]
+    met: bool
+
+    @property
+    def macs(self) -> float:
+        """The share of the MACs that is left."""
+        return math.prod(plan.after.macs / plan.before.macs for plan in self.plans)
+
+    @property
+    def narrowed(self) -> str:
+        """How many of the choices are narrower groups."""
+        choices = [option for plan in self.plans for option in plan.choices]
+        return f"{sum(map(is_narrow, choices))} of {len(choices)}"
+
+
+def made_of(planner: Planner, budget: str, calibration: CalibrationData) -> Made:
+    """Return the network of a planner's plan for a budget."""
+    plan, met = planned(planner, budget)
+    return Made(obo.apply(planner.model, plan, calibration), (plan,), met)
+
+
+def two_rounds(
+    every: Planner, first: int, args: argparse.Namespace, calibration: CalibrationData
+) -> Callable[[int], Made]:
+    """Return what makes a network of two plans for a share of the budgeted quantity.
+
+    The first plan narrows groups to ``first`` percent, the second rewrites what they left by all
+    but ``narrow``: so a layer can be narrowed and factorized.
+    """
+    start = made_of(
+        among(every, args.runtime, is_narrow, links=True), f"{args.quantity}={first}%", calibration
+    )
+    (plan,) = start.plans
+    again = Planner(start.network, calibration, runtime=args.runtime, num_threads=1)
+    again = among(again, args.runtime, lambda option: not is_narrow(option), links=False)
+    reached = plan.after.macs / plan.before.macs
+    if plan.latency is not None:
+        reached = 1 / plan.latency.ratio.value
+
+    def made(share: int) -> Made:
+        rest = min(100.0, share / reached)
+        then = made_of(again, f"{args.quantity}={rest:.2f}%", calibration)
+        return Made(then.network, (plan, *then.plans), start.met and then.met)
+
+    return made
+
+
 def compare(name: str, args: argparse.Namespace) -> list[list[str]]:
     """Return a line for each budget and each way to plan."""
     subject = SUBJECTS[name]
@@ -86,34 +142,39 @@ def compare(name: str, args: argparse.Namespace) -> list[list[str]]:
     planners["all but narrow"] = among(
         every, args.runtime, lambda option: not is_narrow(option), links=False
     )
-    quantity = "macs" if args.runtime is None else "latency"
+    ways: dict[str, Callable[[int], Made]] = {
+        words: lambda share, planner=planner: made_of(
+            planner, f"{args.quantity}={share}%", calibration
+        )
+        for words, planner in planners.items()
+    }
+    for first in args.first:
+        ways[f"narrow to {first} %, then the rest"] = two_rounds(every, first, args, calibration)
+    example = example_of(network, data.inputs.with_batch(1), blank=True)
     prepare = find_runtime(args.runtime or "eager").prepare
     lines = []
     for share in args.shares:
-        made, small = {}, {}
-        for words, planner in planners.items():
-            with progress(f"{name} {share}% {words}") as update:
-                made[words] = planned(planner, f"{quantity}={share}%")
-                small[words] = obo.apply(network, made[words][0], calibration, progress=update)
-        scored = score([planners["all"].model, *small.values()], data.test, metric=subject.metric)
-        example = example_of(network, data.inputs.with_batch(1), blank=True)
+        made = {words: way(share) for words, way in ways.items()}
+        networks = {"": every.model} | {words: each.network for words, each in made.items()}
+        scored = score(list(networks.values()), data.test, metric=subject.metric)
         with threads(1):
-            ready = {w: prepare(n, example) for w, n in {"": every.model, **small}.items()}
+            ready = {words: prepare(each, example) for words, each in networks.items()}
             times = interleave(ready, rounds=ROUNDS, seconds=SECONDS)
-        for (words, (plan, met)), after in zip(made.items(), scored.each[1:], strict=True):
+        own = scored.each[list(networks).index("all but narrow")]
+        for (words, each), after in zip(made.items(), scored.each[1:], strict=True):
             ratio = times.ratio("", words)
-            narrowed = sum("narrow" in option.rewrites for option in plan.choices)
             lines.append(
                 [
                     name,
                     args.runtime or "MACs",
-                    f"{share} %" + ("" if met else ", nearest"),
+                    f"{share} %" + ("" if each.met else ", nearest"),
                     words,
                     f"{100 / ratio.value:.1f} % [{100 / ratio.high:.1f}–{100 / ratio.low:.1f}]",
-                    format_percent(plan.after.macs / plan.before.macs),
-                    f"{narrowed} of {len(plan.choices)}",
-                    f"{plan.harm:.4f}",
+                    format_percent(each.macs),
+                    each.narrowed,
+                    f"{sum(plan.harm for plan in each.plans):.4f}",
                     in_points(paired_difference(scored.each[0], after)),
+                    "" if after is own else in_points(paired_difference(own, after)),
                 ]
             )
             print(*lines[-1], sep=" | ", flush=True)
@@ -162,9 +223,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", help="budget its time; MACs by default")
     parser.add_argument("--shares", type=int, nargs="+", default=[50], help="percent (50)")
     parser.add_argument("--examples", type=int, default=512, help="calibration inputs (512)")
+    parser.add_argument(
+        "--first", type=int, nargs="+", default=[], help="percent to narrow to in a first plan"
+    )
     parser.add_argument("--uniform", type=int, nargs="+", help="percent of channels; no plan")
     parser.add_argument("--runtimes", nargs="+", default=["eager"], help="to time these in")
     args = parser.parse_args(argv)
+    args.quantity = "macs" if args.runtime is None else "latency"
     torch.set_num_threads(1)
     if args.uniform:
         print_table(
@@ -187,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Table(
             columns=(
                 "network", "budget of", "asked", "rewrites", ">time", ">MACs", ">narrowed",
-                ">harm", ">score × 100, difference",
+                ">harm", ">score × 100, difference", ">to all but narrow",
             ),
             rows=lines,
             title="With and without fewer channels",
