@@ -184,3 +184,13 @@ def test_costs_of_chosen_options_save_together_what_they_did_with_links(network,
             sum(option.saved.amount(quantity) for option in each) for each in (chosen, settled)
         )
         assert without == pytest.approx(with_links, rel=1e-12)
+
+
+def test_links_count_the_bytes_of_weights_as_they_are_deployed(found):
+    halves = found.in_floats_of(2)
+    mine = [option for option in halves.options if is_link(option)]
+    assert halves.links.between(halves.options) == mine
+    made = planned(halves, narrow_alone(halves), "size=40%")
+    assert len(made.choices) > 1
+    saved = sum(option.saved.bytes for option in made.choices)
+    assert made.before.bytes - saved == made.after.bytes

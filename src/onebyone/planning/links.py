@@ -17,7 +17,7 @@ from torch import nn
 
 from onebyone.core.records import Cost, LayerCost, Option, Settings, Step
 from onebyone.networks.channel_groups import ChannelGroup
-from onebyone.networks.surgery import module_at
+from onebyone.networks.surgery import floating_type, module_at
 from onebyone.planning.exact_search import AtLeast
 from onebyone.planning.joins import LINK
 from onebyone.rewrites.narrow.rewrite import layer_cost
@@ -62,15 +62,28 @@ class Links:
         groups: Of layers that share channels.
         network: Has the layers, of full width. Not modified.
         layers: All of them as they were seen, in order of execution.
+        float_bytes: Of a weight as it is deployed; ``None`` for the network's own.
     """
 
     def __init__(
-        self, groups: Sequence[ChannelGroup], network: nn.Module, layers: Sequence[LayerCost]
+        self,
+        groups: Sequence[ChannelGroup],
+        network: nn.Module,
+        layers: Sequence[LayerCost],
+        *,
+        float_bytes: int | None = None,
     ) -> None:
+        self._given = groups, network, layers
+        own = floating_type(network).itemsize
+        self._size = Fraction(own if float_bytes is None else float_bytes, own)
         self._network = network
         self._layers = {layer.name: layer for layer in layers}
         self._groups = {group.site: group for group in groups}
         self._commons = commons_of(groups, layers)
+
+    def in_floats_of(self, size: int) -> Links:
+        """Return the same for weights of so many bytes."""
+        return Links(*self._given, float_bytes=size)
 
     def between(self, options: Iterable[Option]) -> list[Option]:
         """Return a link for each two options of groups that have a layer in common.
@@ -120,7 +133,8 @@ class Links:
 
         def cost(own: Fraction, others: Fraction) -> Cost:
             read, written = (own, others) if reads else (others, own)
-            return layer_cost(module, macs, read=read, written=written)
+            found = layer_cost(module, macs, read=read, written=written)
+            return replace(found, bytes=int(found.bytes * self._size))
 
         one = Fraction(1)
         return cost(one, one) - cost(mine, one), cost(one, its) - cost(mine, its)

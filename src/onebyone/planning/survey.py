@@ -113,6 +113,7 @@ class Survey:
             before=replace(self.before, bytes=weight_bytes(self.network, float_bytes=size)),
             options=tuple(map(deployed, self.options)),
             exact=None if self.exact is None else deployed(self.exact),
+            links=None if self.links is None else self.links.in_floats_of(size),
         )
 
 
