@@ -130,6 +130,12 @@ def test_the_configuration_of_transformers_is_evidence(name, problem, outputs, t
     assert found(network.eval(), None)[0] == task
 
 
+def test_logarithms_of_probabilities_at_each_position_are_a_sequence():
+    network = nn.Sequential(mapped(), nn.Flatten(2), Transposed(), nn.LogSoftmax(2)).eval()
+    meaning = meaning_of(network, TensorSplit(X))
+    assert (meaning.task.name, meaning.parts[0].form) == ("sequence", "scores")
+
+
 def test_probabilities_at_each_position_are_a_sequence():
     # As text recognizers give them: (n, positions, classes).
     network = nn.Sequential(

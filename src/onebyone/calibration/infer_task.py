@@ -303,16 +303,21 @@ def _of_transformers(network: nn.Module, outputs: Tensor) -> tuple[Task, str] | 
 
 def _of_probabilities(outputs: Tensor) -> tuple[Task, str] | None:
     """Return the task if the outputs are class probabilities or their logarithms."""
+    kind = _probabilities(outputs)
+    if kind is not None:
+        name = "classification" if outputs.ndim == 2 else "segmentation"
+        return TASKS[name], f"the outputs are {kind}: in each example they sum to one"
+    kind = _probabilities(outputs.movedim(-1, 1)) if outputs.ndim == 3 else None
+    if kind is not None:
+        return TASKS["sequence"], f"the outputs are {kind}: at each position they sum to one"
+    return None
+
+
+def _probabilities(outputs: Tensor) -> str | None:
+    """Return what outputs are whose second dimension has class probabilities."""
     if is_distribution(outputs):
-        kind = "probabilities"
-    elif _are_logarithms(outputs):
-        kind = "logarithms of probabilities"
-    elif outputs.ndim == 3 and is_distribution(outputs.movedim(-1, 1)):
-        return TASKS["sequence"], "the outputs are probabilities: at each position they sum to one"
-    else:
-        return None
-    name = "classification" if outputs.ndim == 2 else "segmentation"
-    return TASKS[name], f"the outputs are {kind}: in each example they sum to one"
+        return "probabilities"
+    return "logarithms of probabilities" if _are_logarithms(outputs) else None
 
 
 def _shape(shape: tuple[int, ...]) -> str:
