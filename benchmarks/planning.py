@@ -4,6 +4,7 @@
     python benchmarks/planning.py --networks resnet18 vgg16_gap resnet50 --batches 1 32 \
         --threads 1 2 --runtimes onnxruntime openvino compile eager --held-out 0
     python benchmarks/planning.py --networks zoo --shares 70 --size 128 --runtimes onnxruntime
+    python benchmarks/planning.py --networks zoo --shares 40 --size 128 --precision auto --held-out 0
 
 Random weights and kernels' errors for harm: this is about time alone. For each network, runtime,
 batch and number of threads a plan is made for a share of the latency, and its network measured in
@@ -86,6 +87,7 @@ class Row:
     size: int
     asked: float
     device: str = "cpu"
+    precision: str = "float32"
     detail: str = ""
     reached: float | None = None
     low: float | None = None
@@ -110,7 +112,7 @@ class Row:
         """What was asked for."""
         return (
             self.network, self.runtime, self.batch, self.threads, self.size, self.asked,
-            self.device,
+            self.device, self.precision,
         )  # fmt: skip
 
     @property
@@ -141,6 +143,7 @@ def measured(asked: Row, cache: Path | None, count: int) -> Row:
             batch=asked.batch,
             num_threads=asked.threads,
             device=asked.device,
+            precision=asked.precision,
             head="keep",
             cache=False if cache is None else cache,
         )
@@ -277,7 +280,7 @@ def asked_for(args: argparse.Namespace) -> list[Row]:
     names = [n for name in args.networks for n in (ZOO if name == "zoo" else (name,))]
     found = itertools.product(names, args.runtimes, args.batches, args.threads, args.shares)
     return [
-        Row(name, runtime, batch, count, args.size, share, args.device)
+        Row(name, runtime, batch, count, args.size, share, args.device, args.precision)
         for name, runtime, batch, count, share in found
     ]
 
@@ -291,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=[50, 25], help="in percent")
     parser.add_argument("--size", type=int, default=224, help="height and width of the input")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--precision", choices=("float32", "int8", "auto"), default="float32")
     parser.add_argument("--results", type=Path, default=Path("runs/planning.jsonl"))
     parser.add_argument("--table", type=Path, help="also write the table to this Markdown file")
     parser.add_argument(
