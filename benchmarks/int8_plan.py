@@ -155,7 +155,16 @@ def by_peers(plain: bytes, calibration: Tensor) -> dict[str, bytes]:
     files = {"quantize_static": by_onnxruntime(plain, calibration, "MinMax")}
     if importlib.util.find_spec("nncf") is not None:
         files["NNCF"] = by_nncf(plain, calibration)
-    return files
+    return {name: content for name, content in files.items() if _runs(name, content, calibration)}
+
+
+def _runs(name: str, content: bytes, inputs: Tensor) -> bool:
+    try:
+        outputs_of_file(content, inputs)
+    except Exception as error:  # noqa: BLE001 - the runtime's own classes
+        print(f"The file of {name} does not run in ONNX Runtime: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def measure(name: str, args: argparse.Namespace) -> list[Row]:

@@ -4,7 +4,8 @@
     python benchmarks/planning.py --networks resnet18 vgg16_gap resnet50 --batches 1 32 \
         --threads 1 2 --runtimes onnxruntime openvino compile eager --held-out 0
     python benchmarks/planning.py --networks zoo --shares 70 --size 128 --runtimes onnxruntime
-    python benchmarks/planning.py --networks zoo --shares 40 --size 128 --precision auto --held-out 0
+    python benchmarks/planning.py --networks zoo --shares 40 --size 128 --precision auto \
+        --held-out 0
 
 Random weights and kernels' errors for harm: this is about time alone. For each network, runtime,
 batch and number of threads a plan is made for a share of the latency, and its network measured in

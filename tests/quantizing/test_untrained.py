@@ -14,7 +14,7 @@ from onebyone.runtimes.onnx import layers_to_onnx, onnxruntime_session, to_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 class Net(nn.Module):
@@ -34,6 +34,30 @@ class Net(nn.Module):
         x = (x + self.pair(self.one(x).relu())).relu()
         x = nn.functional.max_pool2d(torch.cat([x, self.depthwise(x)], 1), 2)
         return self.fc(nn.functional.relu6(self.wide(x)).mean((2, 3)))
+
+
+class Halves(nn.Module):
+    """A unit of ShuffleNet: half of the channels pass by."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(8, 6, 1)
+
+    def forward(self, x):
+        kept, changed = self.stem(x).relu().chunk(2, 1)
+        return self.last(torch.cat([kept, self.branch(changed).relu()], 1))
+
+
+class Averaged(nn.Module):
+    """A classifier that ends in a convolution and an average, as SqueezeNet and NiN do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu()).relu().mean((2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +86,47 @@ def rounded(content):
 def test_tensors_are_quantized_where_the_deployed_file_quantizes_them(net, inputs):
     real = to_onnx(quantize(net, inputs, forms=NO_CLOSED_FORMS).network, inputs[:1])
     assert rounded(int8_form(to_onnx(net, inputs[:1]))) == rounded(real)
+
+
+@pytest.mark.parametrize("make", [Halves, Averaged])
+def test_parts_and_averages_are_quantized_as_in_the_deployed_file(make, inputs):
+    torch.manual_seed(0)
+    net = make().eval()
+    real = to_onnx(quantize(net, inputs, forms=NO_CLOSED_FORMS).network, inputs[:1])
+    counts, quantized = rounded(int8_form(to_onnx(net, inputs[:1])))
+    assert (counts, quantized) == rounded(real)
+    assert make is Averaged or quantized["Split"] == 2
+    # What an average reads is on a grid: else runtimes would compute the last layer in float32.
+    assert make is Halves or quantized["Relu"] == 2
+
+
+def operators_in_onnxruntime(content, tmp_path):
+    """Return the operators that ONNX Runtime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node)
+
+
+def test_all_layers_of_a_classifier_run_in_int8(inputs, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+    real = to_onnx(quantize(net, inputs, forms=NO_CLOSED_FORMS).network, inputs[:1])
+    for content in (real, int8_form(to_onnx(net, inputs[:1]))):
+        found = operators_in_onnxruntime(content, tmp_path)
+        assert (found["QLinearConv"], found["QGemm"], found["Gemm"]) == (1, 2, 0)
+
+
+def test_parts_share_the_grid_of_the_whole(inputs):
+    torch.manual_seed(0)
+    made = quantize(Halves().eval(), inputs)
+    grids = {name: grid for name, grid in made.record.grids.items() if "getitem" in name}
+    assert len(grids) == 2
+    assert len({(grid.scale, grid.zero_point) for grid in grids.values()}) == 1
 
 
 def zero_of_the_input(content):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -36,16 +38,16 @@ PASSING = FUSED | {
     _ATEN.upsample_nearest2d.vec,
     _ATEN.dropout.default,
 }
+# Operations that give a list of parts of their input, each of which `getitem` picks.
+SPLITTING = frozenset({_ATEN.split.Tensor, _ATEN.split_with_sizes.default, _ATEN.chunk.default})
 _PADDING = frozenset({_ATEN.pad.default, _ATEN.constant_pad_nd.default})
+AVERAGES = frozenset({_ATEN.avg_pool2d.default, _ATEN.adaptive_avg_pool2d.default, _ATEN.mean.dim})
 # Operations that runtimes compute in 8 bits where all inputs have grids.
-COMPUTING = frozenset(
+COMPUTING = AVERAGES | frozenset(
     {
         _ATEN.add.Tensor,
         _ATEN.mul.Tensor,
         _ATEN.cat.default,
-        _ATEN.avg_pool2d.default,
-        _ATEN.adaptive_avg_pool2d.default,
-        _ATEN.mean.dim,
         _ATEN.leaky_relu.default,
         _ATEN.sigmoid.default,
     }
@@ -107,7 +109,8 @@ def place(captured: Captured, quantized: Collection[str]) -> Placement:
     read = _read_by_layers(graph, quantized)
     grids: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op not in ("placeholder", "call_function") or not is_float(node):
+        parts = node.target in SPLITTING
+        if node.op not in ("placeholder", "call_function") or not (parts or is_float(node)):
             continue
         if node.name not in before:
             continue
@@ -119,16 +122,25 @@ def place(captured: Captured, quantized: Collection[str]) -> Placement:
             grids[node.name] = grids[source.name]
         elif source is not node and _is_activation_of(node, source, quantized, grids, read):
             grids[node.name] = node.name
-    return Placement(grids)
+    lists = {node.name for node in graph.nodes if node.target in SPLITTING}
+    return Placement({name: grid for name, grid in grids.items() if name not in lists})
 
 
 def _source(node: fx.Node) -> fx.Node | None:
     """Return the input whose values an operation passes on; ``None`` if it makes new ones."""
     inputs = list(tensor_inputs(node))
+    if node.target in SPLITTING or _is_part(node):
+        return inputs[0]
     fused = node.target in FUSED and inputs and fused_into(inputs[0]) is node
     if fused or passes(node):
         return next((source for source in inputs if is_float(source)), None)
     return None
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Return whether a node picks one of the parts of a tensor."""
+    source: Any = node.args[0] if node.target is operator.getitem else None
+    return isinstance(source, fx.Node) and source.target in SPLITTING
 
 
 def _is_activation_of(
@@ -158,11 +170,16 @@ def _computes(node: fx.Node, quantized: Collection[str], grids: dict[str, str]) 
 
 
 def _before_layers(graph: fx.Graph, quantized: Collection[str]) -> set[str]:
-    """Return the tensors that an int8 layer depends on."""
+    """Return the tensors that an int8 layer or an average depends on.
+
+    Runtimes compute a layer in int8 only if its outputs are on a grid. The average of many values
+    makes their rounding small.
+    """
     found: set[str] = set()
     for node in reversed(graph.nodes):
-        if any(user.name in found or user.name in quantized for user in node.users):
-            found.add(node.name)
+        for user in node.users:
+            if user.name in found or user.name in quantized or user.target in AVERAGES:
+                found.add(node.name)
     return found
 
 

@@ -169,15 +169,17 @@ def _replace_weights(
         ("weight", weight, scales, (-128, 127)),
         ("bias", bias, bias_scales(grid, scales), (-INT32 - 1, INT32)),
     ):
-        stored, factor = f"{node.name}_{part}_integers", f"{node.name}_{part}_scales"
-        module.register_buffer(stored, values.clone())
-        module.register_buffer(factor, scale.clone())
+        # ONNX Runtime computes a linear layer in int8 only if its weights have zero points.
+        zeros = torch.zeros(len(scale), dtype=values.dtype)
+        parts = {"integers": values, "scales": scale, "zeros": zeros}
+        for name, tensor in parts.items():
+            module.register_buffer(f"{node.name}_{part}_{name}", tensor.clone())
         with module.graph.inserting_before(node):
-            read = [module.graph.get_attr(name) for name in (stored, factor)]
+            read = [module.graph.get_attr(f"{node.name}_{part}_{name}") for name in parts]
             made.append(
                 module.graph.call_function(
                     operations.dequantize_per_channel.default,
-                    (*read, None, 0, *limits, values.dtype),
+                    (*read, 0, *limits, values.dtype),
                 )
             )
     node.args = (node.args[0], *made, *node.args[3:])

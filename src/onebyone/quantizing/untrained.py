@@ -25,9 +25,8 @@ PASSING = _FUSED | {
     "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 _TWO_INPUTS = frozenset({"Add", "Mul"})
-COMPUTING = _TWO_INPUTS | {
-    "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "ReduceMean", "Sigmoid",
-}  # fmt: skip
+AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+COMPUTING = _TWO_INPUTS | AVERAGES | {"Concat", "LeakyRelu", "Sigmoid"}
 _POSITIVE = frozenset({"Relu", "Clip", "Sigmoid"})
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 # Zero in the middle of the grid costs some kernels more than zero at its end: as in a real file.
@@ -184,8 +183,9 @@ class Graph:
     def _dequantized(
         self, name: str, integers: NDArray[Any], scales: NDArray[Any], axis: int
     ) -> str:
-        stored, factors = self._constant(name, integers), self._constant(f"{name}_scales", scales)
-        return self._node("DequantizeLinear", [stored, factors], f"{name}_values", axis=axis)
+        parts = {"": integers, "_scales": scales, "_zeros": np.zeros(len(scales), integers.dtype)}
+        read = [self._constant(f"{name}{part}", value) for part, value in parts.items()]
+        return self._node("DequantizeLinear", read, f"{name}_values", axis=axis)
 
     def _constant(self, name: str, value: Any) -> str:
         from onnx import numpy_helper  # noqa: PLC0415 - an extra
@@ -248,7 +248,8 @@ def _grids(graph: Graph, quantized: Collection[int], *, from_zero: bool) -> dict
             grids[name] = _Grid(0, _SCALE) if mapped else own(name)
     for node in graph.nodes:
         name, inputs = node.output[0], list(graph.tensors(node))
-        if name not in before or not inputs:
+        wanted = [part for part in node.output if part in before]
+        if not wanted or not inputs:
             continue
         fused = _fused_into(graph, inputs[0]) is node
         if not fused and node.op_type not in PASSING:
@@ -256,7 +257,7 @@ def _grids(graph: Graph, quantized: Collection[int], *, from_zero: bool) -> dict
             if _fused_into(graph, name) is None and (name in read or computes):
                 grids[name] = own(name)
         elif inputs[0] in grids:
-            grids[name] = grids[inputs[0]]
+            grids |= dict.fromkeys(wanted, grids[inputs[0]])
         elif name in read or (fused and _gives_8_bits(graph, inputs[0], quantized, grids)):
             grids[name] = own(name)
     return grids
@@ -306,10 +307,11 @@ def _computes(
 
 
 def _before_layers(graph: Graph, quantized: Collection[int]) -> set[str]:
-    """Return the tensors that an int8 layer depends on."""
+    """Return the tensors that an int8 layer or an average depends on."""
     found: set[str] = set()
     for node in reversed(graph.nodes):
-        if id(node) in quantized or any(name in found for name in node.output):
+        wanted = id(node) in quantized or node.op_type in AVERAGES
+        if wanted or any(name in found for name in node.output):
             found.update(graph.tensors(node))
     return found
 
@@ -321,6 +323,6 @@ def _read_by_layers(graph: Graph, quantized: Collection[int]) -> set[str]:
         tensors = list(graph.tensors(node))
         fused = bool(tensors) and _fused_into(graph, tensors[0]) is node
         passes = node.op_type in PASSING and (fused or node.op_type not in _FUSED)
-        if id(node) in quantized or (passes and node.output[0] in found):
+        if id(node) in quantized or (passes and any(part in found for part in node.output)):
             found.update(tensors[:1])
     return found
