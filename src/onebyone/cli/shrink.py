@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _one_shot(record: RunRecord) -> tuple[Table, ...]:
     from onebyone.core.tables import Table
+    from onebyone.core.units import plural
 
     if record.one_shot is None or record.training is None:
         return ()
@@ -69,4 +70,7 @@ def _one_shot(record: RunRecord) -> tuple[Table, ...]:
     if agreement is not None:
         rows.append(["agreement", str(agreement)])
     rows.append(["divergence", f"{record.one_shot_divergence:.4g}"])
-    return (Table(columns=("", "value"), rows=rows, title="Before fine-tuning (one-shot)"),)
+    done = plural(len(record.training.epochs), "epoch")
+    note = f"Then fine-tuned for {done}; {record.training.kept} were kept."
+    title = "Before fine-tuning (one-shot)"
+    return (Table(columns=("", "value"), rows=rows, title=title, notes=[note]),)
