@@ -29,7 +29,7 @@ from onebyone.pipeline.importing import imported
 from onebyone.pipeline.run_folder import DEPLOYED, ORIGINAL, RECORD, WEIGHTS, is_run
 from onebyone.quantizing import Quantized, load_quantized
 from onebyone.rewrites import restructure
-from onebyone.runtimes.files import FileNetwork, is_network_file, is_onnx_file
+from onebyone.runtimes.files import SUFFIXES, FileNetwork, is_network_file, is_onnx_file
 
 Original = nn.Module | Callable[[], nn.Module] | str
 
@@ -149,8 +149,9 @@ def _read_layers(path: Path, options: Mapping[str, Any]) -> Loaded:
     """
     if not is_onnx_file(path):
         raise ModelError(
-            f"The layers of {path} cannot be read: it only runs in its runtime, for `compare` and "
-            f"`bench`. Give the ONNX file or the PyTorch network that it was made from."
+            f"The layers of {path} cannot be read: it only runs in {SUFFIXES[path.suffix]}, for "
+            "`compare` and `bench`. Give the ONNX file or the PyTorch network that it was made "
+            "from."
         )
     unknown = sorted(set(options) - {"input_shape"})
     if unknown:
