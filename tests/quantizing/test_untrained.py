@@ -121,6 +121,14 @@ def test_all_layers_of_a_classifier_run_in_int8(inputs, tmp_path):
         assert (found["QLinearConv"], found["QGemm"], found["Gemm"]) == (1, 2, 0)
 
 
+def test_each_relu6_of_a_deep_network_is_computed_within_its_layer(inputs, tmp_path):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU6()) for _ in range(24)]
+    net = nn.Sequential(*blocks, nn.Conv2d(3, 3, 1)).eval()
+    found = operators_in_onnxruntime(int8_form(to_onnx(net, inputs[:1])), tmp_path)
+    assert (found["QLinearConv"], found["Clip"]) == (24, 0)
+
+
 def test_parts_share_the_grid_of_the_whole(inputs):
     torch.manual_seed(0)
     made = quantize(Halves().eval(), inputs)

@@ -31,6 +31,8 @@ _POSITIVE = frozenset({"Relu", "Clip", "Sigmoid"})
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 # Zero in the middle of the grid costs some kernels more than zero at its end: as in a real file.
 _MIDDLE = 120
+# The largest scale, from 0 to 5.1. A grid that went beyond 6 would keep ONNX Runtime from computing
+# a ReLU6 within its layer; in a real file none does.
 _SCALE = 0.02
 
 
@@ -240,7 +242,7 @@ def _grids(graph: Graph, quantized: Collection[int], *, from_zero: bool) -> dict
     grids: dict[str, _Grid] = {}
 
     def own(name: str) -> _Grid:
-        return _Grid(0 if name in positive else _MIDDLE, _SCALE * (1 + 0.01 * len(grids)))
+        return _Grid(0 if name in positive else _MIDDLE, _SCALE / (1 + 0.01 * len(grids)))
 
     for name in graph.inputs:
         if name in before and name in read:
