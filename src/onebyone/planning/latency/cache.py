@@ -18,7 +18,7 @@ from onebyone.core.write_files import write_text
 from onebyone.profiling.process_memory import allocator
 from onebyone.runtimes import describe_machine
 
-FORMAT = 2  # of the file, and of how layers are timed: raised when old times no longer hold
+FORMAT = 3  # of the file, and of how layers are timed: raised when old times no longer hold
 
 
 @dataclass(frozen=True)
