@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-from onebyone.core.records import LeftAlone, Plan
+from onebyone.core.records import LeftAlone, Plan, PlannedLatency
 from onebyone.core.units import capitalized
+from onebyone.planning.latency.attempt import OVER
 from onebyone.planning.latency.planner import Deployed
 
 
@@ -21,7 +23,8 @@ def never_slower_in_int8(
     Args:
         made: Measured. Not modified.
         deployed: What it was measured with.
-        fastest: Whether rewrites must be shown to be faster than int8 alone.
+        fastest: Whether rewrites must be shown to be faster than int8 alone, as they must be where
+            the plan misses its budget.
         alone_harm: Predicted, of int8 alone: a plan in mixed precision that harms less may be
             slower.
     """
@@ -32,6 +35,8 @@ def never_slower_in_int8(
     verdict = latency.alone_ratio.verdict
     changed = made.choices or made.float32_layers or made.precision == "float32"
     harms = (made.harm or 0.0) >= alone_harm
+    # What misses its budget has no other reason to be taken.
+    fastest = fastest or not _meets(made, latency)
     if changed and harms and (verdict == "slower" or (fastest and verdict != "faster")):
         said = f"the rewritten network is {_words(verdict)} than int8 alone: {latency.alone_ratio}"
         if not for_speed:
@@ -59,6 +64,11 @@ def never_slower_in_int8(
         latency=None,
         notes=(*made.notes, note),
     )
+
+
+def _meets(made: Plan, latency: PlannedLatency) -> bool:
+    limits = [budget.limit for budget in made.budgets if budget.quantity == "latency"]
+    return latency.measured_ms <= min(limits, default=math.inf) * (1 + OVER)
 
 
 def _with_measured_cost(made: Plan, deployed: Deployed) -> Plan:

@@ -90,6 +90,13 @@ def test_rewrites_that_make_int8_slower_as_a_whole_are_left_out(int8_machine, ne
     assert any("than int8 alone" in reason for reason in reasons)
 
 
+def test_a_plan_that_misses_its_budget_must_be_faster_than_int8_alone(int8_machine, net):
+    int8_machine({"per_mac": 5e-7, "whole": lambda _: 20.0}, whole=lambda ms: 30 + ms)
+    made = planned(net, "latency=10%", closest=True)
+    assert (made.choices, made.precision) == ((), "int8")
+    assert any("not shown to be faster than int8" in item.reason for item in made.left_alone)
+
+
 def test_where_int8_is_slower_than_float32_the_network_stays_float32(int8_machine, net):
     int8_machine({"per_mac": 4e-6, "overhead": 1.0})
     made = planned(net, "latency=100%", fastest=True)

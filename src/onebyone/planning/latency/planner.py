@@ -304,9 +304,9 @@ class Deployed:
             return [*attempts, *others]
         said = (
             f"A network planned for {format_percent(fastest.plan.after.macs / self._macs)} of the "
-            f"MACs, without the layers' times, was measured to be {fastest.latency.ratio} than the "
-            f"original, faster than those that were planned by these times. They were measured "
-            f"again."
+            f"MACs, without the layers' times, was measured to be {fastest.latency.ratio} as fast "
+            f"as the original, faster than those that were planned by these times. They were "
+            f"measured again."
         )
         self.notes = (*self.notes, said)
         self._time_again()
