@@ -21,6 +21,8 @@ OWN = ".onebyone-"
 _ASIDE = f"{OWN}aside-"
 # A folder that contains this file is a run's.
 RUN_RECORD = "run.json"
+# How often a folder is made again that another process removes.
+TRIES = 10
 
 Check = Callable[[Path], object]
 
@@ -165,10 +167,23 @@ def _make(folder: Path) -> list[Path]:
     """Make a folder; return all folders that were made, the innermost first."""
     try:
         missing = [each for each in (folder, *folder.parents) if not each.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_though_removed(folder)
     except OSError as error:
         raise OutputError(f"Cannot make the folder {folder}: {reason_of(error)}.") from error
     return missing
+
+
+def _make_though_removed(folder: Path) -> None:
+    """Make a folder, again where another process removes it or one above it meanwhile."""
+    for _ in range(TRIES):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise  # something else is there
+        else:
+            return
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:
