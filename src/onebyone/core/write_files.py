@@ -21,7 +21,7 @@ OWN = ".onebyone-"
 _ASIDE = f"{OWN}aside-"
 # A folder that contains this file is a run's.
 RUN_RECORD = "run.json"
-# How often a folder is made again that another process removes.
+# How often to try to make a folder that another process removes.
 TRIES = 10
 
 Check = Callable[[Path], object]
@@ -174,16 +174,16 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _make_though_removed(folder: Path) -> None:
-    """Make a folder, again where another process removes it or one above it meanwhile."""
-    for _ in range(TRIES):
+    """Make a folder; try again if another process removes it, or one above it, meanwhile."""
+    for left in reversed(range(TRIES)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, FileNotFoundError):
-            if os.path.lexists(folder) and not folder.is_dir():
-                raise  # something else is there
+            something_else = os.path.lexists(folder) and not folder.is_dir()
+            if something_else or not left:
+                raise
         else:
             return
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Makes networks ready for torch.export, which gives up where formulas of sizes grow large."""
+"""Networks as torch.export takes them, and a limit on the formulas of sizes that it traces."""
 
 from __future__ import annotations
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from onebyone.core.records import LeftAlone, Plan, PlannedLatency
+from onebyone.core.records import LeftAlone, Plan
 from onebyone.core.units import capitalized
-from onebyone.planning.latency.attempt import OVER
 from onebyone.planning.latency.planner import Deployed
 
 
@@ -36,7 +34,7 @@ def never_slower_in_int8(
     changed = made.choices or made.float32_layers or made.precision == "float32"
     harms = (made.harm or 0.0) >= alone_harm
     # What misses its budget has no other reason to be taken.
-    fastest = fastest or not _meets(made, latency)
+    fastest = fastest or any(budget.quantity == "latency" for budget, _ in made.missed())
     if changed and harms and (verdict == "slower" or (fastest and verdict != "faster")):
         said = f"the rewritten network is {_words(verdict)} than int8 alone: {latency.alone_ratio}"
         if not for_speed:
@@ -64,11 +62,6 @@ def never_slower_in_int8(
         latency=None,
         notes=(*made.notes, note),
     )
-
-
-def _meets(made: Plan, latency: PlannedLatency) -> bool:
-    limits = [budget.limit for budget in made.budgets if budget.quantity == "latency"]
-    return latency.measured_ms <= min(limits, default=math.inf) * (1 + OVER)
 
 
 def _with_measured_cost(made: Plan, deployed: Deployed) -> Plan:

@@ -71,8 +71,8 @@ class Captured:
         module: Runs the graph. A layer's weights are its attributes ``<node>_weight``,
             ``<node>_bias``.
         layers: By the name of their node, in the order in which they run.
-        sizes: Of one example; ``None`` for those that are free. On the others constants in the
-            graph may depend.
+        sizes: Of one example; ``None`` for those that are free. Constants in the graph may depend
+            on the others.
     """
 
     module: fx.GraphModule

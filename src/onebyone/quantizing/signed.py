@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from onebyone.quantizing.placement import fused_into
 from onebyone.quantizing.simulate import quantized_operations
 
 _ATEN = torch.ops.aten
-# What XNNPACK computes within a layer.
-_FUSED = frozenset({_ATEN.relu.default, _ATEN.hardtanh.default, _ATEN.clamp.default})
 # XNNPACK copies levels here, so what is read must be on the grid of what is written.
 _COPYING = frozenset({_ATEN.cat.default, _ATEN.max_pool2d.default})
 _HALF = 128
@@ -24,13 +23,13 @@ def signed_form(network: nn.Module) -> nn.Module:
 
     Weights get zero points and biases are floats, from which XNNPACK computes the same integers.
     The weights of a layer whose outputs are on no grid are floats, too: XNNPACK has no such layer.
-    Each reader of a tensor gets values of its own, or the network is cut into parts there.
+    Each reader of a tensor gets values of its own, or XNNPACK would cut the network there.
 
     Args:
         network: As :func:`onebyone.quantizing.quantize` returns it; any other is returned as it
             is. Not modified.
     """
-    if not isinstance(network, fx.GraphModule) or not any(_values(network.graph)):
+    if not isinstance(network, fx.GraphModule) or not _values(network.graph):
         return network
     made = copy.deepcopy(network)
     for node in _values(made.graph):
@@ -93,11 +92,8 @@ def _parts(node: fx.Node) -> Iterator[fx.Node]:
 
 def _grid_after(node: fx.Node) -> tuple[Any, ...] | None:
     """Return the scale and zero point that a layer's outputs are rounded to, if to one grid."""
-    readers = list(node.users)
-    if len(readers) == 1 and readers[0].target in _FUSED:
-        readers = list(readers[0].users)
-    rounded = _per_tensor()[0]
-    grids = {reader.args[1:] if reader.target is rounded else None for reader in readers}
+    given, rounded = fused_into(node) or node, _per_tensor()[0]
+    grids = {reader.args[1:] if reader.target is rounded else None for reader in given.users}
     return grids.pop() if len(grids) == 1 else None
 
 

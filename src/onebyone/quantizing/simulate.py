@@ -104,7 +104,7 @@ def _hold_sizes(module: fx.GraphModule, sizes: tuple[int | None, ...]) -> None:
 
 
 def quantized_operations() -> Any:
-    """Return torch's operations that round to grids and back, which importing it registers."""
+    """Return torch's operations that round to grids and back; importing their file adds them."""
     importlib.import_module("torch.ao.quantization.fx._decomposed")
     return torch.ops.quantized_decomposed
 

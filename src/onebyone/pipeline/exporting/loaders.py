@@ -117,16 +117,17 @@ _LOADERS = {
         imports="from functools import lru_cache\n\nimport numpy as np\nimport openvino",
         load="# Full float32; without this OpenVINO chooses bf16 on some processors.\n"
         'options = {"INFERENCE_PRECISION_HINT": "f32"}\n'
-        "core = openvino.Core()\n\n\n"
+        "core = openvino.Core()\n"
+        'model = core.read_model(here / "model.xml")\n\n\n'
         "@lru_cache(maxsize=8)\n"
         "def network_for(*sizes):\n"
         '    """Return the network for one size of its inputs: faster than with free sizes."""\n'
-        '    model = core.read_model(here / "model.xml")\n'
-        "    model.reshape(dict(sizes))  # leave this out if sizes are ever new\n"
-        '    return core.compile_model(model, "CPU", options)',
+        "    sized = model.clone()\n"
+        "    sized.reshape(dict(sizes))  # leave this out if sizes are ever new\n"
+        '    return core.compile_model(sized, "CPU", options)',
         call="list(network_for((0, inputs.shape))(inputs).values())",
         several="given = $given\n"
-        '    read = [each.any_name for each in core.read_model(here / "model.xml").inputs]\n'
+        "    read = [each.any_name for each in model.inputs]\n"
         "    sizes = ((name, given[name].shape) for name in read)\n"
         "    return list(network_for(*sizes)({name: given[name] for name in read}).values())",
         zeros=_ARRAYS,
