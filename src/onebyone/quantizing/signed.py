@@ -21,8 +21,8 @@ _HALF = 128
 def signed_form(network: nn.Module) -> nn.Module:
     """Return a network that gives the same outputs, with levels from -128 in place of 0.
 
-    Weights get zero points and biases are floats, from which XNNPACK computes the same integers.
-    The weights of a layer whose outputs are on no grid are floats, too: XNNPACK has no such layer.
+    Biases are floats, from which XNNPACK computes the same integers. The weights of a layer whose
+    outputs are on no grid are floats, too: XNNPACK has no such layer.
     Each reader of a tensor gets values of its own, or XNNPACK would cut the network there.
 
     Args:
@@ -36,7 +36,7 @@ def signed_form(network: nn.Module) -> nn.Module:
         _with_own_values(node)
     for node in list(made.graph.nodes):
         if node.target is quantized_operations().dequantize_per_channel.default:
-            _with_zero_points(made, node)
+            _in_floats(made, node)
         elif node.target in _COPYING:
             _on_one_grid(node)
     for node in made.graph.nodes:
@@ -66,20 +66,16 @@ def _with_own_values(node: fx.Node) -> None:
         reader.replace_input_with(node, own)
 
 
-def _with_zero_points(network: fx.GraphModule, node: fx.Node) -> None:
-    """Give a layer's integers zero points, or replace them by floats where these are read."""
+def _in_floats(network: fx.GraphModule, node: fx.Node) -> None:
+    """Replace integers by their values, except the weights of a layer whose outputs are rounded."""
     integers, scales = (network.get_buffer(str(part.target)) for part in _parts(node))
-    layer = next(iter(node.users))
-    graph, is_weight = network.graph, node is layer.args[1]
+    layer, graph = next(iter(node.users)), network.graph
+    if node is layer.args[1] and _grid_after(layer) is not None:
+        return
+    name = f"{node.name}_values"
+    sizes = (-1, *(1 for _ in range(integers.ndim - 1)))
+    network.register_buffer(name, integers * scales.reshape(sizes))
     with graph.inserting_before(node):
-        if is_weight and _grid_after(layer) is not None:
-            name = f"{node.name}_zero_points"
-            network.register_buffer(name, torch.zeros(len(scales), dtype=torch.int64))
-            node.update_arg(2, graph.get_attr(name))
-            return
-        name = f"{node.name}_values"
-        sizes = (-1, *(1 for _ in range(integers.ndim - 1)))
-        network.register_buffer(name, integers * scales.reshape(sizes))
         node.replace_all_uses_with(graph.get_attr(name))
     graph.erase_node(node)
 
