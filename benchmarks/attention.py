@@ -15,38 +15,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import onebyone as obo
 from onebyone.core.compared import Compared
 from onebyone.core.records import Plan
 from onebyone.core.tables import Table
 from onebyone.core.units import format_count
-from onebyone.data import TensorSplit, load_data
+from onebyone.data import TensorSplit
 from onebyone.evaluation.scores import score
 from onebyone.report.console import progress
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cifar10_data import enlarged
+from result_cells import interval, speed
 
 RUNTIME = "onnxruntime"
 TRIES = 4  # of shares of ranks, each halving what is left
 SEARCHED = (0.04, 0.5)
 NAMES = ("original", "plan by time", "plain SVD of every linear layer", "the same ranks, fitted")
-
-
-def pictures(count: int, size: int, *, seed: int) -> Tensor:
-    """Return random pictures of CIFAR-10's training set, enlarged and from -1 to 1."""
-    part = load_data("cifar10").train.take(count, seed)
-    images = torch.from_numpy(np.stack([part.image(place) for place in range(count)]))
-    images = images.permute(0, 3, 1, 2)
-    large = F.interpolate(images.float() / 255, size=(size, size), mode="bicubic")
-    return large.clamp(0, 1) * 2 - 1
 
 
 def network_of(name: str, size: int, seed: int) -> nn.Module:
@@ -89,7 +83,7 @@ def uniform(network: nn.Module, share: float, args: argparse.Namespace) -> Plan:
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Plan, rewrite and compare one network."""
     network = network_of(args.network, args.size, args.seed)
-    shown = pictures(args.calibration + args.test, args.size, seed=args.seed)
+    shown = enlarged(args.calibration + args.test, (args.size, args.size), seed=args.seed)
     fitted, tested = map(TensorSplit, shown.split([args.calibration, args.test]))
     started = time.process_time()
     with progress("plan") as update:
@@ -112,7 +106,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         rows.append({
             "name": name, "macs": cost.macs, "params": cost.params, "apart": apart[place],
             "ms": cost.latency[RUNTIME].median_ms,
-            "faster": None if ratio is None else [ratio.value, ratio.low, ratio.high],
+            "faster": None if ratio is None else interval(ratio),
         })  # fmt: skip
     return {
         "rows": rows, "machine": str(timed.machine), "seconds": seconds,
@@ -126,15 +120,13 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> Table:
     """Return a line a network."""
-    lines = []
-    for row in found["rows"]:
-        speed = f"{row['ms']:.2f} ms"
-        if row["faster"]:
-            speed += ", {:.2f}× [{:.2f}–{:.2f}]".format(*row["faster"])
-        lines.append([
-            row["name"], speed, f"{row['apart']:.3g}" if row["faster"] else "",
+    lines = [
+        [
+            row["name"], speed(row), f"{row['apart']:.3g}" if row["faster"] else "",
             format_count(row["macs"]), format_count(row["params"]),
-        ])  # fmt: skip
+        ]
+        for row in found["rows"]
+    ]  # fmt: skip
     mine, equal = found["rewritten"]
     return Table(
         columns=(

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from onebyone.data import Data, TensorSplit, load_data
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,6 +28,15 @@ def cifar10_imagenet_statistics() -> Data:
 def cifar10_nin_statistics() -> Data:
     """CIFAR-10 normalized as the pretrained NiN wants it."""
     return _cifar10(NIN_MEAN, NIN_STD)
+
+
+def enlarged(count: int, size: tuple[int, int], *, seed: int, antialias: bool = False) -> Tensor:
+    """Return random training pictures ``(count, 3, *size)`` from -1 to 1, without labels."""
+    part = load_data("cifar10").train.take(count, seed)
+    images = torch.from_numpy(np.stack([part.image(place) for place in range(count)]))
+    channels_first = images.permute(0, 3, 1, 2).float()
+    large = F.interpolate(channels_first, size=size, mode="bicubic", antialias=antialias)
+    return large.clamp(0, 255) / 127.5 - 1
 
 
 def _cifar10(mean: tuple[float, ...], std: tuple[float, ...]) -> Data:

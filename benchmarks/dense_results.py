@@ -10,6 +10,7 @@ from typing import Any
 from onebyone.core.records import Difference, Measured, Ratio, RunRecord
 from onebyone.core.tables import Table
 from onebyone.core.units import format_count
+from result_cells import interval, speed
 
 
 def add_options(parser: argparse.ArgumentParser, *, scenes: int, epochs: int) -> None:
@@ -105,10 +106,10 @@ def _row(
         "what": what,
         "metric": metric.name,
         "n": metric.n,
-        "value": [metric.value, metric.low, metric.high],
-        "difference": difference and [difference.value, difference.low, difference.high],
+        "value": interval(metric),
+        "difference": difference and interval(difference),
         "test": difference and difference.test,
-        "faster": ratio and [ratio.value, ratio.low, ratio.high],
+        "faster": ratio and interval(ratio),
         "rounds": ratio and ratio.rounds,
         "ms": ms,
         "macs": measured.macs,
@@ -122,15 +123,12 @@ def table(found: dict[str, Any]) -> Table:
     lines = []
     for row in rows:
         value, low, high = (100 * each for each in row["value"])
-        change, speed = "", f"{row['ms']:.2f} ms"
+        change = ""
         if row["difference"] is not None:
             apart, least, most = (f"{100 * each:+.2f}" for each in row["difference"])
             change = f"{apart} points [{least} … {most}]".replace("-", "−")
-        if row["faster"] is not None:
-            ratio = row["faster"]
-            speed += f", {ratio[0]:.2f}× [{ratio[1]:.2f}–{ratio[2]:.2f}]"
         lines.append([
-            row["what"], f"{value:.2f} % [{low:.2f}–{high:.2f}]", change, speed,
+            row["what"], f"{value:.2f} % [{low:.2f}–{high:.2f}]", change, speed(row),
             format_count(row["macs"]), format_count(row["params"]),
         ])  # fmt: skip
     metric = rows[0]["metric"]

@@ -23,23 +23,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import onebyone as obo
 from onebyone.core.tables import Table
 from onebyone.core.units import format_count
-from onebyone.data import TensorSplit, load_data
+from onebyone.data import TensorSplit
 from onebyone.evaluation.scores import score
 from onebyone.evaluation.statistics import agreement, paired_difference
 from onebyone.pipeline.importing import imported
 from onebyone.report.console import progress
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cifar10_data import enlarged
+from result_cells import interval, percent, speed
 from text_lines import HEIGHT, font_files, text_lines
-from text_recognition import FONTS_IN, interval, percent
+from text_recognition import FONTS_IN, prepared
 
 RUNTIME = "onnxruntime"
 LINE = 192  # width of a line whose direction is told
@@ -107,21 +107,14 @@ def lines(args: argparse.Namespace) -> list[TensorSplit]:
         made = text_lines(
             count, seed=args.seed + part, part=part, fonts=fonts, width=LINE, turns=True
         )
-        pixels = np.ascontiguousarray(made.images[..., ::-1].transpose(0, 3, 1, 2))
-        inputs = (torch.from_numpy(pixels).float() / 255 - 0.5) / 0.5
         labels = torch.from_numpy(made.turned).long() if part else None
-        parts.append(TensorSplit(inputs, labels))
+        parts.append(TensorSplit(prepared(made), labels))
     return parts
 
 
 def pictures(size: tuple[int, int], args: argparse.Namespace) -> list[TensorSplit]:
-    """Return pictures to fit on and others to test on, enlarged, from -1 to 1."""
-    part = load_data("cifar10").train.take(args.fitted + args.test, args.seed)
-    images = torch.from_numpy(np.stack([part.image(place) for place in range(len(part))]))
-    large = F.interpolate(
-        images.permute(0, 3, 1, 2).float(), size=size, mode="bicubic", antialias=True
-    )
-    inputs: Tensor = large.clamp(0, 255) / 127.5 - 1
+    """Return pictures to fit on and others to test on."""
+    inputs = enlarged(args.fitted + args.test, size, seed=args.seed, antialias=True)
     return [TensorSplit(each) for each in inputs.split([args.fitted, args.test])]
 
 
@@ -176,14 +169,11 @@ def table(found: dict[str, Any]) -> Table:
     """Return a line a network."""
     lines = []
     for row in found["rows"]:
-        speed, apart = f"{row['ms']:.2f} ms", ""
-        if row["faster"]:
-            speed += ", {:.2f}× [{:.2f}–{:.2f}]".format(*row["faster"])
-            apart = f"{row['apart']:.2g}"
+        apart = f"{row['apart']:.2g}" if row["faster"] else ""
         right = percent(row["score"]) if row["score"] else ""
         right += f", {percent(row['change'], signed=True)}" if row["change"] else ""
         lines.append([
-            row["what"], speed, apart, percent(row["same"]) if row["same"] else "", right,
+            row["what"], speed(row), apart, percent(row["same"]) if row["same"] else "", right,
             format_count(row["macs"]), format_count(row["params"]),
         ])  # fmt: skip
     return Table(

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.text import edit_distance
 
 import onebyone as obo
-from onebyone.core.records import Difference, Metric, Plan
+from onebyone.core.records import Plan
 from onebyone.core.set_metrics import Array, SetMetric
 from onebyone.core.tables import Table
 from onebyone.core.units import format_count
@@ -44,6 +44,7 @@ from onebyone.report.console import progress
 from onebyone.rewrites import restructure
 
 sys.path.insert(0, str(Path(__file__).parent))
+from result_cells import interval, percent, speed
 from text_lines import HEIGHT, WIDTH, Lines, font_files, text_lines
 
 FITTED, TESTED = 0, 1  # halves of the words
@@ -193,34 +194,20 @@ def measured(networks: dict[str, nn.Module], characters: list[str], args: Any, f
     return rows, str(timed.machine)
 
 
-def interval(measured: Metric | Difference | Any) -> list[float]:
-    """Return a value and its 95 % interval."""
-    return [measured.value, measured.low, measured.high]
-
-
 # ---------------------------------------------------------------- showing
-
-
-def percent(values: list[float], *, signed: bool = False, negated: bool = False) -> str:
-    """Return a share with its interval in percent, or a difference in points."""
-    value, low, high = [-v for v in (values[0], values[2], values[1])] if negated else values
-    form = "{:+.2f}" if signed else "{:.2f}"
-    shown, least, most = (form.format(100 * each).replace("-", "−") for each in (value, low, high))
-    return f"{shown} {'points ' if signed else '% '}[{least} … {most}]"
 
 
 def table(found: dict[str, Any]) -> Table:
     """Return a line a network."""
     rows = []
     for row in found["rows"]:
-        speed, apart, wrong = f"{row['ms']:.2f} ms", "", ""
+        apart = wrong = ""
         if row["faster"]:
-            speed += ", {:.2f}× [{:.2f}–{:.2f}]".format(*row["faster"])
             apart = percent(row["exact apart"], signed=True)
             wrong = percent(row["errors apart"], signed=True, negated=True)
         rows.append([
             row["name"], percent(row["exact"]), apart, percent(row["errors"], negated=True), wrong,
-            speed, format_count(row["macs"]), format_count(row["params"]),
+            speed(row), format_count(row["macs"]), format_count(row["params"]),
         ])  # fmt: skip
     return Table(
         columns=(
